@@ -1,0 +1,30 @@
+"""`python -m kernel.models`: the table of families."""
+from __future__ import annotations
+
+from . import FAMILIES, Family, build, measure
+
+
+def row(name: str, family: Family, classes: int = 80) -> tuple[str, ...]:
+    """One line of the table, for the family's default parameters."""
+    module = build(name, family.table, classes)
+    channels, bins = getattr(module, "channels", 1), getattr(module, "bins", None) or family.bins
+    cost = measure(module, bins, channels)
+    fixed, most, least = (getattr(module, k, None) for k in ("fixed_frames", "max_frames", "min_frames"))
+    frames = str(fixed) if fixed else f"{least}-{most}" if most else f"{least}+"
+    span = fixed or most
+    gmac = cost.gmac_a if span else cost.gmac_b * family.frames_per_second
+    per = "clip" if family.stacker else f"{span} frames" if span else "second"
+    return (name, str(channels), "-" if family.stacker else str(bins), "-" if family.stacker else frames,
+            f"{cost.parameters:,}", f"{gmac:.3f} / {per}", family.about)
+
+
+def main() -> None:
+    heading = ("family", "channels", "bins", "frames", "parameters", "GMAC", "about")
+    rows = [heading, *(row(name, family) for name, family in FAMILIES.items())]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(heading))]
+    for r in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

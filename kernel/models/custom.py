@@ -1,0 +1,76 @@
+"""Bring your own net: an nn.Module class from a user's Python file, named "my_model.py:MyNet".
+
+Owns finding the file, importing it under a private name and filling in what the class does not declare.
+Does not hash or ship the file (the builder does both; in the bundle it lies inside the wheel, in `kernel/custom/`).
+"""
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import SpecError, did_you_mean
+from .blocks import Tagger
+
+FOLDER = Path(__file__).resolve().parent.parent / "custom"  # where the builder's wheel carries users' files
+DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_frames")
+
+
+def find_file(name: str) -> Path:
+    """Path of the file part of "my_model.py:MyNet": as written, else in the wheel's `kernel/custom/`.
+
+    Raises  SpecError when neither exists
+    """
+    path = Path(name.rpartition(":")[0])
+    for candidate in (path, FOLDER / path.name):
+        if candidate.is_file():
+            return candidate
+    raise SpecError(f"family {name!r}: no file {path}; give its path relative to where you run, or an absolute one")
+
+
+def load_custom(path: Path, cls: str) -> type[nn.Module]:
+    """The class `cls` of the file at `path`. The file's code runs, with your rights: only load what you wrote.
+
+    Raises  SpecError when the file fails to import, has no such class, or the class is no nn.Module
+    """
+    name = f"hourglass_custom_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise SpecError(f"{path}: not a Python file; name it *.py")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and relative look-ups need it while the file runs
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:  # any fault of the user's file becomes one named error
+        raise SpecError(f"{path}: {type(error).__name__}: {error}; the file must import on its own") from error
+    value = getattr(module, cls, None)
+    if not (isinstance(value, type) and issubclass(value, nn.Module)):
+        nets = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
+        raise SpecError(f"{path}: no nn.Module class {cls!r}; {did_you_mean(cls, nets) if nets else 'the file has none'}")
+    return value
+
+
+def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Module:
+    """The user's net, with every attribute of the model contract set; `classes` is passed if the constructor takes it.
+
+    A forward without `frames` makes the net not maskable: it runs at exactly equal lengths or alone.
+
+    Raises  SpecError
+    """
+    cls = load_custom(find_file(name), name.rpartition(":")[2])
+    accepted = inspect.signature(cls).parameters
+    values = {**params, **({"classes": classes} if "classes" in accepted else {})}
+    try:
+        module = cls(**values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecError(f"family {name!r}: {cls.__name__}({dict(values)}): {error}; correct params") from error
+    for attribute in DECLARED:
+        if not hasattr(module, attribute):
+            setattr(module, attribute, getattr(Tagger, attribute))
+    module.maskable = "frames" in inspect.signature(module.forward).parameters and getattr(module, "maskable", True)
+    return module

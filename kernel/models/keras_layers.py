@@ -1,0 +1,114 @@
+"""Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) need to give their numbers.
+
+Owns TensorFlow's "same" pools, Keras batch norm, the numbering of Keras layer names, and the way from Keras arrays to torch tensors.
+Does not read .h5 files: `training.checkpoints` does.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KINDS = ("conv2d", "dense", "batch_normalization", "bidirectional")  # Keras layer kinds that hold arrays
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Keras batch norm: epsilon 1e-3, and no batch counter in the state dict.
+
+    Source: Keras BatchNormalization defaults; momentum 0.85 of qrfaction code/models.py (0.15 in torch's terms).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3, momentum=0.15)
+        self.register_buffer("num_batches_tracked", None)
+
+    def _load_from_state_dict(self, *args) -> None:
+        nn.Module._load_from_state_dict(self, *args)  # torch's own would ask for the counter
+
+
+class NumberedLayers(nn.Module):
+    """A module whose layers carry Keras names, numbered per kind in creation order: conv2d_1, conv2d_2, dense_1, ..."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[str, int] = {}
+
+    def add(self, kind: str, layer: nn.Module) -> str:
+        """The name under which `layer` is now registered."""
+        self._numbers[kind] = self._numbers.get(kind, 0) + 1
+        name = f"{kind}_{self._numbers[kind]}"
+        self.add_module(name, layer)
+        return name
+
+    def run(self, name: str, x: Tensor) -> Tensor:
+        """Output of the layer called `name`."""
+        return self.get_submodule(name)(x)
+
+
+def pad_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int], value: float) -> Tensor:
+    """x[B, C, H, W] padded as TensorFlow pads for "same": ceil(n / stride) outputs, the odd cell at the end."""
+    sides: list[int] = []
+    for n, k, s in zip(x.shape[:1:-1], size[::-1], stride[::-1], strict=True):  # F.pad wants the last axis first
+        extra = max((-(-n // s) - 1) * s + k - n, 0)
+        sides += [extra // 2, extra - extra // 2]
+    return F.pad(x, sides, value=value)
+
+
+def max_pool_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Keras MaxPooling2D(padding="same") of x[B, C, H, W]."""
+    return F.max_pool2d(pad_same(x, size, stride, float("-inf")), size, stride)
+
+
+def average_pool_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Keras AveragePooling2D(padding="same") of x[B, C, H, W]: padding is left out of the divisor."""
+    share = F.avg_pool2d(pad_same(torch.ones_like(x[:1, :1]), size, stride, 0.0), size, stride)
+    return F.avg_pool2d(pad_same(x, size, stride, 0.0), size, stride) / share
+
+
+def torch_state(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Tensor]:
+    """Torch state dict of a Keras net's arrays, under the names of a fresh Keras session.
+
+    layers: Keras layer name -> its arrays in Keras order. A later model of one session has higher numbers, so layers
+    are numbered anew by rank within their kind. Layers of other kinds that hold arrays (the frozen mel layer) are left out.
+    Source: contracts of the Keras nets (kernel order, CuDNNGRU gates z, r, h; torch wants r, z, n).
+    """
+    state: dict[str, Tensor] = {}
+    for kind in KINDS:
+        found = {int(m[1] or 0): arrays for name, arrays in layers.items() if (m := re.fullmatch(rf"{kind}(?:_(\d+))?", name))}
+        for rank, number in enumerate(sorted(found), start=1):
+            arrays = [np.asarray(a, np.float32) for a in found[number] if np.size(a)]
+            if arrays:
+                state |= {f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in _LEAVES[kind](arrays)}
+    return state
+
+
+def _convolution(arrays: list[np.ndarray]):
+    return zip(("weight", "bias"), [arrays[0].transpose(3, 2, 0, 1), *arrays[1:]], strict=False)
+
+
+def _dense(arrays: list[np.ndarray]):
+    return zip(("weight", "bias"), [arrays[0].T, *arrays[1:]], strict=False)
+
+
+def _batch_norm(arrays: list[np.ndarray]):
+    return zip(("weight", "bias", "running_mean", "running_var"), arrays, strict=True)
+
+
+def _bidirectional(arrays: list[np.ndarray]):
+    def gates(rows: np.ndarray) -> np.ndarray:
+        z, r, h = np.split(rows, 3)
+        return np.concatenate([r, z, h])
+
+    for suffix, (kernel, recurrent, bias) in (("", arrays[:3]), ("_reverse", arrays[3:])):
+        yield f"weight_ih_l0{suffix}", gates(kernel.T)
+        yield f"weight_hh_l0{suffix}", gates(recurrent.T)
+        inner, outer = np.split(bias.reshape(-1), 2)
+        yield f"bias_ih_l0{suffix}", gates(inner)
+        yield f"bias_hh_l0{suffix}", gates(outer)
+
+
+_LEAVES = {"conv2d": _convolution, "dense": _dense, "batch_normalization": _batch_norm, "bidirectional": _bidirectional}
