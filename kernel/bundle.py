@@ -1,0 +1,159 @@
+"""The mounted bundle: verified bytes of every file the manifest names.
+
+Owns reading: the sha256 is taken over the very bytes that are parsed, so nothing can change between check and use, and a
+file that Kaggle renamed or wrapped into a folder is found again by its size and hash. Weights come as safetensors only.
+Does not find the bundle folder or verify the manifest and the wheel (the guard), nor build nets (models).
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .errors import BundleError, BundleHashMismatch, BundleInvalid, BundleMissing, did_you_mean
+from .spec import FileEntry, Manifest, Net
+
+MAX_HEADER_BYTES = 1 << 20  # safetensors header; the format itself allows 100 MB. Source: reliability notes, header bombs
+SEARCH_DEPTH = 3  # wrapper folders seen on mounts nest once or twice
+SEARCH_ENTRIES = 2000  # entries looked at for a lost file: a bundle has 50 files, an unpacked wheel a few hundred
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """Verified access to one mounted bundle. Thread-safe: every read opens its own descriptor.
+
+    moved  logical file name -> where it was really found, for the report
+    """
+
+    folder: Path
+    manifest: Manifest
+    moved: dict[str, Path] = field(default_factory=dict)
+
+    def read_net(self, net: Net) -> bytes:
+        """The bytes of one net, whose sha256 has been checked.
+
+        Raises  BundleMissing when no file holds them, BundleHashMismatch when the bytes differ
+        """
+        entry = FileEntry(bytes=self.manifest.files[net.file].bytes, sha256=net.sha256)
+        return self._read(net.file, entry, net.offset, net.length, f"net {net.id}")
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of one file of the manifest (a graph, a wheel), whose sha256 has been checked.
+
+        Raises  BundleInvalid for a name outside the manifest, BundleMissing, BundleHashMismatch
+        """
+        entry = self.manifest.wheel.entry if name == self.manifest.wheel.file else self.manifest.files.get(name)
+        if entry is None:
+            raise BundleInvalid(f"{name!r} is not in the manifest; {did_you_mean(name, self.manifest.files)}")
+        return self._read(name, entry, 0, entry.bytes, name)
+
+    def load_state(self, net: Net) -> dict[str, torch.Tensor]:
+        """Tensors of one net; half precision storage becomes f32, integers stay.
+
+        Raises  BundleMissing, BundleHashMismatch, BundleInvalid (no safetensors, or a header above 1 MB)
+        """
+        if net.kind != "safetensors":
+            raise BundleInvalid(f"net {net.id} is stored as {net.kind}, not as safetensors; use read_net")
+        return parse_state(self.read_net(net), f"net {net.id} in {net.file}")
+
+    def _read(self, name: str, entry: FileEntry, offset: int, length: int, what: str) -> bytes:
+        """`length` bytes with the sha256 of `entry`, from the expected place or from wherever the file went."""
+        found: list[str] = []
+        for path in self._places(name, entry.bytes):
+            try:
+                data = read_slice(path, entry.bytes, offset, length)
+            except (OSError, BundleError) as error:
+                found.append(f"{path}: {error}")
+                continue
+            digest = hashlib.sha256(data).hexdigest()
+            if digest == entry.sha256:
+                if path != self.folder / name:
+                    self.moved[name] = path
+                return data
+            found.append(f"{path}: sha256 {digest[:16]}")
+        expected = f"{what}: expected {name} of {entry.bytes} bytes with sha256 {entry.sha256[:16]} in {self.folder}"
+        if (self.folder / name).exists() or any(": sha256 " in line for line in found):
+            raise BundleHashMismatch(f"{expected}; found {'; '.join(found[:3])}. Upload the bundle again")
+        raise BundleMissing(f"{expected}; found nothing of that name or size. Upload the bundle again")
+
+    def _places(self, name: str, size: int) -> Iterator[Path]:
+        """The expected place first, then a place found before, then every near file of that very size."""
+        expected = self.folder / name
+        yield expected
+        if name in self.moved:
+            yield self.moved[name]
+        for path in near_files(self.folder):
+            if path != expected and path.lstat().st_size == size:
+                yield path
+
+
+def open_bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle in `folder`; nothing is read yet, so that one lost file costs one net and not the run.
+
+    Raises  BundleMissing when `folder` is no folder
+    """
+    if not folder.is_dir():
+        raise BundleMissing(f"{folder}: no such folder; attach the dataset, or give --bundle the folder with manifest.json")
+    return Bundle(folder=folder, manifest=manifest)
+
+
+def near_files(folder: Path) -> Iterator[Path]:
+    """Regular files below `folder`, breadth first: at most 3 folders deep and 2,000 entries, links not followed."""
+    level, seen = [folder], 0
+    for _ in range(SEARCH_DEPTH + 1):
+        deeper: list[Path] = []
+        for place in level:
+            with os.scandir(place) as entries:
+                for entry in sorted(entries, key=lambda e: e.name):
+                    seen += 1
+                    if seen > SEARCH_ENTRIES:
+                        return
+                    if entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
+                    elif entry.is_dir(follow_symlinks=False):
+                        deeper.append(Path(entry.path))
+        level = deeper
+
+
+def read_slice(path: Path, size: int, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset` of a regular file of exactly `size` bytes.
+
+    Raises  OSError; BundleInvalid when it is no regular file or has another size
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: a FIFO must not hang the run
+    try:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size != size:
+            raise BundleInvalid(f"{facts.st_size} bytes, not a regular file of {size}")
+        data = bytearray()
+        while len(data) < length:
+            part = os.pread(handle, min(length - len(data), 1 << 26), offset + len(data))
+            if not part:
+                raise BundleInvalid(f"ends after {len(data)} of {length} bytes")
+            data += part
+        return bytes(data)
+    finally:
+        os.close(handle)
+
+
+def parse_state(data: bytes, where: str) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors blob, floating ones as f32.
+
+    Raises  BundleInvalid when the blob is something else, is damaged, or has a header above 1 MB
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or header > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise BundleInvalid(f"{where}: the safetensors header claims {header} bytes of {len(data)}; build the bundle again")
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BundleInvalid(f"{where}: not safetensors ({error}); build the bundle again") from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
