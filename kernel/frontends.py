@@ -37,6 +37,8 @@ class FrontEnd:
     spectrum         SPECTRA: mel, stft, mel_chroma_stft, wave, statistics, length
     n_fft, hop       samples; mels rows; fmin, fmax Hz (None = rate / 2); power 2 = power, 1 = magnitude
     edges            "reflect" (librosa 0.6.3), "zeros" (librosa >= 0.9), both centred
+    window           "exact" (librosa) or "single" (torch.hann_window in float32): spectra.hann
+    precision        "single" or "double" arithmetic of the spectrum; PCEN shows single precision in its quiet bins
     scale            SCALES: db, log, pcen, linear
     top_db           dB range kept below the clip's maximum, for scale "db"
     log_offset       for scale "log": ln(x + offset)
@@ -62,6 +64,8 @@ class FrontEnd:
     fmax: float | None = None
     power: float = 2.0
     edges: str = "reflect"
+    window: str = "exact"
+    precision: str = "single"
     scale: str = "db"
     top_db: float | None = 80.0
     log_offset: float = 1e-4
@@ -76,7 +80,8 @@ class FrontEnd:
 
     def __post_init__(self) -> None:
         for key, table in (("short", SHORT), ("level", LEVELS), ("spectrum", SPECTRA), ("scale", SCALES), ("layout", LAYOUTS),
-                           ("norm", NORMS), ("edges", ("reflect", "zeros")), ("stored", ("uint8", "float16", "float32"))):
+                           ("norm", NORMS), ("edges", ("reflect", "zeros")), ("window", ("exact", "single")),
+                           ("precision", ("single", "double")), ("stored", ("uint8", "float16", "float32"))):
             if getattr(self, key) not in table:
                 raise SpecError(f"frontend {self.name}: {key} = {getattr(self, key)!r} is unknown; "
                                 + did_you_mean(str(getattr(self, key)), table))
@@ -197,33 +202,33 @@ LEVELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"keep": lambda wave: wa
 
 # Spectra: wave -> [C, M, T], already scaled ---------------------------------------------------------------------------------
 
-def _padded(fe: FrontEnd, wave: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(spectra.pad_wave(wave, fe.edges, fe.n_fft, fe.hop))
+def _power(fe: FrontEnd, wave: np.ndarray, bank: spectra.MelBank | None = None) -> torch.Tensor:
+    padded = torch.from_numpy(spectra.pad_wave(wave, fe.edges, fe.n_fft, fe.hop)).to(_kind(fe))
+    return spectra.spectrogram(padded, spectra.hann(fe.n_fft, fe.window), fe.hop, fe.power, bank)
 
 
-def _mel(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
-    bank = spectra.mel_bank(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2)
-    return SCALES[fe.scale](fe, spectra.spectrogram(_padded(fe, wave), fe.n_fft, fe.hop, fe.power, bank))[None]
+def _kind(fe: FrontEnd) -> torch.dtype:
+    return torch.float64 if fe.precision == "double" else torch.float32
 
 
-def _stft(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
-    return SCALES[fe.scale](fe, spectra.spectrogram(_padded(fe, wave), fe.n_fft, fe.hop, fe.power))[None]
+def _bank(fe: FrontEnd) -> spectra.MelBank:
+    return spectra.mel_bank(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2, _kind(fe))
 
 
 def _mel_chroma_stft(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
     """Three pictures of one power STFT: mel, 12 chroma rows repeated, STFT rows averaged; all `mels` rows high (our sizes)."""
-    power = spectra.spectrogram(_padded(fe, wave), fe.n_fft, fe.hop, 2.0)
+    power = _power(fe, wave)
     mel = power.new_empty((len(power), fe.mels))
-    spectra.mel_bank(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2)(power, mel)
-    chroma = spectra.chroma(power, spectra.chroma_bank(fe.rate, fe.n_fft)).T.numpy()
+    _bank(fe)(power, mel)
+    chroma = spectra.chroma(power, spectra.chroma_bank(fe.rate, fe.n_fft).to(power.dtype)).T.numpy()
     rows = np.arange(fe.mels) * len(chroma) // fe.mels
     stft = torch.nn.functional.adaptive_avg_pool1d(spectra.decibels(power, fe.top_db)[None], fe.mels)[0]
     return np.stack([_db(fe, mel), chroma[rows], stft.T.numpy()])
 
 
 SPECTRA: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
-    "mel": _mel,
-    "stft": _stft,
+    "mel": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave, _bank(fe)))[None],
+    "stft": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave))[None],
     "mel_chroma_stft": _mel_chroma_stft,
     "wave": lambda fe, wave: wave[None, None],
     "statistics": lambda fe, wave: spectra.wave_statistics(wave)[None],
@@ -238,7 +243,7 @@ def _db(fe: FrontEnd, x: torch.Tensor) -> np.ndarray:
 
 
 def _pcen(fe: FrontEnd, x: torch.Tensor) -> np.ndarray:
-    return spectra.pcen(x.T.contiguous().numpy(), frames_per_second=fe.rate / fe.hop)
+    return spectra.pcen(x.T.float().contiguous().numpy(), frames_per_second=fe.rate / fe.hop)
 
 
 SCALES: dict[str, Callable[[FrontEnd, torch.Tensor], np.ndarray]] = {
@@ -307,6 +312,7 @@ NORMS: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
 _IMAGE = {"trim_db": 60.0, "short": "centre", "min_seconds": 2.0, "norm": "image", "stored": "uint8", "pad_value": 0.0}
 _OSCIIART = {"hop": 347, "layout": "margins", "norm": "clip", "eps": 1e-7}
 _JEONG = {"level": "half_peak", "short": "centre", "spectrum": "wave", "pad_value": 0.0}
+_EX4 = {"power": 1.0, "scale": "log", "window": "single", "pad_value": -9.210340371976182}  # pad = ln(1e-4), digital silence
 
 PRESETS: dict[str, dict[str, Any]] = {
     "argus": {"trim_db": 60.0, "short": "half_second", "min_seconds": 0.5},
@@ -322,9 +328,10 @@ PRESETS: dict[str, dict[str, Any]] = {
                     "stored": "uint8", "pad_value": 0.0},
     "hackerearth_3channel": {"spectrum": "mel_chroma_stft", "n_fft": 2048, "hop": 512, "fmin": 0.0, "layout": "canvas",
                              "layout_frames": 455, "norm": "image", "stored": "uint8", "pad_value": 0.0},
-    "simongrest": {"trim_db": 60.0, "mels": 256, "n_fft": 5120, "hop": 689, "fmin": 0.0, "scale": "pcen", "pad_value": 0.0},
-    "ex4_mel": {"n_fft": 2048, "hop": 1024, "fmin": 5.0, "power": 1.0, "scale": "log", "pad_value": -9.210340371976182},
-    "ex4_stft": {"spectrum": "stft", "n_fft": 256, "hop": 128, "power": 1.0, "scale": "log", "pad_value": -9.210340371976182},
+    "simongrest": {"trim_db": 60.0, "mels": 256, "n_fft": 5120, "hop": 689, "fmin": 0.0, "scale": "pcen",
+                   "precision": "double", "pad_value": 0.0},
+    "ex4_mel": {**_EX4, "n_fft": 2048, "hop": 1024, "fmin": 5.0},
+    "ex4_stft": {**_EX4, "spectrum": "stft", "n_fft": 256, "hop": 128},  # hop unpublished, our reading
     "qrfaction_wave": {"trim_db": 60.0, "spectrum": "wave", "pad_value": 0.0},
     "qrfaction_statistics": {"spectrum": "statistics", "pad_value": 0.0},
     "qrfaction_length": {"trim_db": 60.0, "spectrum": "length", "pad_value": 0.0},

@@ -9,7 +9,7 @@ because a block of frames is then one contiguous matrix.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,14 +68,19 @@ def count_frames(samples: int, edges: str, n_fft: int, hop: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def hann(n_fft: int, device: str = "cpu") -> torch.Tensor:
-    """f32[n_fft], periodic Hann window."""
-    return torch.hann_window(n_fft, periodic=True, dtype=torch.float64).float().to(device)
+def hann(n_fft: int, rounding: str = "exact", device: str = "cpu") -> torch.Tensor:
+    """f64[n_fft], periodic Hann window.
+
+    rounding "exact" = librosa's; "single" = torch.hann_window evaluated in float32, whose last-bit errors show in the quiet
+    bins of loud frames (1e-3 of a natural log for ex4sperans' STFT).
+    """
+    kind = torch.float32 if rounding == "single" else torch.float64
+    return torch.hann_window(n_fft, periodic=True, dtype=kind).double().to(device)
 
 
 @dataclass(frozen=True)
 class MelBank:
-    """A mel filter bank as bands: part k gives filters [first, last) from bins [low, high) by weights f32[high-low, last-first]."""
+    """A mel filter bank as bands: a part is (first filter, last, low bin, high, weights f32[high - low, last - first])."""
 
     mels: int
     parts: tuple[tuple[int, int, int, int, torch.Tensor], ...]
@@ -87,7 +92,8 @@ class MelBank:
 
 
 @lru_cache(maxsize=64)
-def mel_bank(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, device: str = "cpu") -> MelBank:
+def mel_bank(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, kind: torch.dtype = torch.float32,
+             device: str = "cpu") -> MelBank:
     """Slaney mel bank, area-normalised, cut into bands; every non-zero weight lies inside its band (checked)."""
     from librosa.filters import mel
 
@@ -99,7 +105,7 @@ def mel_bank(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, device:
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         weights = np.ascontiguousarray(dense[first:last, low:high].T)
         covered += np.count_nonzero(weights)
-        parts.append((first, last, low, high, torch.from_numpy(weights).to(device)))
+        parts.append((first, last, low, high, torch.from_numpy(weights).to(device, kind)))
     if covered != np.count_nonzero(dense):
         raise AssertionError(f"mel bands cover {covered} of {np.count_nonzero(dense)} weights")
     return MelBank(mels, tuple(parts))
@@ -113,17 +119,19 @@ def chroma_bank(rate: int, n_fft: int, classes: int = 12) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(chroma(sr=rate, n_fft=n_fft, n_chroma=classes, tuning=0.0).T)).float()
 
 
-def power_blocks(padded: torch.Tensor, n_fft: int, hop: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (first frame, power f32[n, n_fft//2+1]) block by block; the buffer is reused, so use it before the next step."""
+def power_blocks(padded: torch.Tensor, window: torch.Tensor, hop: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first frame, power [n, n_fft//2+1]) block by block; the buffer is reused, so use it before the next step.
+
+    Computed in the dtype of `padded` (float32, or float64 for twice the time).
+    """
+    n_fft = len(window)
     frames = 1 + (len(padded) - n_fft) // hop
-    block = BLOCK_FRAMES if padded.device.type == "cpu" else frames
-    block = max(1, min(block, frames))
+    block = min(frames, BLOCK_FRAMES) if padded.device.type == "cpu" else frames
     cut = padded.as_strided((frames, n_fft), (hop, 1))
-    window = hann(n_fft, str(padded.device))
+    window = window.to(padded.dtype)
     windowed = padded.new_empty((block, n_fft))
-    bins = n_fft // 2 + 1
-    spectrum = torch.empty((block, bins), dtype=torch.complex64, device=padded.device)
-    power = padded.new_empty((block, bins))
+    power = padded.new_empty((block, n_fft // 2 + 1))
+    spectrum = torch.empty_like(power, dtype=torch.complex64 if padded.dtype == torch.float32 else torch.complex128)
     for first in range(0, frames, block):
         n = min(block, frames - first)
         torch.mul(cut[first : first + n], window, out=windowed[:n])
@@ -134,11 +142,11 @@ def power_blocks(padded: torch.Tensor, n_fft: int, hop: int) -> Iterator[tuple[i
         yield first, power[:n]
 
 
-def spectrogram(padded: torch.Tensor, n_fft: int, hop: int, power: float, bank: MelBank | None = None) -> torch.Tensor:
-    """f32[T, bins] of a padded wave: power 2 = re^2 + im^2, power 1 = magnitude; through the mel bank when one is given."""
-    frames = 1 + (len(padded) - n_fft) // hop
-    out = padded.new_empty((frames, bank.mels if bank else n_fft // 2 + 1))
-    for first, block in power_blocks(padded, n_fft, hop):
+def spectrogram(padded: torch.Tensor, window: torch.Tensor, hop: int, power: float, bank: MelBank | None = None) -> torch.Tensor:
+    """[T, bins] of a padded wave: power 2 = re^2 + im^2, power 1 = magnitude; through the mel bank when one is given."""
+    frames = 1 + (len(padded) - len(window)) // hop
+    out = padded.new_empty((frames, bank.mels if bank else len(window) // 2 + 1))
+    for first, block in power_blocks(padded, window, hop):
         if power == 1.0:
             block.sqrt_()
         rows = out[first : first + len(block)]
@@ -216,10 +224,7 @@ def kapre_mel(wave: torch.Tensor, *, rate: int, n_fft: int, hop: int, mels: int,
     """
     device = str(wave.device)
     padded = torch.nn.functional.pad(wave, same_padding(len(wave), n_fft, hop))
-    mel = spectrogram(padded, n_fft, hop, 2.0, mel_bank(rate, n_fft, mels, fmin, fmax, device))
+    mel = spectrogram(padded, hann(n_fft, device=device), hop, 2.0, mel_bank(rate, n_fft, mels, fmin, fmax, device=device))
     if mel_power == 1.0:
         mel.sqrt_()
     return decibels_below_peak(mel).T.contiguous()
-
-
-Spectrum = Callable[[np.ndarray], np.ndarray]

@@ -1,6 +1,6 @@
 """Views: which parts of a clip's array a net sees, and how the scores of the parts become one row.
 
-Owns cutting, padding and mirroring along time, the seeds of everything random in it, and the merge of the passes.
+Owns cutting, padding, mirroring and warping along time, the seeds of everything random in it, and the merge of the passes.
 Does not compute spectra (frontends) and does not know nets.
 
 Everything random is drawn from blake2b(row id, seed, pass), never from order: any worker, batch or restart gives the same cuts.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from .frontends import FrontEnd
 from .spec import load
 
 Activate = Callable[[np.ndarray], np.ndarray]
+SIDES = ("centre", "right", "left", "random")
 
 
 def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
@@ -33,14 +34,14 @@ def pad_value(x: np.ndarray, fe: FrontEnd) -> float:
 
 
 def pad_time(x: np.ndarray, left: int, right: int, value: float) -> np.ndarray:
-    """array[C, M, left + T + right]."""
+    """array[C, M, left + T + right], same dtype."""
     if left == right == 0:
         return x
     return np.pad(x, ((0, 0), (0, 0), (left, right)), constant_values=np.asarray(value).astype(x.dtype))
 
 
-def _mean(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (probabilities * (weights / weights.sum())[:, None]).sum(axis=0)
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (values * (weights / weights.sum())[:, None]).sum(axis=0)
 
 
 MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
@@ -54,35 +55,81 @@ MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
 class View:
     """Base of all views; a view is a value bound to one front end.
 
-    merge  "mean" of probabilities, "logit_mean" (mean of logits, then the activation), "max" of probabilities
+    merge         "mean" of probabilities, "logit_mean" (mean of logits, then the activation), "max" of probabilities
+    pass_weights  weight of each pass in a mean, in order; empty = all alike
+    flip          chance 0..1 that a pass is mirrored in time
+    domain        "frames" = cut the front end's array; "wave" = cut the waveform before the front end, lengths in samples
     """
 
-    fe: FrontEnd
+    fe: FrontEnd = FrontEnd()
     merge_rule: str = "mean"
+    pass_weights: tuple[float, ...] = ()
+    flip: float = 0.0
+    domain: str = "frames"
 
-    domain = "frames"
+    def __post_init__(self) -> None:
+        for name, low in (("frames", 1), ("step", 1), ("passes", 1), ("count_", 0), ("stride", 0), ("bins", 0)):
+            if getattr(self, name, low) < low:
+                raise SpecError(f"view.{name}: {getattr(self, name)} is too small; give at least {low}")
+        if not 0 <= self.flip <= 1 or any(w < 0 for w in self.pass_weights) or (self.pass_weights and not self.pass_weights[0]):
+            raise SpecError("view: flip lies in 0..1, pass_weights are not negative and the first is above 0")
+        if self.domain not in ("frames", "wave"):
+            raise SpecError(f"view.domain: {self.domain!r} is unknown; {did_you_mean(self.domain, ('frames', 'wave'))}")
+        if getattr(self, "short", "centre") not in SIDES:
+            raise SpecError(f"view.short: {getattr(self, 'short', '')!r} is unknown; choose one of: {', '.join(SIDES)}")
+
+    @property
+    def cut_frames(self) -> int | None:
+        """Length of every cut in the view's domain; None = the clip's own."""
+        return getattr(self, "frames", None)
 
     @property
     def fixed(self) -> int | None:
-        """Frames of every cut; None = each clip's own length."""
-        return self.fe.fixed
+        """Frames of every cut as the finish sees it; None = each clip's own length."""
+        length = self.cut_frames
+        if length is None or self.fe.fixed is not None:
+            return self.fe.fixed
+        if self.domain == "wave":
+            return self.fe.max_frames(length) if self.fe.trim_db is None else None
+        return length
 
     def count(self, frames: int) -> int:
-        """Upper bound of P for a clip of `frames` frames."""
-        return 1
+        """Upper bound of P for a clip of `frames` frames (domain "wave": samples)."""
+        return getattr(self, "passes", 1)
 
     def cut(self, x: np.ndarray, row_id: str, seed: int = 0) -> np.ndarray:
-        """array[P, C, M, t] of a clip's array[C, M, T], same dtype."""
-        return x[None]
+        """array[P, C, M, t] of a clip's array[C, M, T], same dtype; the same for the same (row id, seed)."""
+        if not self.fe.time:
+            return x[None]
+        parts = self._parts(x, row_id, seed)
+        if self.flip:
+            turned = [generator(row_id, seed, -1 - p).random() < self.flip for p in range(len(parts))]
+            parts = [part[..., ::-1] if turn else part for part, turn in zip(parts, turned, strict=True)]
+        return np.stack(parts)
 
-    def weights(self, passes: int) -> np.ndarray:
-        """f64[P], relative weight of each pass in a mean."""
-        return np.ones(passes)
+    def cut_wave(self, wave: np.ndarray, row_id: str, seed: int = 0) -> list[np.ndarray]:
+        """Waves f32[S'] cut from a wave f32[S] at the front end's rate; run the front end on each and stack the results."""
+        return [part[0, 0] for part in self._parts(wave[None, None], row_id, seed)]
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        return [x]
+
+    def _weights(self, passes: int) -> np.ndarray:
+        return np.asarray(self.pass_weights[:passes] or np.ones(passes), np.float64)
+
+    def _pad(self, x: np.ndarray) -> float:
+        return 0.0 if self.domain == "wave" else pad_value(x, self.fe)
 
     def merge(self, logits: np.ndarray, activate: Activate) -> np.ndarray:
-        """f64[K] probabilities of one row from logits f[P, K]; `activate` maps logits [n, K] to probabilities [n, K]."""
+        """f64[K] probabilities of one row from logits f[P, K]; `activate` maps logits [n, K] to probabilities [n, K].
+
+        Raises  SpecError when pass_weights has fewer values than passes
+        """
         logits = np.asarray(logits, np.float64)
-        return MERGES[self.merge_rule](logits, self.weights(len(logits)), activate)
+        weights = self._weights(len(logits))
+        if len(weights) != len(logits):
+            raise SpecError(f"view.pass_weights: {len(weights)} values for {len(logits)} passes; give one per pass")
+        return MERGES[self.merge_rule](logits, weights, activate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,38 +147,203 @@ class Tiles(View):
     frames: int = 256
     step: int = 128
 
-    @property
-    def fixed(self) -> int | None:
-        return self.frames
-
     def count(self, frames: int) -> int:
         return max(1, -(-(frames - (self.frames - self.step)) // self.step))
 
-    def cut(self, x: np.ndarray, row_id: str, seed: int = 0) -> np.ndarray:
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
         count = self.count(x.shape[2])
         extra = (count - 1) * self.step + self.frames - x.shape[2]
-        x = pad_time(x, extra // 2, extra - extra // 2, pad_value(x, self.fe))
-        return np.stack([x[..., i * self.step : i * self.step + self.frames] for i in range(count)])
+        x = pad_time(x, extra // 2, extra - extra // 2, self._pad(x))
+        return [x[..., i * self.step : i * self.step + self.frames] for i in range(count)]
 
 
-VIEWS: dict[str, type[View]] = {"full": Full, "tiles": Tiles}
+@dataclass(frozen=True, kw_only=True)
+class _Cuts(View):
+    """Cuts of one length; a clip that is shorter is padded on the side `short` (random: drawn per pass)."""
+
+    frames: int = 256
+    short: str = "centre"
+
+    def _fit(self, x: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        missing = self.frames - x.shape[2]
+        if missing <= 0:
+            return x
+        random = int((rng or generator("", 0, 0)).integers(missing + 1)) if self.short == "random" else 0
+        left = {"centre": missing // 2, "right": 0, "left": missing, "random": random}[self.short]
+        return pad_time(x, left, missing - left, self._pad(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks(_Cuts):
+    """Cuts at regular intervals from the first to the last frame; one where the clip is no longer than a cut.
+
+    passes = 8 fixed (Viel), or stride > 0: ceil((T - frames) / stride) + 1 of them (ebouteillon: 128 every 48).
+    """
+
+    passes: int = 8
+    stride: int = 0
+
+    def count(self, frames: int) -> int:
+        if frames <= self.frames:
+            return 1
+        return -(-(frames - self.frames) // self.stride) + 1 if self.stride else self.passes
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        count, x = self.count(x.shape[2]), self._fit(x, generator(row_id, seed, 0))
+        starts = np.linspace(0, x.shape[2] - self.frames, count).round().astype(int)
+        return [x[..., start : start + self.frames] for start in starts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions(_Cuts):
+    """Start, middle and end. In a clip shorter than a cut the three choose the left pad: 0, half, all of it (qrfaction)."""
+
+    frames: int = 220500
+    passes: int = 3
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        spare = abs(x.shape[2] - self.frames)
+        places = [spare * i // max(1, self.passes - 1) for i in range(self.passes)]
+        if x.shape[2] >= self.frames:
+            return [x[..., place : place + self.frames] for place in places]
+        return [pad_time(x, place, spare - place, self._pad(x)) for place in places]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops(_Cuts):
+    """Random cuts, one per pass; mask_bins and mask_frames blank one band each (ERC2019 left SpecAugment on: 12 and 12)."""
+
+    frames: int = 128
+    passes: int = 5
+    mask_bins: int = 0
+    mask_frames: int = 0
+
+    def _start(self, x: np.ndarray, rng: np.random.Generator) -> int:
+        return int(rng.integers(x.shape[2] - self.frames + 1))
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        return [self._crop(x, generator(row_id, seed, p)) for p in range(self.passes)]
+
+    def _crop(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        x = self._fit(x, rng)
+        start = self._start(x, rng)
+        part = x[..., start : start + self.frames]
+        if self.mask_bins or self.mask_frames:
+            part = part.copy()
+            row = int(rng.integers(max(1, x.shape[1] - self.mask_bins + 1)))
+            column = int(rng.integers(max(1, self.frames - self.mask_frames + 1)))
+            part[:, row : row + self.mask_bins] = 0
+            part[..., column : column + self.mask_frames] = 0
+        return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthCrops(Crops):
+    """Random cuts drawn where the clip is strong: chance of a start = its sum over rows below `bins`, minus the least sum.
+
+    A clip of constant strength gives start 0. Source: 7th place (Shirogane): 128 frames, rows 0..83, 20 passes, flip 0.5.
+    """
+
+    passes: int = 20
+    bins: int = 84
+
+    def _start(self, x: np.ndarray, rng: np.random.Generator) -> int:
+        energy = np.concatenate([[0.0], x[:, : self.bins].sum(axis=(0, 1), dtype=np.float64).cumsum()])
+        strength = energy[self.frames :] - energy[: -self.frames]
+        chance = (strength - strength.min()).cumsum()
+        if chance[-1] <= 1e-9 * max(1.0, abs(energy[-1])):
+            return 0
+        return int(np.searchsorted(chance, rng.random() * chance[-1], side="right"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoom(Crops):
+    """One plain random cut, then `passes` - 1 random cuts, zoomed at the four corners in turn and warped in perspective.
+
+    The merge gives the plain pass the share `plain`, the others the rest. Source: simongrest (fastai v1 TTA without flips):
+    1 + 8 passes, zoom 1.1, symmetric warp within 0.05 at chance 0.9, shares 0.4 and 0.6. Bilinear, mirrored at the edges.
+    """
+
+    frames: int = 256
+    short: str = "random"
+    passes: int = 9
+    zoom: float = 1.1
+    warp: float = 0.05
+    warp_chance: float = 0.9
+    plain: float = 0.4
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        parts = []
+        for p in range(self.passes):
+            rng = generator(row_id, seed, p)
+            part = self._crop(x, rng)
+            parts.append(self._distort(part, (p - 1) % 4, rng) if p else part)
+        return parts
+
+    def _weights(self, passes: int) -> np.ndarray:
+        rest = (1 - self.plain) / max(1, passes - 1)
+        return np.array([self.plain if passes > 1 else 1.0] + [rest] * (passes - 1))
+
+    def _distort(self, part: np.ndarray, corner: int, rng: np.random.Generator) -> np.ndarray:
+        moved = rng.uniform(-self.warp, self.warp, 4) if rng.random() < self.warp_chance else np.zeros(4)
+        rows, columns = np.meshgrid(np.linspace(-1, 1, part.shape[1]), np.linspace(-1, 1, part.shape[2]), indexing="ij")
+        row_anchor, column_anchor = (-1, 1)[corner & 1], (-1, 1)[corner >> 1]
+        rows, columns = row_anchor + (rows - row_anchor) / self.zoom, column_anchor + (columns - column_anchor) / self.zoom
+        h = perspective(moved)
+        depth = h[2, 0] * rows + h[2, 1] * columns + 1
+        return sample(part, (h[0, 0] * rows + h[0, 1] * columns + h[0, 2]) / depth,
+                      (h[1, 0] * rows + h[1, 1] * columns + h[1, 2]) / depth)
+
+
+def perspective(moved: np.ndarray) -> np.ndarray:
+    """f64[3, 3] homography that takes the corners (+-1, +-1) outwards by moved f64[4] = top, bottom, left, right."""
+    top, bottom, left, right = moved
+    source = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    target = [(-1 - left, -1 - top), (-1 - right, 1 + top), (1 + left, -1 - bottom), (1 + right, 1 + bottom)]
+    rows, values = [], []
+    for (a, b), (u, v) in zip(source, target, strict=True):
+        rows += [[a, b, 1, 0, 0, 0, -u * a, -u * b], [0, 0, 0, a, b, 1, -v * a, -v * b]]
+        values += [u, v]
+    return np.append(np.linalg.solve(np.array(rows, float), np.array(values, float)), 1.0).reshape(3, 3)
+
+
+def sample(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """array[C, *rows.shape] of x[C, M, T] at places in [-1, 1], bilinear, mirrored outside, same dtype (images rounded)."""
+    from scipy.ndimage import map_coordinates
+
+    places = [(rows + 1) / 2 * (x.shape[1] - 1), (columns + 1) / 2 * (x.shape[2] - 1)]
+    out = np.stack([map_coordinates(channel.astype(np.float32), places, order=1, mode="mirror") for channel in x])
+    return (np.clip(np.rint(out), 0, 255) if x.dtype == np.uint8 else out).astype(x.dtype)
+
+
+VIEWS: dict[str, type[View]] = {
+    "full": Full, "tiles": Tiles, "chunks": Chunks, "positions": Positions, "crops": Crops, "strength_crops": StrengthCrops,
+    "zoom": Zoom,
+}
+
+
+def keys(kind: str) -> dict[str, tuple[str, Any]]:
+    """TOML key -> (type, default) of a view kind, beside `kind` itself."""
+    names = {"merge_rule": "merge"}
+    return {names.get(f.name, f.name): (str(f.type), None if f.default is MISSING else f.default)
+            for f in fields(VIEWS[kind]) if f.name != "fe"}
 
 
 def build(spec: Mapping[str, Any], fe: FrontEnd) -> View:
     """View of {kind = "tiles", frames = 256, step = 128, merge = "mean"} bound to the front end.
 
-    A front end without a time axis (statistics, length) gives one pass, whatever the kind: the caller repeats it P times.
+    For a front end without a time axis (statistics, length) every kind gives one pass: the caller repeats it P times.
     Raises  SpecError naming the unknown kind, key or value
     """
     own = dict(spec)
     kind = own.pop("kind", "full")
     if kind not in VIEWS:
         raise SpecError(f"view.kind: {kind!r} is unknown; {did_you_mean(str(kind), VIEWS)}")
+    known = keys(kind)
+    for key in own:
+        if key not in known:
+            raise SpecError(f"view.{key}: unknown key of kind {kind!r}; {did_you_mean(str(key), known)}")
     merge = own.pop("merge", "mean")
     if merge not in MERGES:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
-    if not fe.time:
-        return Full(fe=fe, merge_rule=merge)
-    if "fe" in own or "merge_rule" in own:
-        raise SpecError("view: unknown key; use `merge` for the merge rule")
-    return load(VIEWS[kind], {**own, "fe": fe, "merge_rule": merge}, "view")
+    return replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
