@@ -1,7 +1,7 @@
 """Front ends: a waveform becomes the array that the store keeps, one clip at a time, full length, before any crop.
 
 Owns what is stored: a front end = wave rules x spectrum x scale x layout x normalisation, each a name in a table below, plus
-the dtype. Owns the presets of the published systems. Does not crop (views), and does not do what a net wants after the crop
+the dtype. The published systems' choices are in presets.py. Does not crop (views), and does not do what a net wants after the crop
 (finish: deltas per tile, /255, channel repeat, in-net spectra).
 
 `python -m kernel.frontends` prints the table of presets.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from . import spectra
 from .errors import ClipEmpty, SpecError, did_you_mean
+from .presets import PRESETS
 from .spec import load
 
 Pad = float | Literal["clip_min"]
@@ -308,41 +309,6 @@ NORMS: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
     "clip": lambda fe, x: (x - x.mean()) / (x.std() + fe.eps),
 }
 
-# Presets of the published systems. Source: reference pages of each system; section numbers in docs/gallery.md ---------------
-_IMAGE = {"trim_db": 60.0, "short": "centre", "min_seconds": 2.0, "norm": "image", "stored": "uint8", "pad_value": 0.0}
-_OSCIIART = {"hop": 347, "layout": "margins", "norm": "clip", "eps": 1e-7}
-_JEONG = {"level": "half_peak", "short": "centre", "spectrum": "wave", "pad_value": 0.0}
-_EX4 = {"power": 1.0, "scale": "log", "window": "single", "pad_value": -9.210340371976182}  # pad = ln(1e-4), digital silence
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "argus": {"trim_db": 60.0, "short": "half_second", "min_seconds": 0.5},
-    "daisukelab": {**_IMAGE, "hop": 694},
-    "daisukelab_16k": {**_IMAGE, "rate": 16000, "hop": 250},
-    "viel": {"trim_db": 60.0, "short": "centre", "min_seconds": 4.0, "mels": 64, "n_fft": 1920, "norm": "standard",
-             "mean": -35.7, "std": 21.6, "stored": "float16"},
-    "viel_clip": {"trim_db": 60.0, "short": "centre", "min_seconds": 4.0, "mels": 64, "n_fft": 1920, "norm": "clip",
-                  "stored": "float16"},
-    "filipmu": {**_IMAGE, "min_seconds": 4.0, "mels": 224, "n_fft": 4480, "hop": 746},
-    "filipmu_colour": {**_IMAGE, "min_seconds": 4.0, "mels": 672, "n_fft": 13440, "hop": 746, "layout": "bands"},
-    "hackerearth": {"n_fft": 2048, "hop": 512, "fmin": 0.0, "layout": "canvas", "layout_frames": 455, "norm": "image",
-                    "stored": "uint8", "pad_value": 0.0},
-    "hackerearth_3channel": {"spectrum": "mel_chroma_stft", "n_fft": 2048, "hop": 512, "fmin": 0.0, "layout": "canvas",
-                             "layout_frames": 455, "norm": "image", "stored": "uint8", "pad_value": 0.0},
-    "simongrest": {"trim_db": 60.0, "mels": 256, "n_fft": 5120, "hop": 689, "fmin": 0.0, "scale": "pcen",
-                   "precision": "double", "pad_value": 0.0},
-    "ex4_mel": {**_EX4, "n_fft": 2048, "hop": 1024, "fmin": 5.0},
-    "ex4_stft": {**_EX4, "spectrum": "stft", "n_fft": 256, "hop": 128},  # hop unpublished, our reading
-    "qrfaction_wave": {"trim_db": 60.0, "spectrum": "wave", "pad_value": 0.0},
-    "qrfaction_statistics": {"spectrum": "statistics", "pad_value": 0.0},
-    "qrfaction_length": {"trim_db": 60.0, "spectrum": "length", "pad_value": 0.0},
-    "jeong_16000": {**_JEONG, "rate": 16000, "min_seconds": 64000 / 16000},
-    "jeong_32000": {**_JEONG, "rate": 32000, "min_seconds": 64000 / 32000},
-    "jeong_44100": {**_JEONG, "rate": 44100, "min_seconds": 64000 / 44100},
-    "osciiart_pad8": {**_OSCIIART, "layout_frames": 8},
-    "osciiart_pad64": {**_OSCIIART, "layout_frames": 64},
-    "wave": {"spectrum": "wave", "pad_value": 0.0},
-}
-
 
 def build(spec: Mapping[str, Any]) -> FrontEnd:
     """FrontEnd of {"preset": NAME, key = value, ...} (keys override the preset) or of keys alone.
@@ -357,4 +323,26 @@ def build(spec: Mapping[str, Any]) -> FrontEnd:
     return load(FrontEnd, {**base, **own}, "frontend")
 
 
-FIELDS = tuple(f.name for f in fields(FrontEnd))
+
+
+def table() -> str:
+    """The presets as text: shape of one second, frames of 10 s, bytes per second, milliseconds per second of audio here."""
+    import time
+
+    lines = [f"{'preset':22}{'Hz':>7}{'C x M':>9}{'T of 10 s':>10}{'dtype':>9}{'bytes/s':>10}{'ms/s':>8}  pad"]
+    for name in PRESETS:
+        fe = build({"preset": name})
+        wave = np.sin(np.arange(10 * fe.rate, dtype=np.float32) ** 1.5 / fe.rate).astype(np.float32)
+        fe(wave)
+        costs = []
+        for _ in range(5):
+            started = time.perf_counter()
+            array = fe(wave)
+            costs.append(time.perf_counter() - started)
+        lines.append(f"{name:22}{fe.rate:7}{f'{fe.channels} x {fe.bins}':>9}{array.shape[2]:10}{fe.stored:>9}"
+                     f"{array.nbytes / 10:10.0f}{sorted(costs)[2] * 100:8.2f}  {fe.pad}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

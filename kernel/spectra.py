@@ -98,13 +98,14 @@ def mel_bank(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, kind: t
     from librosa.filters import mel
 
     dense = mel(sr=rate, n_fft=n_fft, n_mels=mels, fmin=fmin, fmax=fmax, htk=False, norm="slaney", dtype=np.float32)
-    parts, covered = [], 0
+    parts: list[tuple[int, int, int, int, torch.Tensor]] = []
+    covered = 0
     for first in range(0, mels, FILTERS_PER_PART):
         last = min(mels, first + FILTERS_PER_PART)
         used = np.flatnonzero(dense[first:last].any(axis=0))
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         weights = np.ascontiguousarray(dense[first:last, low:high].T)
-        covered += np.count_nonzero(weights)
+        covered += int(np.count_nonzero(weights))
         parts.append((first, last, low, high, torch.from_numpy(weights).to(device, kind)))
     if covered != np.count_nonzero(dense):
         raise AssertionError(f"mel bands cover {covered} of {np.count_nonzero(dense)} weights")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import warps
 from .errors import SpecError, did_you_mean
 from .frontends import FrontEnd
 from .spec import load
@@ -87,11 +88,15 @@ class View:
     def fixed(self) -> int | None:
         """Frames of every cut as the finish sees it; None = each clip's own length."""
         length = self.cut_frames
-        if length is None or self.fe.fixed is not None:
+        if length is None or not self.fe.time:
             return self.fe.fixed
-        if self.domain == "wave":
-            return self.fe.max_frames(length) if self.fe.trim_db is None else None
-        return length
+        return self.fe.max_frames(length) if self.domain == "wave" else length
+
+    @property
+    def key(self) -> str:
+        """Name of the class and a hash of its values, the front end aside: equal keys cut alike."""
+        values = repr([(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "fe"])
+        return f"{type(self).__name__.lower()}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
 
     def count(self, frames: int) -> int:
         """Upper bound of P for a clip of `frames` frames (domain "wave": samples)."""
@@ -277,43 +282,15 @@ class Zoom(Crops):
         for p in range(self.passes):
             rng = generator(row_id, seed, p)
             part = self._crop(x, rng)
-            parts.append(self._distort(part, (p - 1) % 4, rng) if p else part)
+            if p:
+                moved = rng.uniform(-self.warp, self.warp, 4) if rng.random() < self.warp_chance else np.zeros(4)
+                part = warps.distort(part, (p - 1) % 4, self.zoom, moved)
+            parts.append(part)
         return parts
 
     def _weights(self, passes: int) -> np.ndarray:
         rest = (1 - self.plain) / max(1, passes - 1)
         return np.array([self.plain if passes > 1 else 1.0] + [rest] * (passes - 1))
-
-    def _distort(self, part: np.ndarray, corner: int, rng: np.random.Generator) -> np.ndarray:
-        moved = rng.uniform(-self.warp, self.warp, 4) if rng.random() < self.warp_chance else np.zeros(4)
-        rows, columns = np.meshgrid(np.linspace(-1, 1, part.shape[1]), np.linspace(-1, 1, part.shape[2]), indexing="ij")
-        row_anchor, column_anchor = (-1, 1)[corner & 1], (-1, 1)[corner >> 1]
-        rows, columns = row_anchor + (rows - row_anchor) / self.zoom, column_anchor + (columns - column_anchor) / self.zoom
-        h = perspective(moved)
-        depth = h[2, 0] * rows + h[2, 1] * columns + 1
-        return sample(part, (h[0, 0] * rows + h[0, 1] * columns + h[0, 2]) / depth,
-                      (h[1, 0] * rows + h[1, 1] * columns + h[1, 2]) / depth)
-
-
-def perspective(moved: np.ndarray) -> np.ndarray:
-    """f64[3, 3] homography that takes the corners (+-1, +-1) outwards by moved f64[4] = top, bottom, left, right."""
-    top, bottom, left, right = moved
-    source = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
-    target = [(-1 - left, -1 - top), (-1 - right, 1 + top), (1 + left, -1 - bottom), (1 + right, 1 + bottom)]
-    rows, values = [], []
-    for (a, b), (u, v) in zip(source, target, strict=True):
-        rows += [[a, b, 1, 0, 0, 0, -u * a, -u * b], [0, 0, 0, a, b, 1, -v * a, -v * b]]
-        values += [u, v]
-    return np.append(np.linalg.solve(np.array(rows, float), np.array(values, float)), 1.0).reshape(3, 3)
-
-
-def sample(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """array[C, *rows.shape] of x[C, M, T] at places in [-1, 1], bilinear, mirrored outside, same dtype (images rounded)."""
-    from scipy.ndimage import map_coordinates
-
-    places = [(rows + 1) / 2 * (x.shape[1] - 1), (columns + 1) / 2 * (x.shape[2] - 1)]
-    out = np.stack([map_coordinates(channel.astype(np.float32), places, order=1, mode="mirror") for channel in x])
-    return (np.clip(np.rint(out), 0, 255) if x.dtype == np.uint8 else out).astype(x.dtype)
 
 
 VIEWS: dict[str, type[View]] = {
@@ -346,4 +323,8 @@ def build(spec: Mapping[str, Any], fe: FrontEnd) -> View:
     merge = own.pop("merge", "mean")
     if merge not in MERGES:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
-    return replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
+    view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
+    if view.domain == "wave" and fe.time and (fe.trim_db is not None or view.cut_frames is None):
+        raise SpecError(f"view.domain: \"wave\" wants a kind with `frames` and a front end without trim_db, since all cuts must "
+                        f"have one length; {fe.name} has trim_db = {fe.trim_db}")
+    return view
