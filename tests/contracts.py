@@ -31,10 +31,28 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "argus_skip_k7": ("aux_skip_attention", {"aux": False, "kernel": 7, "hidden": 2, "dropout": 0.2}),
     "argus_auxskip": ("aux_skip_attention", {}),
     "argus_rnnauxskip": ("aux_skip_attention", {"rnn": True}),
+    "erc_m2": ("dense_pyramid", {"blocks": 4, "levels": 3}),
+    "erc_m3": ("dense_pyramid", {"blocks": 5, "levels": 4}),
+    "viel_m1": ("dense_pyramid", {"blocks": 4, "levels": 1, "pool_last": True, "hidden": 128}),
+    "erc_dcase": ("scse_cnn", {}),
+    # hierarchical CNNs, ResNets and raw waveform
+    **{f"ex4_{dims}d_{aggregation}_b{base}x5": ("hierarchical_cnn", {"dims": dims, "aggregation": aggregation, "base": base})
+       for dims in (1, 2) for aggregation in ("max", "rnn") for base in (50, 100)},
+    "ex4_backbone_resnet18": ("resnet_backbone", {"depth": 18}),
+    "ex4_backbone_resnet34": ("resnet_backbone", {"depth": 34}),
+    "osciiart_resnet34": ("resnet_max", {"depth": 34}),
+    "osciiart_envnetv2": ("envnet_v2", {}),
 }
 
-RENAME: dict[str, dict[str, str]] = {}
+RENAME: dict[str, dict[str, str]] = {
+    "viel_m1": {key: f"conv{int(key[5]) + 1}{key[6:]}" for key in original_keys("viel_m1") if key.startswith("conv.")},
+}
 
-DROP: dict[str, set[str]] = {}
+DROP: dict[str, set[str]] = {
+    "ex4_backbone_resnet18": {"backbone.last_linear.weight", "backbone.last_linear.bias"},
+    "ex4_backbone_resnet34": {"backbone.last_linear.weight", "backbone.last_linear.bias"},
+    "osciiart_resnet34": {key for key in original_keys("osciiart_resnet34") if key.startswith(("base_model.", "last_linear2."))},
+    "osciiart_envnetv2": {key for key in original_keys("osciiart_envnetv2") if key.startswith("last_linear2.")},
+}
 
 FRONTENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {}

@@ -18,6 +18,11 @@ from torch import nn
 from ..errors import SpecError, did_you_mean
 from .cost import measure
 from .custom import build_custom, load_custom
+from .dense_pyramid import DensePyramid
+from .envnet import EnvNetV2
+from .hierarchical_cnn import HierarchicalCNN
+from .resnet import ResNetBackbone, ResNetMax
+from .scse_cnn import SCSECNN
 from .simple_cnn import SimpleCNN
 from .skip_attention import AuxSkipAttention
 
@@ -32,6 +37,7 @@ class Family:
     build              class or function of (classes, **params); its signature names the parameters
     about              one line for the table
     tiny               parameters of a small net for the property tests (its channels and bins are read from the module)
+    variants           further small nets for the same tests: other branches of the family
     table              parameters of the net shown in the table, where some have no default
     bins               input bins of the published front end, where the module takes any
     frames_per_second  of the published front end, for GMAC per second (samples for raw waves)
@@ -43,6 +49,7 @@ class Family:
     build: Callable[..., nn.Module]
     about: str
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Mapping[str, Any], ...] = ()
     table: Mapping[str, Any] = field(default_factory=dict)
     bins: int = 128
     frames_per_second: float = 64.0
@@ -55,7 +62,28 @@ FAMILIES: dict[str, Family] = {
         build=SimpleCNN, about="plain 2-D CNN (mhiro2 baseline, M0)", tiny={"base": 4, "channels": 1}),
     "aux_skip_attention": Family(
         build=AuxSkipAttention, about="skip connections, CBAM, auxiliary heads, optional LSTM (argus, FAT2019 1st)",
-        tiny={"base": 4}),
+        tiny={"base": 4}, variants=({"base": 4, "aux": False, "kernel": 3, "hidden": 2}, {"base": 4, "rnn": True})),
+    "dense_pyramid": Family(
+        build=DensePyramid, about="dense blocks, pyramid pooling (M1-M3, FAT2019 9th, ERC2019)", tiny={"base": 4, "hidden": 8},
+        variants=({"base": 4, "hidden": 8, "levels": 1, "pool_last": True}, {"base": 2, "hidden": 8, "blocks": 5, "levels": 4}),
+        keys=tuple((rf"conv\.{k}\.(.+)", rf"conv{k + 1}.\1") for k in range(8))),
+    "scse_cnn": Family(
+        build=SCSECNN, about="2 x 2 convolutions, scSE, fixed map (FAT2019 7th)", tiny={"base": 4}),
+    "hierarchical_cnn": Family(
+        build=HierarchicalCNN, about="residual CNN, every depth classified, 1-D or 2-D, max or GRU (FAT2019 3rd)",
+        tiny={"base": 4, "blocks": 3}, frames_per_second=43.1,
+        variants=({"base": 4, "aggregation": "rnn", "units": 4}, {"base": 4, "dims": 1, "bins": 17},
+                  {"base": 4, "dims": 1, "bins": 17, "aggregation": "rnn", "units": 4})),
+    "resnet_backbone": Family(
+        build=ResNetBackbone, about="ResNet-18/34, input batch norm, global maximum (FAT2019 3rd)", tiny={"base": 4},
+        frames_per_second=43.1, keys=((r"backbone\.last_linear\..+", None),)),
+    "resnet_max": Family(
+        build=ResNetMax, about="ResNet-34, global maximum, three linear layers (FAT2019 4th)",
+        tiny={"base": 4, "depth": 18, "hidden": 8}, frames_per_second=86.1,
+        keys=((r"base_model\..+", None), (r"last_linear2\..+", None))),
+    "envnet_v2": Family(
+        build=EnvNetV2, about="raw waveform CNN (FAT2019 4th)", tiny={"width": 0.1, "hidden": 8}, bins=1,
+        frames_per_second=44100.0, keys=((r"last_linear2\..+", None),)),
 }
 
 

@@ -81,7 +81,7 @@ def global_max(x: Tensor, frames: Tensor | None) -> Tensor:
 
 
 def run_recurrent(rnn: nn.RNNBase, x: Tensor, frames: Tensor | None) -> tuple[Tensor, Any]:
-    """(outputs [B, T, H], final state) of a batch-first recurrent net; each row ends, and its backward half starts, at its length."""
+    """(outputs [B, T, H], final state) of a batch-first recurrent net; a row ends, and is read backwards from, its own length."""
     if frames is None:
         return rnn(x)
     packed = nn.utils.rnn.pack_padded_sequence(x, frames.cpu(), batch_first=True, enforce_sorted=False)

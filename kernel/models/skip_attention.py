@@ -1,4 +1,4 @@
-"""`aux_skip_attention`: the skip-connection CNN with CBAM attention of FAT2019's 1st place, with its auxiliary and recurrent forms."""
+"""`aux_skip_attention`: skip connections under CBAM attention (FAT2019's 1st place), with auxiliary heads or an LSTM."""
 from __future__ import annotations
 
 import torch
