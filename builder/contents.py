@@ -67,8 +67,8 @@ def _check_name(path: Path) -> None:
     if name in RESERVED or name.startswith("dataset-cover-image."):
         raise UploadError(f"{name}: a reserved name; the client reads it and never uploads it")
     if not FILE_NAME.match(name) or path.suffix not in SUFFIXES:
-        raise UploadError(f"{name}: not a file of a bundle; plain ASCII names ending in {', '.join(SUFFIXES)} only (Kaggle unpacks "
-                          "archives and .pt files, and anything else may be a secret)")
+        raise UploadError(f"{name}: not a file of a bundle; plain ASCII names ending in {', '.join(SUFFIXES)} only (Kaggle "
+                          "unpacks archives and .pt files, and anything else may be a secret)")
 
 
 def _check_bytes(path: Path) -> None:

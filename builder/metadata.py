@@ -147,7 +147,8 @@ def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
     if data.get("subtitle"):
         _check_text("subtitle", data["subtitle"], SUBTITLE_CHARACTERS)
     licences = data.get("licenses")
-    if not isinstance(licences, list) or len(licences) != 1 or not isinstance(licences[0], Mapping) or set(licences[0]) != {"name"}:
+    one = isinstance(licences, list) and len(licences) == 1 and isinstance(licences[0], Mapping)
+    if not isinstance(licences, list) or not one or set(licences[0]) != {"name"}:
         raise fail("licenses", licences, 'a list of exactly one {"name": ...}')
     if licences[0]["name"] not in LICENCES:
         raise fail("licenses", licences[0]["name"], did_you_mean(str(licences[0]["name"]), LICENCES))
@@ -163,7 +164,7 @@ def _check_machine(data: Mapping[str, Any]) -> None:
     if machine in (None, ""):
         return
     if machine in RETIRED or str(machine).startswith("TpuV3") or str(machine).startswith("Tpu1Vm"):
-        raise fail("machine_shape", machine, f"retired; the server would substitute it, use {RETIRED.get(str(machine), 'no TPU')}")
+        raise fail("machine_shape", machine, f"retired, silently substituted; use {RETIRED.get(str(machine), 'no TPU')}")
     if machine not in MACHINES:
         raise fail("machine_shape", machine, did_you_mean(str(machine), MACHINES))
 
