@@ -1,7 +1,7 @@
 """Front ends: a waveform becomes the array that the store keeps, one clip at a time, full length, before any crop.
 
 Owns what is stored: a front end = wave rules x spectrum x scale x layout x normalisation, each a name in a table below, plus
-the dtype. The published systems' choices are in presets.py. Does not crop (views), and does not do what a net wants after the crop
+the dtype. The published systems are in presets.py. Does not crop (views), and does not do what a net wants after the crop
 (finish: deltas per tile, /255, channel repeat, in-net spectra).
 
 `python -m kernel.frontends` prints the table of presets.

@@ -1,0 +1,136 @@
+"""Front ends against their peers on the same clips: librosa, torch.stft, and a torchaudio-style dense mel.
+
+    python -m benchmarks.frontends [--rounds 7] [--seconds 120] [--threads 2]
+
+Rounds are interleaved; medians and ratios are printed, nothing is asserted. Clips are synthetic, 0.5 to 15 s. Every method
+runs with one intra-op thread; the last block runs whole clips on several Python threads.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two thread pools in one process clash (before numpy is imported)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import statistics  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from concurrent.futures import ThreadPoolExecutor  # noqa: E402
+
+import librosa  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from kernel import finish, frontends, spectra  # noqa: E402
+
+Method = Callable[[np.ndarray], np.ndarray]
+
+
+def make_clips(rate: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
+    """Noisy chirps of 0.5 to 15 s, `seconds` in all."""
+    rng, clips, total = np.random.default_rng(seed), [], 0.0
+    while total < seconds:
+        length = float(rng.uniform(0.5, 15))
+        t = np.arange(int(length * rate)) / rate
+        wave = 0.3 * np.sin(2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)) + 0.01 * rng.standard_normal(len(t))
+        clips.append(wave.astype(np.float32))
+        total += length
+    return clips
+
+
+def race(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each method over interleaved rounds, after one unmeasured call each."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for call in methods.values():
+        call()
+    for _ in range(rounds):
+        for name, call in methods.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def show(title: str, peer: str, times: dict[str, float], frames: int) -> None:
+    print(f"\n{title}")
+    for name, seconds in times.items():
+        print(f"  {name:34}{seconds / frames * 1e6:9.2f} us/frame {times[peer] / seconds:7.2f} x {peer}")
+
+
+def mel_methods(fe: frontends.FrontEnd) -> dict[str, Method]:
+    """Log-mel of one wave f32[S] -> dB [M, T], by us and by each peer, edges and clip included."""
+    shape = {"n_fft": fe.n_fft, "hop_length": fe.hop}
+    window = torch.hann_window(fe.n_fft)
+    dense = torch.from_numpy(librosa.filters.mel(sr=fe.rate, n_fft=fe.n_fft, n_mels=fe.mels, fmin=fe.fmin, fmax=fe.rate / 2))
+
+    def by_librosa(wave: np.ndarray) -> np.ndarray:
+        mel = librosa.feature.melspectrogram(y=wave, sr=fe.rate, n_mels=fe.mels, fmin=fe.fmin, fmax=fe.rate / 2,
+                                             pad_mode="reflect", **shape)
+        return librosa.power_to_db(mel)
+
+    def by_torch(wave: np.ndarray, root: bool) -> np.ndarray:
+        stft = torch.stft(torch.from_numpy(wave), window=window, return_complex=True, pad_mode="reflect", **shape)
+        parts = torch.view_as_real(stft)
+        power = stft.abs() ** 2 if root else parts[..., 0] ** 2 + parts[..., 1] ** 2
+        decibels = 10 * torch.log10(torch.clamp(dense @ power, min=1e-10))
+        return torch.clamp(decibels, min=float(decibels.max()) - 80).numpy()
+
+    return {"librosa": by_librosa, "torch.stft, abs ** 2": lambda wave: by_torch(wave, True),
+            "torchaudio style (re^2 + im^2, dense)": lambda wave: by_torch(wave, False), "ours": lambda wave: fe(wave)[0]}
+
+
+def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, threads: int) -> None:
+    fe = frontends.build({"rate": rate, "n_fft": n_fft, "hop": hop, "mels": 128, "fmin": 20.0})
+    clips, methods = make_clips(rate, seconds), mel_methods(fe)
+    frames = sum(fe.max_frames(len(clip)) for clip in clips)
+    worst = max(float(np.abs(methods["librosa"](clip) - methods["ours"](clip)).max()) for clip in clips)
+    times = race({name: lambda m=method: [m(clip) for clip in clips] for name, method in methods.items()}, rounds)
+    show(f"log-mel {rate} Hz, n_fft {n_fft}, hop {hop}, 128 mels: {len(clips)} clips, {frames} frames; "
+         f"ours - librosa: {worst:.1e} dB", "librosa", times, frames)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        spread = {f"{name}, {threads} threads over clips": lambda m=method: list(pool.map(m, clips))
+                  for name, method in methods.items()}
+        both = race({"librosa": lambda: [methods["librosa"](clip) for clip in clips], **spread}, rounds)
+    show(f"the same over {threads} threads against serial librosa", "librosa", both, frames)
+
+
+def compare_parts(seconds: float, rounds: int) -> None:
+    """PCEN, deltas, trim and chroma on the same arrays."""
+    clips = make_clips(44100, seconds, 1)
+    fe = frontends.build({"preset": "simongrest", "trim_db": None, "scale": "linear"})
+    power = [fe(clip)[0] for clip in clips]
+    frames = sum(p.shape[1] for p in power)
+    show("PCEN, 256 mels", "librosa", race({
+        "librosa": lambda: [librosa.pcen(p, sr=44100, hop_length=689, gain=0.6, bias=0.1, power=0.2, time_constant=0.4,
+                                         eps=1e-9, zi=np.zeros((256, 1), np.float32)) for p in power],
+        "ours": lambda: [spectra.pcen(p, frames_per_second=44100 / 689) for p in power]}, rounds), frames)
+    tiles = torch.randn(32, 1, 128, 256)
+    show("delta and delta-delta, tiles of 256 frames", "librosa", race({
+        "librosa": lambda: [librosa.feature.delta(tile[0].numpy(), order=o) for tile in tiles for o in (1, 2)],
+        "ours": lambda: [finish.delta(tiles, 9, o) for o in (1, 2)]}, rounds), 32 * 256)
+    show("trim (per 512-sample frame)", "librosa", race({
+        "librosa": lambda: [librosa.effects.trim(clip) for clip in clips],
+        "ours": lambda: [spectra.trim_bounds(clip) for clip in clips]}, rounds), sum(len(c) // 512 for c in clips))
+    stft = [np.abs(librosa.stft(clip, n_fft=2048, hop_length=512)) ** 2 for clip in clips]
+    turned, bank = [torch.from_numpy(np.ascontiguousarray(s.T)) for s in stft], spectra.chroma_bank(44100, 2048)
+    show("chroma from a power STFT", "librosa", race({
+        "librosa": lambda: [librosa.feature.chroma_stft(S=s, sr=44100, tuning=0) for s in stft],
+        "librosa with its tuning estimate": lambda: [librosa.feature.chroma_stft(S=s, sr=44100) for s in stft],
+        "ours": lambda: [spectra.chroma(p, bank) for p in turned]}, rounds), sum(s.shape[1] for s in stft))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=120.0, help="audio per set of clips")
+    parser.add_argument("--threads", type=int, default=2, help="Python threads of the clip-parallel rows")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, librosa {librosa.__version__}, numpy {np.__version__}; medians of {options.rounds} rounds")
+    for rate, n_fft, hop in ((44100, 2560, 690), (16000, 1024, 250)):
+        compare_mel(rate, n_fft, hop, options.seconds, options.rounds, options.threads)
+    compare_parts(options.seconds, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
