@@ -9,6 +9,7 @@ The work is done in builder/; this file reads the command line.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> int:
         if chosen.upload:
             from builder import upload
 
-            upload.upload(chosen.upload)
+            upload.upload(chosen.upload, os.environ, home=Path.home())
     except HourglassError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1

@@ -64,12 +64,13 @@ class OneClip:
     """A store that holds one synthetic clip: a chirp in noise, silent at both ends, the same on every machine."""
 
     row = SimpleNamespace(id="trial")
+    seconds = TRIAL_SECONDS
 
     def wave(self, rate: int) -> np.ndarray:
-        """f32[3 s x rate], peak 0.5."""
-        t = np.arange(int(TRIAL_SECONDS * rate)) / rate
+        """f32[seconds x rate], peak 0.5."""
+        t = np.arange(int(self.seconds * rate)) / rate
         x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * np.random.RandomState(0).standard_normal(len(t))
-        x *= np.clip(np.minimum(t - 0.1, TRIAL_SECONDS - 0.2 - t) / 0.05, 0, 1)
+        x *= np.clip(np.minimum(t - 0.1, self.seconds - 0.2 - t) / 0.05, 0, 1)
         return (0.5 * x / np.abs(x).max()).astype(np.float32)
 
     def get(self, fe: Any, row: Any) -> np.ndarray:
@@ -96,7 +97,7 @@ def try_member(ensemble: Ensemble, member: Member, state: dict[str, torch.Tensor
     try:
         inputs = predict.row_inputs(net, OneClip(), OneClip.row)  # type: ignore[arg-type]
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
-        with torch.inference_mode():
+        with torch.no_grad():
             out = backends.call_net(module, {k: v[:1].contiguous() for k, v in inputs.items()}, None)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise SpecError(f"member {member.name}: fails on {TRIAL_SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
@@ -117,7 +118,7 @@ def try_stacker(stacker: Stacker, classes: int, state: dict[str, torch.Tensor], 
         (1, classes, inputs + bool(stacker.average_weights))
     try:
         module.load_state_dict(models.rename(stacker.family, dict(stacker.params), state))
-        with torch.inference_mode():
+        with torch.no_grad():
             out = module(torch.full(shape, 0.1))
     except (RuntimeError, ValueError, TypeError) as error:
         raise SpecError(f"stacker {stacker.name}: fails on features {list(shape)} ({error}); check its params") from error
