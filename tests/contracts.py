@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from kernel import finish, frontends, views
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -22,6 +25,9 @@ def original_keys(contract: str) -> list[str]:
     """Keys of the authors' state dict, in their order."""
     return list(json.loads((GOLDENS / "state_dicts" / f"{contract}.json").read_text())["state_dict"])
 
+
+HACKEREARTH = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "resnest50d")
+FASTAI = {"0.0.": "conv1.", "0.1.": "bn1.", "0.4.": "layer1.", "0.5.": "layer2.", "0.6.": "layer3.", "0.7.": "layer4."}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # plain, attentive and dense 2-D CNNs
@@ -42,10 +48,30 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ex4_backbone_resnet34": ("resnet_backbone", {"depth": 34}),
     "osciiart_resnet34": ("resnet_max", {"depth": 34}),
     "osciiart_envnetv2": ("envnet_v2", {}),
+    # nets published in Keras, fastai and timm
+    "qrfaction_conv_avemax1": ("statistics_cnn", {}),
+    "qrfaction_conv_avemax3": ("statistics_cnn", {"pool": "max_first"}),
+    "qrfaction_concat": ("statistics_cnn", {"concat": True}),
+    "qrfaction_se_avemax1": ("statistics_cnn", {"excitation": True}),
+    "qrfaction_se_avemax3": ("statistics_cnn", {"excitation": True, "pool": "max_first"}),
+    "qrfaction_se_concat": ("statistics_cnn", {"excitation": True, "concat": True}),
+    **{f"qrfaction_msc_w{width:g}": ("statistics_cnn", {"stem": "multi_scale", "excitation": True, "width": width})
+       for width in (1.0, 1.5, 2.0)},
+    "jeong_mel": ("mel_densenet", {}),
+    "simongrest_sedensenet": ("se_densenet", {}),
+    **{f"filipmu_resnet{depth}": ("resnet_concat", {"depth": depth}) for depth in (18, 34)},
+    **{f"hackerearth_{model}": ("timm", {"model": model}) for model in HACKEREARTH},
+    # stackers
+    **{f"argus_stack_{run}": ("gated_mlp", {"hidden": hidden}) for run, hidden in ((43040, 35), (45041, 280), (50013, 560))},
+    "qrfaction_stacker": ("per_class_stacker", {}),
 }
 
 RENAME: dict[str, dict[str, str]] = {
     "viel_m1": {key: f"conv{int(key[5]) + 1}{key[6:]}" for key in original_keys("viel_m1") if key.startswith("conv.")},
+    **{contract: {key: FASTAI.get(key[:4], "head.") + key[4 if key[0] == "0" else 2:] for key in original_keys(contract)}
+       for contract in ("filipmu_resnet18", "filipmu_resnet34")},
+    **{contract: {key: f"backbone.{key}" for key in original_keys(contract)}
+       for contract in (f"hackerearth_{model}" for model in HACKEREARTH)},
 }
 
 DROP: dict[str, set[str]] = {
@@ -55,4 +81,44 @@ DROP: dict[str, set[str]] = {
     "osciiart_envnetv2": {key for key in original_keys("osciiart_envnetv2") if key.startswith("last_linear2.")},
 }
 
-FRONTENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+
+def front_end(preset: str, steps: tuple[Any, ...] = (), *, view: dict[str, Any] | None = None, part: int = 0,
+              dtype: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Function wave -> array of one preset: front end, one part of the view, finish; a single channel is dropped."""
+
+    def run(wave: np.ndarray) -> np.ndarray:
+        fe = frontends.build({"preset": preset})
+        cut = views.build(view or {"kind": "full"}, fe).cut(fe(wave), "golden")[part : part + 1]
+        x = finish.build(steps, fe)(torch.from_numpy(cut)).numpy()[0] if steps else cut[0]
+        return (x[0] if x.ndim == 3 and len(x) == 1 else x).astype(dtype or x.dtype)
+
+    return run
+
+
+def _qrfaction(hop: int, part: int) -> Callable[[np.ndarray], np.ndarray]:
+    return front_end("qrfaction_wave", ({"kind": "mel_in_net", "rate": 44100, "hop": hop},), view={"kind": "positions"}, part=part)
+
+
+def _jeong(rate: int) -> Callable[[np.ndarray], np.ndarray]:
+    return front_end(f"jeong_{rate}", ({"kind": "mel_in_net", "rate": rate, "hop": 128, "mel_power": 1.0},))
+
+
+FRONTENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "argus": front_end("argus", ("delta", {"kind": "scale", "divide": 100.0})),
+    "daisukelab_16k": front_end("daisukelab_16k"),
+    "daisukelab_44k": front_end("daisukelab"),
+    "viel": front_end("viel"),
+    "filipmu_224": front_end("filipmu"),
+    "colour_3band": front_end("filipmu_colour"),
+    "hackerearth": front_end("hackerearth"),
+    "simongrest_pcen": front_end("simongrest", dtype="float64"),
+    "ex4_mel": front_end("ex4_mel", ("frequency_map",)),
+    "ex4_stft": front_end("ex4_stft"),
+    **{f"qrfaction_mel_hop{hop}_{place}": _qrfaction(hop, part)
+       for hop in (512, 500) for part, place in enumerate(("first", "middle", "last"))},
+    "qrfaction_stats": front_end("qrfaction_statistics", dtype="float64"),
+    "qrfaction_length": front_end("qrfaction_length", ("flatten",), dtype="float64"),
+    **{f"jeong_{rate}": _jeong(rate) for rate in (16000, 32000, 44100)},
+    "osciiart_pad8": front_end("osciiart_pad8"),
+    "osciiart_pad64": front_end("osciiart_pad64"),
+}

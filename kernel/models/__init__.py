@@ -21,10 +21,18 @@ from .custom import build_custom, load_custom
 from .dense_pyramid import DensePyramid
 from .envnet import EnvNetV2
 from .hierarchical_cnn import HierarchicalCNN
+from .mel_densenet import MelDenseNet
 from .resnet import ResNetBackbone, ResNetMax
+from .resnet_concat import ORIGINAL_KEYS as FASTAI_KEYS
+from .resnet_concat import ResNetConcat
 from .scse_cnn import SCSECNN
+from .se_densenet import SEDenseNet
+from .sed import SEDTagger
 from .simple_cnn import SimpleCNN
 from .skip_attention import AuxSkipAttention
+from .stackers import GatedMLP, PerClassStacker
+from .statistics_cnn import StatisticsCNN
+from .timm_backbone import TimmTagger
 
 __all__ = ["FAMILIES", "Family", "build", "load_custom", "measure", "rename"]
 V = TypeVar("V")
@@ -84,6 +92,36 @@ FAMILIES: dict[str, Family] = {
     "envnet_v2": Family(
         build=EnvNetV2, about="raw waveform CNN (FAT2019 4th)", tiny={"width": 0.1, "hidden": 8}, bins=1,
         frames_per_second=44100.0, keys=((r"last_linear2\..+", None),)),
+    "statistics_cnn": Family(
+        build=StatisticsCNN, about="mel CNN with a GRU over waveform statistics (FAT2019 2nd, Keras)", tiny={"width": 0.08},
+        variants=({"width": 0.08, "excitation": True, "concat": True, "pool": "max_first"},
+                  {"width": 0.08, "stem": "multi_scale", "excitation": True}), frames_per_second=86.1),
+    "se_densenet": Family(
+        build=SEDenseNet, about="dense net with squeeze-and-excitation, PCEN picture (FAT2019 44th)",
+        tiny={"layers": 5, "growth": 4}, variants=({"layers": 5, "growth": 4, "full_length": True},), frames_per_second=64.0),
+    "mel_densenet": Family(
+        build=MelDenseNet, about="the same with 'same' pools, full length (DCASE 2018 1st, Keras)",
+        tiny={"growth": 4, "bins": 20}, frames_per_second=250.0),
+    "resnet_concat": Family(
+        build=ResNetConcat, about="ResNet-18/34, fastai's concat-pool head (filipmu)",
+        tiny={"base": 4, "depth": 18, "hidden": 8}, bins=224, frames_per_second=59.1, keys=FASTAI_KEYS),
+    "timm": Family(
+        build=TimmTagger, about="any timm model, linear or concat-pool head (HackerEarth 3rd); needs timm",
+        tiny={"model": "test_efficientnet"}, variants=({"model": "resnet10t", "in_chans": 1, "head": "concat", "hidden": 8},),
+        table={"model": "efficientnet_b0"}, frames_per_second=86.1, keys=(
+            (r"0\.model\.(.+)", r"backbone.\1"), (r"1\.(\d+\..+)", r"concat_head.\1"),
+            (r"(?!backbone\.|concat_head\.)(.+)", r"backbone.\1"))),
+    "sed": Family(
+        build=SEDTagger, about="any timm backbone, frame-wise attention head (BirdCLEF winners); needs timm",
+        tiny={"model": "test_efficientnet", "bins": 32},
+        variants=({"model": "test_efficientnet", "bins": 32, "score": "mean"},),
+        table={"model": "efficientnet_b0"}, frames_per_second=100.0, keys=((r"encoder\.(.+)", r"backbone.\1"),)),
+    "gated_mlp": Family(
+        build=GatedMLP, about="stacker: gated MLP over all members' probabilities (FAT2019 1st)", stacker=True,
+        tiny={"features": 12, "hidden": 3, "width": 4}),
+    "per_class_stacker": Family(
+        build=PerClassStacker, about="stacker: each class's own weights, then one linear layer (FAT2019 2nd)", stacker=True,
+        tiny={"inputs": 3}),
 }
 
 

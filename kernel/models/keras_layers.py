@@ -1,6 +1,6 @@
 """Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) need to give their numbers.
 
-Owns TensorFlow's "same" pools, Keras batch norm, the numbering of Keras layer names, and the way from Keras arrays to torch tensors.
+Owns TensorFlow's "same" pools, Keras batch norm, Keras layer names, and the way from Keras arrays to torch tensors.
 Does not read .h5 files: `training.checkpoints` does.
 """
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .blocks import Tagger
 
 KINDS = ("conv2d", "dense", "batch_normalization", "bidirectional")  # Keras layer kinds that hold arrays
 
@@ -30,8 +32,8 @@ class BatchNorm(nn.BatchNorm2d):
         nn.Module._load_from_state_dict(self, *args)  # torch's own would ask for the counter
 
 
-class NumberedLayers(nn.Module):
-    """A module whose layers carry Keras names, numbered per kind in creation order: conv2d_1, conv2d_2, dense_1, ..."""
+class NumberedLayers(Tagger):
+    """A net whose layers carry Keras names, numbered per kind in creation order: conv2d_1, conv2d_2, dense_1, ..."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,16 +75,17 @@ def torch_state(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Tensor]
     """Torch state dict of a Keras net's arrays, under the names of a fresh Keras session.
 
     layers: Keras layer name -> its arrays in Keras order. A later model of one session has higher numbers, so layers
-    are numbered anew by rank within their kind. Layers of other kinds that hold arrays (the frozen mel layer) are left out.
+    are numbered anew by rank within their kind. Left out: layers of other kinds that hold arrays (the frozen mel layer) and
+    batch norms of one channel (over the waveform, before it).
     Source: contracts of the Keras nets (kernel order, CuDNNGRU gates z, r, h; torch wants r, z, n).
     """
     state: dict[str, Tensor] = {}
     for kind in KINDS:
         found = {int(m[1] or 0): arrays for name, arrays in layers.items() if (m := re.fullmatch(rf"{kind}(?:_(\d+))?", name))}
-        for rank, number in enumerate(sorted(found), start=1):
-            arrays = [np.asarray(a, np.float32) for a in found[number] if np.size(a)]
-            if arrays:
-                state |= {f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in _LEAVES[kind](arrays)}
+        kept = [arrays for _, arrays in sorted(found.items()) if not (kind == "batch_normalization" and np.size(arrays[0]) == 1)]
+        for rank, arrays in enumerate(kept, start=1):
+            leaves = _LEAVES[kind]([np.asarray(a, np.float32) for a in arrays])
+            state |= {f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in leaves}
     return state
 
 

@@ -5,8 +5,10 @@ Owns the gated MLP (FAT2019, 1st place) and the per-class stacker (2nd place). D
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .blocks import Tagger
 
 
 class Gate(nn.Module):
@@ -21,7 +23,7 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x))))
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Tagger):
     """Logits f32[B, K] of f32[B, features] probabilities, member after member.
 
     features  members x classes (560 = 7 x 80 in the original)
@@ -31,13 +33,9 @@ class GatedMLP(nn.Module):
     Source: lRomul/argus-freesound src/stacking/models.py (FCNet), train_stacking.py.
     """
 
-    output = "logits"
-    channels = bins = None
-    min_frames = 1
-    max_frames = fixed_frames = None
     maskable = False
 
-    def __init__(self, classes: int, *, features: int = 560, hidden: int = 35, width: int = 512, dropout: float = 0.0) -> None:
+    def __init__(self, classes: int, features: int = 560, hidden: int = 35, width: int = 512, dropout: float = 0.0) -> None:
         super().__init__()
         self.scale = Gate(features, hidden)
         self.linear1 = nn.Linear(features, 2 * width)
@@ -46,6 +44,10 @@ class GatedMLP(nn.Module):
         self.relu2 = nn.PReLU()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width, classes)
+
+    def example(self, frames: int) -> Tensor:
+        """An input of one clip, all zeros."""
+        return torch.zeros(1, self.linear1.in_features)
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         x = self.dropout(self.relu1(self.linear1(self.scale(x))))
@@ -63,7 +65,7 @@ class ClassWeights(nn.Module):
         return (x * self.weight).sum(2)
 
 
-class PerClassStacker(nn.Module):
+class PerClassStacker(Tagger):
     """Scores in (0, 1), f32[B, K], of f32[B, K, inputs] probabilities; the last input is the members' weighted average.
 
     Own weights per class, then one linear layer that mixes classes, then (tanh(x - 1.6) + 1) / 2.
@@ -71,16 +73,17 @@ class PerClassStacker(nn.Module):
     """
 
     output = "probabilities"
-    channels = bins = None
-    min_frames = 1
-    max_frames = fixed_frames = None
     maskable = False
 
-    def __init__(self, classes: int, *, inputs: int = 7) -> None:
+    def __init__(self, classes: int, inputs: int = 7) -> None:
         super().__init__()
         self.local = ClassWeights(classes, inputs)
         self.dense = nn.Linear(classes, classes, bias=False)
         nn.init.eye_(self.dense.weight)
+
+    def example(self, frames: int) -> Tensor:
+        """An input of one clip, all zeros."""
+        return torch.zeros(1, *self.local.weight.shape)
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         return (torch.tanh(self.dense(self.local(x)) - 1.6) + 1) / 2

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import SpecError, did_you_mean
 from .keras_layers import BatchNorm, NumberedLayers, average_pool_same, max_pool_same
@@ -21,7 +21,7 @@ STATISTICS = 12  # per step: mean, std, range, nine percentiles
 UNITS = 128  # GRU units per direction
 FILTERS = (96, 128, 256, 512)
 POOL_SIZES = (2, 2, 3)  # pool B of blocks 1-3, stride 2; block 4 has none
-STEMS = ("single", "multi_scale")
+STEMS = {"single": (64, (3,)), "multi_scale": (96, (3, 5, 7))}  # maps, kernel sizes
 POOLS = ("average_first", "max_first")
 
 
@@ -54,15 +54,10 @@ class StatisticsCNN(NumberedLayers):
     width       factor on the blocks' filters
     """
 
-    output = "logits"
-    channels = 1
     bins = BINS
-    min_frames = 1
-    max_frames = None
-    fixed_frames = None
     maskable = False
 
-    def __init__(self, classes: int, *, stem: str = "single", excitation: bool = False, concat: bool = False,
+    def __init__(self, classes: int, stem: str = "single", excitation: bool = False, concat: bool = False,
                  pool: str = "average_first", width: float = 1.0) -> None:
         super().__init__()
         for key, value, choices in (("stem", stem, STEMS), ("pool", pool, POOLS)):
@@ -70,10 +65,11 @@ class StatisticsCNN(NumberedLayers):
                 raise SpecError(f"statistics_cnn: {key} = {value!r}: {did_you_mean(str(value), choices)}")
         self.pool = pool
         self.batch_norm_statistics = self.add("batch_normalization", BatchNorm(STATISTICS))
-        self.recurrent = [self.add("bidirectional", nn.GRU(n, UNITS, batch_first=True, bidirectional=True)) for n in (STATISTICS, UNITS)]
-        self.stem = self._stage(1, 64, (3,), excitation, bias=False) if stem == "single" else \
-            self._stage(1, 96, (3, 5, 7), excitation, bias=False)
-        self.blocks, before = [], 64 if stem == "single" else 96
+        self.recurrent = [self.add("bidirectional", nn.GRU(features, UNITS, batch_first=True, bidirectional=True))
+                          for features in (STATISTICS, UNITS)]
+        before, sizes = STEMS[stem]
+        self.stem = self._stage(1, before, sizes, excitation, bias=False)
+        self.blocks = []
         for index, filters in enumerate(int(f * width) for f in FILTERS):
             first = self._stage(before, filters, (3,), excitation)
             second = self._stage(filters, filters, (3,), excitation)
@@ -84,7 +80,8 @@ class StatisticsCNN(NumberedLayers):
         self.head = self.add("dense", nn.Linear(2 * before + UNITS + 1, classes))
 
     def _stage(self, before: int, maps: int, sizes: tuple[int, ...], excitation: bool, bias: bool = True) -> Stage:
-        convolutions = tuple(self.add("conv2d", nn.Conv2d(before, maps // len(sizes), k, padding=k // 2, bias=bias)) for k in sizes)
+        share = maps // len(sizes)
+        convolutions = tuple(self.add("conv2d", nn.Conv2d(before, share, k, padding=k // 2, bias=bias)) for k in sizes)
         norm = self.add("batch_normalization", BatchNorm(maps))
         if not excitation:
             return Stage(convolutions=convolutions, norm=norm)
@@ -124,6 +121,11 @@ class StatisticsCNN(NumberedLayers):
         for name in self.recurrent:
             x = self.get_submodule(name)(x)[0].unflatten(2, (2, UNITS)).sum(2)  # the two directions are added
         return x.amax(1)
+
+    def example(self, frames: int) -> dict[str, Tensor]:
+        """An input of one clip with `frames` mel frames, all zeros."""
+        return {"mel": torch.zeros(1, 1, BINS, frames), "statistics": torch.zeros(1, 128, STATISTICS),
+                "length": torch.zeros(1, 1)}
 
     def forward(self, x: Mapping[str, Tensor], frames: Tensor | None = None) -> Tensor:
         mel, statistics = x["mel"], x["statistics"]

@@ -1,0 +1,87 @@
+"""`sed`: any timm backbone under the frame-wise attention head of BirdCLEF winners (sound event detection).
+
+Owns the attention head and what of it becomes a row's score. Like every timm net it cannot be masked.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SpecError, did_you_mean
+from .blocks import Tagger
+from .timm_backbone import create, declare_widths, image_size
+
+SCORES = ("clip", "frame_max", "mean")
+
+
+class AttentionHead(nn.Module):
+    """(clip-wise f32[B, K], frame-wise f32[B, K, T]) probabilities of features f32[B, F, T].
+
+    The clip-wise score is the frames' sigmoid weighted by a softmax over time of tanh scores, per class.
+    Source: PANNs (Kong et al. 2020), as used in the BirdCLEF kernels ("AttBlockV2").
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.att = nn.Conv1d(features, classes, 1)
+        self.cla = nn.Conv1d(features, classes, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights = torch.softmax(torch.tanh(self.att(x)), dim=-1)
+        frame_wise = torch.sigmoid(self.cla(x))
+        return (weights * frame_wise).sum(-1), frame_wise
+
+
+class SEDTagger(Tagger):
+    """Probabilities f32[B, K] of x f32[B, in_chans, bins, T].
+
+    model     a timm model name; in_chans its input channels; options as in family `timm`
+    bins      mel bins: the batch norm at the input works per bin
+    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (its highest frame) or "mean" of both
+    dropout   before and after the hidden layer, training only
+    """
+
+    output = "probabilities"
+    maskable = False
+    backbone: Any  # a timm model, with its forward_features and num_features
+
+    def __init__(self, classes: int, model: str, in_chans: int = 1, bins: int = 128, score: str = "clip", dropout: float = 0.5,
+                 options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        if score not in SCORES:
+            raise SpecError(f"sed: score = {score!r}: {did_you_mean(score, SCORES)}")
+        self.channels, self.bins, self.score = in_chans, bins, score
+        make = functools.partial(create, model, {**(options or {}), "in_chans": in_chans, "num_classes": 0, "global_pool": ""})
+        self.bn0 = nn.BatchNorm2d(bins)
+        self.backbone = make()
+        if image_size(self.backbone):
+            raise SpecError(f"sed: the head needs a feature map over time and {model} has none; choose a convolutional model")
+        features = int(self.backbone.num_features)
+        self.dropout = nn.Dropout(dropout)
+        self.fc1 = nn.Linear(features, features)
+        self.att_block = AttentionHead(features, classes)
+        declare_widths(self, make)
+
+    def clip_and_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(clip-wise f32[B, K], frame-wise f32[B, K, T]): frames are the backbone's steps, repeated to the input's T."""
+        clip, steps = self._head(x)
+        return clip, F.interpolate(steps, size=x.shape[-1], mode="nearest")
+
+    def _head(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.bn0(x.transpose(1, 2)).transpose(1, 2)
+        x = self.backbone.forward_features(x).mean(2)
+        x = F.max_pool1d(x, 3, 1, 1) + F.avg_pool1d(x, 3, 1, 1)
+        x = F.relu(self.fc1(self.dropout(x).transpose(1, 2))).transpose(1, 2)
+        return self.att_block(self.dropout(x))
+
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        clip, steps = self._head(x)
+        if self.score == "clip":
+            return clip
+        highest = steps.amax(-1)
+        return highest if self.score == "frame_max" else (clip + highest) / 2
