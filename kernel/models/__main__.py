@@ -12,7 +12,7 @@ def row(name: str, family: Family, classes: int = 80) -> tuple[str, ...]:
     fixed, most, least = (getattr(module, k, None) for k in ("fixed_frames", "max_frames", "min_frames"))
     frames = str(fixed) if fixed else f"{least}-{most}" if most else f"{least}+"
     span = fixed or most
-    gmac = cost.gmac_a if span else cost.gmac_b * family.frames_per_second
+    gmac = cost.gmac_a + cost.gmac_b * span if span else cost.gmac_b * family.frames_per_second
     per = "clip" if family.stacker else f"{span} frames" if span else "second"
     return (name, str(channels), "-" if family.stacker else str(bins), "-" if family.stacker else frames,
             f"{cost.parameters:,}", f"{gmac:.3f} / {per}", family.about)

@@ -80,7 +80,7 @@ def global_max(x: Tensor, frames: Tensor | None) -> Tensor:
     return bury_tail(x, frames).amax((-2, -1))
 
 
-def run_recurrent(rnn: nn.RNNBase, x: Tensor, frames: Tensor | None) -> tuple[Tensor, Any]:
+def run_recurrent(rnn: nn.Module, x: Tensor, frames: Tensor | None) -> tuple[Tensor, Any]:
     """(outputs [B, T, H], final state) of a batch-first recurrent net; a row ends, and is read backwards from, its own length."""
     if frames is None:
         return rnn(x)

@@ -63,17 +63,18 @@ def _forward(module: nn.Module, x: Any) -> tuple[float, float]:
 def measure(module: nn.Module, bins: int, channels: int) -> Cost:
     """Cost of one forward of one clip (batch 1, float32), linear in frames: a + b x frames.
 
-    Taken at two widths, or at one (b = 0) where the net takes only one or two. A net with several inputs or without a time
-    axis declares `example(frames) -> input`.
+    Taken at two widths, at the smallest and largest where the net is bounded, at one (b = 0) where it is fixed. A net with
+    several inputs or without a time axis declares `example(frames) -> input`.
     """
     net = copy.deepcopy(module).to("meta").eval()
     least, most = int(getattr(module, "min_frames", 1)), getattr(module, "max_frames", None)
     fixed = getattr(module, "fixed_frames", None)
     width = -(-4 * least // STEP_FRAMES) * STEP_FRAMES
-    widths = [fixed] if fixed else [least] if most is not None and most < 2 * width else [width, 2 * width]
+    widths = [fixed] if fixed else [least, most] if most is not None and most < 2 * width else [width, 2 * width]
+    example: Any = getattr(module, "example", None)
     points = []
     for frames in widths:
-        x = module.example(frames) if hasattr(module, "example") else torch.zeros(1, channels, bins, frames, device="meta")
+        x = example(frames) if example else torch.zeros(1, channels, bins, frames, device="meta")
         x = {k: v.to("meta") for k, v in x.items()} if isinstance(x, dict) else x.to("meta")
         points.append(_forward(net, x))
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -18,7 +18,7 @@ from ..errors import SpecError, did_you_mean
 from .blocks import Tagger
 
 FOLDER = Path(__file__).resolve().parent.parent / "custom"  # where the builder's wheel carries users' files
-DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_frames")
+DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_frames", "maskable")
 
 
 def find_file(name: str) -> Path:
@@ -69,8 +69,9 @@ def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Modul
         module = cls(**values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError(f"family {name!r}: {cls.__name__}({dict(values)}): {error}; correct params") from error
-    for attribute in DECLARED:
-        if not hasattr(module, attribute):
-            setattr(module, attribute, getattr(Tagger, attribute))
-    module.maskable = "frames" in inspect.signature(module.forward).parameters and getattr(module, "maskable", True)
+    declared: dict[str, Any] = {k: getattr(Tagger, k) for k in DECLARED if not hasattr(module, k)}
+    if "frames" not in inspect.signature(module.forward).parameters:
+        declared["maskable"] = False
+    for attribute, value in declared.items():
+        setattr(module, attribute, value)
     return module

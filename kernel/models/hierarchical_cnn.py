@@ -48,6 +48,17 @@ class PoolingBlock(nn.ModuleDict):
         return self["5"](self["4"](self["3"](x)), pooled(frames, 2))
 
 
+class RecurrentSummary(nn.Sequential):
+    """Both final states [B, 2 x units] of a bidirectional GRU over layer-normed steps [B, T, depth]; keys 0 and 1."""
+
+    def __init__(self, depth: int, units: int) -> None:
+        super().__init__(nn.LayerNorm(depth), nn.GRU(depth, units, batch_first=True, bidirectional=True))
+
+    def forward(self, steps: Tensor, frames: Tensor | None = None) -> Tensor:
+        _, final = run_recurrent(self[1], self[0](steps), frames)
+        return torch.cat([final[0], final[1]], 1)
+
+
 class HierarchicalCNN(Tagger):
     """Logits f32[B, K] of log spectra: x f32[B, 1, M, T], T >= 2 ** blocks (the 2-D net wants M >= 2 ** blocks too).
 
@@ -75,8 +86,7 @@ class HierarchicalCNN(Tagger):
         summarised = depths[1 + first:]
         self.rnns = None
         if aggregation == "rnn":
-            self.rnns = nn.ModuleList(nn.Sequential(nn.LayerNorm(d), nn.GRU(d, units, batch_first=True, bidirectional=True))
-                                      for d in summarised)
+            self.rnns = nn.ModuleList(RecurrentSummary(depth, units) for depth in summarised)
         joined = sum(summarised) if self.rnns is None else 2 * units * len(summarised)
         self.output_transform = linear_head(joined, classes, dropout)
 
@@ -93,10 +103,8 @@ class HierarchicalCNN(Tagger):
         if self.rnns is None:
             highest = max_time(x, frames)
             return highest if self.dims == 1 else highest.amax(-1)
-        norm, gru = self.rnns[k]
         steps = x if self.dims == 1 else x.mean(2)
-        final = run_recurrent(gru, norm(steps.transpose(1, 2)), frames)[1]
-        return torch.cat([final[0], final[1]], 1)
+        return self.rnns[k](steps.transpose(1, 2), frames)
 
 
 def add_frequency_map(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # basic blocks per stage; Source:
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions plus the input (through a strided 1 x 1 convolution where the shape changes)."""
+    """Two 3 x 3 convolutions plus the input (through a strided 1 x 1 convolution where the shape changes), and its lengths."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class BasicBlock(nn.Module):
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
-    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(zero_tail(x, frames))))
-        y = self.bn2(self.conv2(zero_tail(y, pooled(frames, 3, self.stride, 1))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        y, frames = F.relu(self.bn1(self.conv1(zero_tail(x, frames)))), pooled(frames, 3, self.stride, 1)
+        y = self.bn2(self.conv2(zero_tail(y, frames)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x))), frames
 
 
 class ResNetBody(Tagger):
@@ -54,7 +54,7 @@ class ResNetBody(Tagger):
         x, frames = F.max_pool2d(bury_tail(x, frames), 3, 2, padding=1), pooled(frames, 3, 2, 1)
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             for block in self.get_submodule(stage).children():
-                x, frames = block(x, frames), pooled(frames, 3, block.stride, 1)
+                x, frames = block(x, frames)
         return x, frames
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
