@@ -181,6 +181,7 @@ class InNetMel:
     """The mel layer inside the Keras nets: a cut of the waveform [P, 1, 1, S] becomes dB below its own peak [P, 1, mels, t'].
 
     t' = ceil(S / hop) (TF "same" padding). mel_power 2 (qrfaction) or 1 = square root of the mel of power (Jeong).
+    transform "fft", or "convolution" for the original's rounding at some ten times the cost: spectra.kapre_mel.
     Source: qrfaction code/time_frequency.py (hop 512 at HEAD, 500 by its README); finejuly utils/model.py.
     """
 
@@ -191,15 +192,18 @@ class InNetMel:
     fmin: float = 0.0
     fmax: float | None = None
     mel_power: float = 2.0
+    transform: str = "fft"
 
     def __post_init__(self) -> None:
         if min(self.rate, self.n_fft, self.hop, self.mels) < 1 or self.mel_power not in (1.0, 2.0):
             raise SpecError("mel_in_net: rate, n_fft, hop and mels must be positive, mel_power 1 or 2")
+        if self.transform not in ("fft", "convolution"):
+            raise SpecError(f"mel_in_net.transform: {self.transform!r} is unknown; choose one of: convolution, fft")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([spectra.kapre_mel(
-            wave, rate=self.rate, n_fft=self.n_fft, hop=self.hop, mels=self.mels, fmin=self.fmin,
-            fmax=self.fmax or self.rate / 2, mel_power=self.mel_power)[None] for wave in x[:, 0, 0]])
+        bank = spectra.mel_bank(self.rate, self.n_fft, self.mels, self.fmin, self.fmax or self.rate / 2, device=str(x.device))
+        return torch.stack([spectra.kapre_mel(wave, n_fft=self.n_fft, hop=self.hop, bank=bank, mel_power=self.mel_power,
+                                              convolution=self.transform == "convolution")[None] for wave in x[:, 0, 0]])
 
     def shape(self, c: int, m: int, t: int) -> Shape:
         if (c, m) != (1, 1):

@@ -152,6 +152,7 @@ class FrontEnd:
         return self.channels * self.bins * self.max_frames(samples) * self.dtype.itemsize
 
     @torch.inference_mode()
+    @spectra.one_thread()
     def __call__(self, wave: np.ndarray) -> np.ndarray:
         """array[C, M, T], C-contiguous, fe.dtype, of a mono wave f32[S] at fe.rate; finite for every finite wave.
 

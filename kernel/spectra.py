@@ -10,6 +10,7 @@ because a block of frames is then one contiguous matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,24 @@ BLOCK_SAMPLES = 1 << 18  # frames x n_fft per FFT block, so that buffers stay in
 FILTERS_PER_PART = 16  # mel bands start at multiples of this: full vector registers in the product
 PART_COST = 1500  # what one more banded product costs, in multiply-adds per frame (measured)
 AMIN = 1e-10  # smallest power that counts, dB. Source: librosa power_to_db
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the block with one intra-op thread: MKL's products round differently on two. No-op where one is already set.
+
+    The setting belongs to the calling thread; torch also hands it to threads that use it for the first time meanwhile, so an
+    engine with several threads sets its own counts before it starts.
+    """
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def reflect(wave: np.ndarray, before: int, after: int) -> np.ndarray:
@@ -229,15 +248,30 @@ def wave_statistics(wave: np.ndarray, steps: int = 128) -> np.ndarray:
     return out
 
 
-def kapre_mel(wave: torch.Tensor, *, rate: int, n_fft: int, hop: int, mels: int, fmin: float, fmax: float,
-              mel_power: float) -> torch.Tensor:
+@lru_cache(maxsize=8)
+def dft_kernels(n_fft: int, device: str = "cpu") -> torch.Tensor:
+    """f32[2 (n_fft//2+1), 1, n_fft]: windowed cosines, then sines, rounded as kapre rounds them (window first, product second)."""
+    angles = 2 * np.pi / n_fft * np.outer(np.arange(n_fft // 2 + 1), np.arange(n_fft))
+    kernels = np.concatenate([np.cos(angles), -np.sin(angles)]) * hann(n_fft).float().double().numpy()
+    return torch.from_numpy(kernels.astype(np.float32))[:, None].to(device)
+
+
+def kapre_mel(wave: torch.Tensor, *, n_fft: int, hop: int, bank: MelBank, mel_power: float, convolution: bool) -> torch.Tensor:
     """f32[mels, ceil(S / hop)] dB below the wave's own peak, in [-80, 0]: the mel layer inside the Keras nets.
 
-    mel_power 2 = mel of power; 1 = its square ROOT (not a mel of magnitudes). Source: kapre 0.1 (`power_melgram`).
+    mel_power    2 = mel of power; 1 = its square ROOT (not a mel of magnitudes). Source: kapre 0.1 `power_melgram`
+    convolution  True = the original's float32 DFT by convolution, rounding included (within 2e-5 dB of it); False = FFT, nearer
+                 the true spectrum and about ten times faster, up to 4e-3 dB away in quiet bins beside loud ones
     """
-    device = str(wave.device)
     padded = torch.nn.functional.pad(wave, same_padding(len(wave), n_fft, hop))
-    mel = spectrogram(padded, hann(n_fft, device=device), hop, 2.0, mel_bank(rate, n_fft, mels, fmin, fmax, device=device))
+    with one_thread():
+        if convolution:
+            parts = torch.nn.functional.conv1d(padded[None, None], dft_kernels(n_fft, str(wave.device)), stride=hop)[0].square_()
+            power = (parts[: n_fft // 2 + 1] + parts[n_fft // 2 + 1 :]).T.contiguous()
+            mel = power.new_empty((len(power), bank.mels))
+            bank(power, mel)
+        else:
+            mel = spectrogram(padded, hann(n_fft, device=str(wave.device)), hop, 2.0, bank)
     if mel_power == 1.0:
         mel.sqrt_()
     return decibels_below_peak(mel).T.contiguous()

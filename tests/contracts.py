@@ -96,11 +96,13 @@ def front_end(preset: str, steps: tuple[Any, ...] = (), *, view: dict[str, Any] 
 
 
 def _qrfaction(hop: int, part: int) -> Callable[[np.ndarray], np.ndarray]:
-    return front_end("qrfaction_wave", ({"kind": "mel_in_net", "rate": 44100, "hop": hop},), view={"kind": "positions"}, part=part)
+    mel = {"kind": "mel_in_net", "rate": 44100, "hop": hop, "transform": "convolution"}
+    return front_end("qrfaction_wave", (mel,), view={"kind": "positions"}, part=part)
 
 
 def _jeong(rate: int) -> Callable[[np.ndarray], np.ndarray]:
-    return front_end(f"jeong_{rate}", ({"kind": "mel_in_net", "rate": rate, "hop": 128, "mel_power": 1.0},))
+    mel = {"kind": "mel_in_net", "rate": rate, "hop": 128, "mel_power": 1.0, "transform": "convolution"}
+    return front_end(f"jeong_{rate}", (mel,))
 
 
 FRONTENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
