@@ -1,0 +1,210 @@
+"""Devices and the ways to run a net on them: the only module that knows their names.
+
+Owns the device probe (a real operation, never a flag), the torch runners for CPU and CUDA, and the choice among back
+ends. Every fast path is checked against plain eager fp32 torch before it is believed, and the report says which one ran.
+Does not group rows, cut views or turn logits into probabilities.
+"""
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import DeviceError
+
+Inputs = Mapping[str, torch.Tensor]
+AGREEMENT_FP32 = 1e-5  # between back ends (DESIGN promise 3)
+AGREEMENT_HALF = 2e-2  # logits of half precision against fp32, relative to the largest: reliability.md 2.3, performance.md 2
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One usable device: `name` for torch ("cpu", "cuda:0"), `about` for people, memory in bytes (0 = the host's)."""
+
+    name: str
+    about: str
+    memory_bytes: int = 0
+
+    @property
+    def cuda(self) -> bool:
+        return self.name.startswith("cuda")
+
+
+def probe(name: str) -> Device:
+    """The device after a convolution really ran on it.
+
+    Raises  DeviceError when it is absent, broken, or the build has no kernels for it (P100 under a cu128 build)
+    """
+    try:
+        device = torch.device(name)
+        x = torch.ones(1, 1, 8, 8, device=device)
+        y = torch.nn.functional.conv2d(x, torch.ones(1, 1, 3, 3, device=device)).sum().item()
+        if y != 324.0:
+            raise DeviceError(f"{name}: a 3x3 convolution of ones gave {y}, not 324; the device is not used")
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError when it was built without CUDA
+        raise DeviceError(f"{name}: the probe operation failed ({error}); the device is not used") from error
+    if device.type != "cuda":
+        return Device(name="cpu", about=f"{torch.get_num_threads()} CPU threads")
+    properties = torch.cuda.get_device_properties(device)
+    return Device(name=name, about=properties.name, memory_bytes=properties.total_memory)
+
+
+def find_devices(wanted: str) -> tuple[list[Device], list[str]]:
+    """Usable devices and the notes on those that failed; the CPU when no GPU works.
+
+    wanted  "auto", "cpu" or "cuda" (then a missing GPU is a note, and the CPU is used)
+    """
+    notes: list[str] = []
+    if wanted != "cpu":
+        devices = []
+        for index in range(torch.cuda.device_count()):
+            try:
+                devices.append(probe(f"cuda:{index}"))
+            except DeviceError as error:
+                notes.append(str(error))
+        if devices:
+            return devices, notes
+        if wanted == "cuda":
+            notes.append("cuda: asked for, but no GPU passed the probe; running on the CPU")
+    return [probe("cpu")], notes
+
+
+@dataclass
+class Runner:
+    """A net ready to run: inputs -> logits or probabilities, f32[B, K] on the host.
+
+    path       what ran, for the report ("torch cpu, folded, channels-last")
+    half       True while half precision is in use (CUDA only)
+    reruns     rows computed again in fp32 after a non-finite half-precision result
+    """
+
+    device: Device
+    path: str
+    run: Callable[[Inputs, torch.Tensor | None], torch.Tensor]
+    exact: Callable[[Inputs, torch.Tensor | None], torch.Tensor]
+    half: bool = False
+    reruns: int = 0
+    agreement: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __call__(self, inputs: Inputs, frames: torch.Tensor | None = None) -> np.ndarray:
+        """f32[B, K]; frames i64[B] own lengths when the batch is padded, else None."""
+        moved = {k: v.to(self.device.name, non_blocking=True) for k, v in inputs.items()}
+        lengths = None if frames is None else frames.to(self.device.name)
+        with torch.inference_mode():
+            if self.half and self.agreement is None:
+                self._check_half(moved, lengths)
+            out = self.run(moved, lengths).float()
+            if self.half and not bool(torch.isfinite(out).all()):
+                self.reruns += out.shape[0]
+                out = self.exact(moved, lengths)
+            return out.cpu().numpy()
+
+    def _check_half(self, inputs: Inputs, frames: torch.Tensor | None) -> None:
+        """Compare half precision with fp32 on the first batch; fall back for good when they disagree."""
+        fast, slow = self.run(inputs, frames).float(), self.exact(inputs, frames)
+        self.agreement = float((fast - slow).abs().max() / slow.abs().max().clamp(min=1.0))
+        if not self.agreement <= AGREEMENT_HALF:
+            self.half, self.run, self.path = False, self.exact, "torch cuda, fp32"
+            self.notes.append(f"half precision differed from fp32 by {self.agreement:.2g}, above {AGREEMENT_HALF}; fp32 is used")
+
+
+def call_net(module: nn.Module, inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+    """Output of a net for named inputs: the tensor itself for one input called "x", else the dict."""
+    x = inputs["x"] if set(inputs) == {"x"} else dict(inputs)
+    out = module(x) if frames is None else module(x, frames)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _channels_last(inputs: Inputs) -> Inputs:
+    return {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in inputs.items()}
+
+
+def fold_batch_norm(module: nn.Module) -> nn.Module:
+    """A copy of an eval-mode net with batch norms folded into the convolutions before them, where a trace allows it.
+
+    Raises  RuntimeError, TypeError or ValueError when the net cannot be traced (the caller keeps the plain net)
+    """
+    import torch.fx
+    from torch.fx.experimental.optimization import fuse
+
+    class WithoutFrames(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+            return isinstance(m, (nn.RNNBase,)) or super().is_leaf_module(m, name)
+
+    graph = WithoutFrames().trace(copy.deepcopy(module).eval(), concrete_args={"frames": None})
+    return fuse(torch.fx.GraphModule(module, graph), no_trace=True)
+
+
+def _agrees(fast: nn.Module, plain: nn.Module, inputs: Inputs) -> bool:
+    with torch.inference_mode():
+        a, b = call_net(plain, inputs, None), call_net(fast, _channels_last(inputs), None)
+    return float((a - b).abs().max()) <= AGREEMENT_FP32 * max(1.0, float(a.abs().max()))
+
+
+def _prepare_cpu(module: nn.Module, device: Device, samples: list[Inputs]) -> Runner:
+    def plain(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        return call_net(module, inputs, frames)
+
+    try:
+        folded = fold_batch_norm(module).to(memory_format=torch.channels_last)
+        if not all(_agrees(folded, module, sample) for sample in samples):
+            raise ValueError("the folded net disagrees with the plain one")
+    except Exception as error:  # any failure of an optimisation means only that the plain net runs
+        runner = Runner(device=device, path="torch cpu, eager", run=plain, exact=plain)
+        runner.notes.append(f"batch norm not folded: {type(error).__name__}: {str(error)[:200]}")
+        return runner
+
+    def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        return call_net(folded, _channels_last(inputs), None) if frames is None else plain(inputs, frames)
+
+    return Runner(device=device, path="torch cpu, folded, channels-last", run=fast, exact=plain)
+
+
+def _prepare_cuda(module: nn.Module, device: Device, half: bool) -> Runner:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    full = module.to(device.name)
+    if not half:
+        return Runner(device=device, path="torch cuda, fp32", run=lambda x, f: call_net(full, x, f),
+                      exact=lambda x, f: call_net(full, x, f))
+    fast_net = copy.deepcopy(full).to(memory_format=torch.channels_last)
+
+    def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.float16):
+            return call_net(fast_net, _channels_last(inputs), frames)
+
+    return Runner(device=device, path="torch cuda, fp16, channels-last", run=fast,
+                  exact=lambda x, f: call_net(full, x, f), half=True)
+
+
+def prepare(module: nn.Module, device: Device, samples: list[Inputs], half: bool = True) -> Runner:
+    """The fastest way to run `module` on `device` that agrees with plain torch.
+
+    samples  inputs of one or two lengths for the agreement check (CPU)
+    half     allow half precision on CUDA, under its own check on the first batch
+    """
+    module = module.eval().requires_grad_(False)
+    return _prepare_cuda(module, device, half) if device.cuda else _prepare_cpu(module, device, samples)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for a GPU or host allocation failure, which halving a batch can cure."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def is_lost(error: BaseException) -> bool:
+    """True for a CUDA error that poisons the context: only a new process helps."""
+    return "CUDA error" in str(error) and not is_out_of_memory(error)
+
+
+def release(device: Device) -> None:
+    """Give cached GPU memory back after an out-of-memory error."""
+    if device.cuda:
+        torch.cuda.empty_cache()

@@ -1,0 +1,294 @@
+"""The engine: takes steps from the plan until all is done or time is up, and publishes what is there.
+
+Owns the run's loop: one worker thread per device, the main thread watches the clock, blends, publishes and reports.
+Crash-only: scores, in-flight marks and quarantine are in the journal, so a new engine goes on where this one died.
+Does not write the prior, restart itself or end itself by force: that is the guard's.
+"""
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import backends, blend, plan, report, steps, submission
+from .errors import ClipError, HourglassError
+from .journal import Heartbeat, write_atomically
+from .scene import Scene, open_scene
+
+PUBLISH_EVERY_S = 60.0
+LINE_EVERY_S = 15.0
+TICK_S = 0.25
+ROW_LOADING_S = 0.004  # per second of audio, decode + front end with two loaders, before anything was measured: performance.md 1
+
+
+class Engine:
+    """One attempt at a run; `execute` once."""
+
+    def __init__(self, run: dict[str, Any], heartbeat: Heartbeat):
+        self.run = run
+        self.stopping = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+        self.scene: Scene = open_scene(run, heartbeat)
+        self.recorder, self.marks = self.scene.recorder, run["marks"]
+        self.publisher = submission.Publisher(
+            Path(run["working"]) / "submission.csv", submission.read_sample(Path(run["sample"]["path"])),
+            self.scene.ensemble.output, self.scene.ensemble.classes)
+        classes = len(self.scene.ensemble.classes)
+        self.prior = np.array(self.scene.manifest.prior or (1.0 / classes,) * classes)
+        self.costs = plan.net_costs(self.scene.manifest, gpu=any(d.cuda for d in self.scene.devices))
+        self.speeds = plan.Speeds()
+        self.outcomes: list[plan.Outcome] = []
+        self.busy: set[str] = set()
+        self.changed = threading.Condition()
+        self.fatal: BaseException | None = None
+        self.publish_due = False
+        self.peak_ram = 0
+        self.last_publish = self.last_line = time.monotonic()
+
+    def execute(self) -> None:
+        """Run to the end or to the stop mark, then publish and report.
+
+        Raises  the error of a lost device, after the scores are saved: a new engine goes on
+        """
+        self._redo_suspects()
+        workers = [threading.Thread(target=self._work, args=(device,), name=device.name, daemon=True)
+                   for device in self.scene.devices]
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            with self.changed:
+                self.changed.wait(TICK_S)
+            self._tick()
+        if self.fatal is not None:
+            raise self.fatal
+        self.scene.heartbeat.step("publish")
+        self._tick(final=True)
+        self.scene.store.close()
+        self.scene.heartbeat.close()
+
+    def out_of_time(self) -> bool:
+        return self.stopping.is_set() or self.recorder.now() >= self.marks["stop_s"]
+
+    def _redo_suspects(self) -> None:
+        """Clips in flight at a crash are loaded first, alone, on one thread: a second crash then names the culprit."""
+        scene = self.scene
+        suspects = [scene.rows[i] for i in scene.wanted if scene.rows[i].clip.id in scene.journal.suspects]
+        for recipe in scene.recipes.values():
+            for stage in recipe.stages.values():
+                for row in suspects:
+                    if self.out_of_time():
+                        return
+                    try:
+                        scene.store.get(stage.fe, row)
+                    except ClipError as error:
+                        scene.lose(row, error)
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    def _work(self, device: backends.Device) -> None:
+        """Take steps until none is left, time is up, or the device is lost."""
+        torch.set_num_threads(max(1, self.scene.limits.cores))
+        try:
+            while not self.out_of_time():
+                step = self._take_step()
+                if step is None:
+                    return
+                outcome = steps.run_step(self.scene, step, device, self.out_of_time)
+                self._finish_step(step, outcome)
+        except Exception as error:  # handed to the main thread, which ends the process with it
+            self.fatal = error
+        finally:
+            with self.changed:
+                self.changed.notify_all()
+
+    def _take_step(self) -> plan.Step | None:
+        """The next step for an idle device; waits while another device's step may open new ones."""
+        with self.changed:
+            while not self.out_of_time():
+                todo, uncovered = self._todo()
+                step = plan.next_step(self.costs, todo, self.speeds, left_s=self.marks["stop_s"] - self.recorder.now(),
+                                      uncovered=uncovered, busy=self.busy,
+                                      row_independent=self.scene.ensemble.row_independent)
+                if step is not None:
+                    self.busy.add(step.net_id)
+                    return step
+                if not self.busy:
+                    return None
+                self.changed.wait(TICK_S)
+        return None
+
+    def _finish_step(self, step: plan.Step, outcome: plan.Outcome) -> None:
+        scene = self.scene
+        with self.changed:
+            self.busy.discard(step.net_id)
+            self.outcomes.append(outcome)
+            cost = next(c for c in self.costs if c.net_id == step.net_id)
+            if outcome.done and not cost.inputs:
+                share = outcome.done / max(1, outcome.rows)
+                done = plan.Todo(rows=outcome.done, frames=share * float(scene.frames[step.member].sum()))
+                self.speeds = self.speeds.learn(step.member, plan.expected(cost, done), outcome.seconds - outcome.loading_s)
+            self._forget_finished_frontends()
+            self.publish_due = True
+            self.changed.notify_all()
+
+    def _todo(self) -> tuple[dict[str, plan.Todo], int]:
+        """What every live net still lacks, and how many rows no net has scored."""
+        scene = self.scene
+        todo: dict[str, plan.Todo] = {}
+        for net_id, net in scene.nets.items():
+            rows = [] if net.failed else scene.missing(net_id)
+            if net.stacker:
+                complete = set(blend.stacker_features(net.part, scene.ensemble, scene.board)[0].tolist())  # type: ignore[arg-type]
+                rows = [i for i in rows if i in complete]
+                todo[net_id] = plan.Todo(rows=len(rows), frames=0.0)
+                continue
+            frames = scene.frames[net.part.name][rows].sum() if rows else 0.0
+            todo[net_id] = plan.Todo(rows=len(rows), frames=float(frames), loading_s=self._loading_s(net.part.name, rows))
+        scored = np.logical_or.reduce([scene.board.covered(net_id) for net_id in scene.nets])
+        uncovered = sum(not scored[i] and scene.rows[i].id not in scene.broken for i in scene.wanted)
+        return todo, int(uncovered)
+
+    def _loading_s(self, member: str, rows: list[int]) -> float:
+        """Seconds of decoding and front end for rows whose arrays nobody has produced yet."""
+        scene = self.scene
+        fresh = [i for i in rows if any(scene.store.frames(s.fe, scene.rows[i]) is None
+                                        for s in scene.recipes[member].stages.values())]
+        return float(scene.seconds[fresh].sum()) * self._loading_rate() if fresh else 0.0
+
+    def _loading_rate(self) -> float:
+        """Wall seconds per second of audio, measured on the finished steps."""
+        loaded = sum(o.loading_s for o in self.outcomes)
+        audio = sum(float(self.scene.seconds.sum()) * o.done / max(1, o.rows) for o in self.outcomes if o.loading_s > 0.05)
+        return loaded / audio if audio > 0 else ROW_LOADING_S
+
+    def _forget_finished_frontends(self) -> None:
+        """Drop a front end's arrays once no live net needs them any more."""
+        scene = self.scene
+        needed, known = set(), {}
+        for name, recipe in scene.recipes.items():
+            live = any(not n.failed and scene.missing(n.net_id) for n in scene.nets.values() if n.part.name == name)
+            for stage in recipe.stages.values():
+                known[stage.fe.key] = stage.fe
+                if live:
+                    needed.add(stage.fe.key)
+        for key in set(known) - needed:
+            scene.store.forget(known[key])
+
+    # -- publication ----------------------------------------------------------------------------------------------
+
+    def _tick(self, final: bool = False) -> None:
+        """The main thread's round: memory, a line, a publication when one is due."""
+        scene = self.scene
+        reading, stats = scene.meter.read(), scene.store.stats()
+        self.peak_ram = max(self.peak_ram, reading.used_bytes)
+        self.recorder.sample(used=reading.used_bytes, store=stats["ram_bytes"], limit=reading.limit_bytes,
+                             disk=stats["disk_bytes"])
+        scored = np.logical_or.reduce([scene.board.covered(net_id) for net_id in scene.nets])
+        scene.heartbeat.scored_rows = int(scored.sum())
+        scene.heartbeat.quarantined = len(scene.journal.quarantined) + len(scene.journal.dropped)
+        now = time.monotonic()
+        if final or self.publish_due or now - self.last_publish >= PUBLISH_EVERY_S:
+            self.publish_due, self.last_publish = False, now
+            merged = self._publish()
+            write_atomically(Path(self.run["working"]) / "report.json",
+                             (json.dumps(self.describe(merged), indent=1) + "\n").encode())
+        if not final and now - self.last_line >= LINE_EVERY_S:
+            self.last_line = now
+            self._print_line(reading.used_bytes, stats["disk_bytes"])
+
+    def _publish(self) -> blend.Blend:
+        """Blend what is there and replace the submission; a refused candidate leaves the old one and is named."""
+        scene = self.scene
+        finished = {net_id for net_id in scene.nets if not scene.missing(net_id)}
+        merged = blend.blend(scene.ensemble, scene.board, self.prior, finished)
+        values = merged.values
+        if scene.ensemble.output.smoothing:
+            by_clip: dict[str, list[int]] = {}
+            for i in sorted(range(len(scene.rows)), key=lambda i: scene.rows[i].start or 0):
+                by_clip.setdefault(scene.rows[i].clip.id, []).append(i)
+            values = blend.smooth(values, by_clip.values(), scene.ensemble.output.smoothing)
+        try:
+            self.publisher.publish(values)
+            self.recorder.publications.append(round(self.recorder.now(), 2))
+        except HourglassError as error:
+            self.recorder.error("submission.csv", error)
+        return merged
+
+    def _print_line(self, used: int, disk: int) -> None:
+        scene = self.scene
+        with self.changed:
+            unit = scene.heartbeat.unit
+            todo, _ = self._todo()
+            left = plan.remaining(self.costs, todo, self.speeds) / len(scene.devices)
+        net = scene.nets.get(unit)
+        total = len(scene.wanted)
+        done = total - len(scene.missing(unit)) if net else scene.heartbeat.scored_rows
+        rate = sum(n.rows for n in scene.nets.values()) / max(1e-3, self.recorder.now())
+        number = sum(not scene.missing(n) for n in scene.nets)
+        print(report.progress_line(f"{unit} ({number}/{len(scene.nets)} nets done)", done, total, rate, ram=used,
+                                   ram_limit=scene.limits.ram_bytes, disk=disk, left_s=left,
+                                   budget_s=self.marks["stop_s"] - self.recorder.now()), flush=True)
+
+    def describe(self, merged: blend.Blend) -> dict[str, Any]:
+        """The report so far."""
+        scene = self.scene
+        merged_rows = ~merged.prior_rows
+        return {
+            "wall_s": round(self.recorder.now(), 2), "peak_ram_bytes": self.peak_ram, "limits": asdict(scene.limits),
+            "marks": self.marks, "rows": len(scene.rows), "prior_rows": int(merged.prior_rows.sum()),
+            "partial_rows": int((merged_rows & ~merged.full).sum()), "broken_rows": scene.broken,
+            "extra_clips": scene.extra_clips, "bundle": scene.manifest.bundle, "ensemble": scene.ensemble.name,
+            "random_weights": scene.manifest.random_weights, "attempt": self.run["attempt"],
+            "crashes": scene.journal.crashes, "quarantined": sorted(scene.journal.quarantined),
+            "device": {"names": [d.name for d in scene.devices], "about": ", ".join(d.about for d in scene.devices),
+                       "path": ", ".join(sorted({n.path for n in scene.nets.values() if n.path}))},
+            "members": [self._describe_part(part) for part in (*scene.ensemble.members, *scene.ensemble.stackers)],
+            "store": scene.store.stats(), "meter": scene.meter.read().source, "forecast": plan.accuracy(self.outcomes),
+            "costs": self._measured_costs(), "stages": self.recorder.stages, "timeline": self.recorder.timeline,
+            "publications": self.recorder.publications, "clip_notes": self.recorder.notes,
+            "seconds_of_audio": round(float(scene.seconds.sum()), 1), "lengths_s": self._lengths(),
+            "uncertain": self._uncertain(merged), "faults": self.recorder.faults, "fault_counts": dict(self.recorder.counts),
+        }
+
+    def _describe_part(self, part: Any) -> dict[str, Any]:
+        nets = [n for n in self.scene.nets.values() if n.part.name == part.name]
+        return {"name": part.name, "family": part.family, "weight": part.weight,
+                "rows": int(np.isfinite(blend.merge_folds(part, self.scene.board)).all(axis=1).sum()),
+                "seconds": round(sum(n.seconds for n in nets), 3),
+                "nets_done": sum(not n.failed and not self.scene.missing(n.net_id) for n in nets),
+                "nets": [{"id": n.net_id, "rows": n.rows, "seconds": round(n.seconds, 3), "loading_s": round(n.loading_s, 3),
+                          "batches": n.batches, "cells": n.cells, "padded_cells": n.padded_cells, "tiled_rows": n.tiled_rows,
+                          "skipped_rows": len(n.skipped), "path": n.path, "failed": n.failed, "notes": n.notes} for n in nets]}
+
+    def _measured_costs(self) -> dict[str, Any]:
+        """Seconds per row and per frame by member, and per second of audio by front end: what --costs reads."""
+        members = {}
+        for cost in self.costs:
+            if not cost.inputs and cost.member in self.speeds.members:
+                factor = self.speeds.factor(cost.member)
+                members[cost.member] = {"seconds_a": cost.a_s * factor, "seconds_b": cost.b_s_per_frame * factor}
+        rate = self._loading_rate()
+        return {"members": members, "frontends": {name: rate for name in self.scene.ensemble.frontends}}
+
+    def _lengths(self) -> dict[str, list[float]]:
+        counts, edges = np.histogram(self.scene.seconds, bins=20)
+        return {"counts": counts.tolist(), "edges_s": [round(float(e), 2) for e in edges]}
+
+    def _uncertain(self, merged: blend.Blend, most: int = 12) -> list[dict[str, Any]]:
+        """The predicted rows whose best two classes are closest, in the log domain."""
+        rows = np.flatnonzero(~merged.prior_rows)
+        if not len(rows):
+            return []
+        top = np.sort(np.log(merged.values[rows]), axis=1)[:, -2:]
+        order = rows[np.argsort(top[:, 1] - top[:, 0], kind="stable")[:most]]
+        classes = self.scene.ensemble.classes
+        return [{"row": self.scene.rows[i].id, "best": [classes[k] for k in np.argsort(-merged.values[i])[:3]],
+                 "scores": [round(float(v), 4) for v in np.sort(merged.values[i])[::-1][:3]]} for i in order]

@@ -1,0 +1,317 @@
+"""One net over rows: stored spectrogram -> view -> finish -> net -> probabilities.
+
+Owns `Recipe` (the stages of one member, built once), `produce` (what a loader thread does for one clip) and
+`predict_rows` (one net over a window of rows, alone on a CPU, in length groups on a GPU).
+Does not choose what runs next (plan), keep spectrograms (store) or merge members (blend).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import audio, backends, batches, finish, frontends, models, spec, views
+from .errors import ClipError, ClipUnreadable, ModelLoadFailed
+
+PASSES_PER_BATCH = 16  # tiles of one clip per forward on a CPU (argus: batches of at most 16 tiles)
+ROWS_PER_BATCH = 512  # on a GPU (OsciiArt's cap per batch)
+PADDING = 0.02  # share of computed cells that may be padding (issue: under 2 %)
+
+
+class CutFirst:
+    """A front end behind a view that cuts the waveform: the cuts' arrays, stacked along channels."""
+
+    def __init__(self, fe: frontends.FrontEnd, view: views.View):
+        self.fe, self.view = fe, view
+        self.key = f"{fe.key}-{view.key}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fe, name)
+
+    def of_row(self, wave: np.ndarray, row_id: str) -> np.ndarray:
+        """[P*C, M, T] of P waveform cuts."""
+        return np.concatenate([self.fe(cut) for cut in self.view.cut_wave(wave, row_id)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One input of a net: front end, view, finish."""
+
+    fe: Any
+    view: Any
+    finish: Any
+
+    def cut(self, stored: np.ndarray, row_id: str) -> np.ndarray:
+        """[P, C, M, t] in the stored dtype."""
+        if isinstance(self.fe, CutFirst):
+            return stored.reshape(-1, self.fe.channels, *stored.shape[1:])
+        return self.view.cut(stored, row_id) if self.fe.time else stored[None]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """f64 probabilities over the last axis."""
+    z = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return z / z.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """f64 probabilities, no overflow at any logit."""
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": sigmoid, "softmax": softmax, "none": lambda p: p}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything of a member but its weights.
+
+    stages  input name -> Stage; `timed` is the input that carries the time axis
+    """
+
+    member: spec.Member
+    stages: dict[str, Stage]
+    timed: str
+    view: Any
+
+    def cells(self, seconds: float) -> float:
+        """Upper bound of the frames a net works through for a row of `seconds`, all its passes together."""
+        stage = self.stages[self.timed]
+        stored = stage.fe.max_frames(int(seconds * stage.fe.rate) + 1)
+        return float(self.view.count(stored) * stage.finish.frames(self.view.fixed or stored))
+
+    def smallest(self, min_frames: int) -> int:
+        """Stored frames needed so that the finish gives at least `min_frames`."""
+        have = self.stages[self.timed].finish.frames
+        low, high = 1, max(1, min_frames)
+        while have(high) < min_frames:
+            high *= 2
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if have(middle) >= min_frames else (middle + 1, high)
+        return low
+
+
+def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
+    """Front ends, view and finishes of a member.
+
+    Raises  SpecError for unknown kinds or keys
+    """
+    stages, timed, chosen = {}, "x", None
+    for name, entry in member.named_inputs().items():
+        fe = frontends.build(ensemble.frontends[entry.frontend])
+        view = views.build(dict(member.view), fe)
+        if fe.time and chosen is None:
+            timed, chosen = name, view
+        source = CutFirst(fe, view) if fe.time and view.domain == "wave" else fe
+        stages[name] = Stage(fe=source, view=view, finish=finish.build(entry.finish, fe))
+    if chosen is None:
+        raise spec.SpecError(f"member {member.name}: no input has a time axis; give it a spectrogram or a waveform")
+    return Recipe(member=member, stages=stages, timed=timed, view=chosen)
+
+
+def produce(fe: Any, rows: Sequence[audio.Row], max_seconds: float,
+            note: Callable[[str, str], None]) -> Iterator[tuple[audio.Row, np.ndarray | ClipError]]:
+    """Stored arrays of all `rows` of one clip: decoded once, cut and resampled per row.
+
+    note  called with (row id, text) for salvaged or shortened audio
+    """
+    try:
+        wave = audio.decode(rows[0].clip, max_seconds)
+    except ClipError as error:
+        for row in rows:
+            yield row, error
+        return
+    for row in rows:
+        for text in wave.notes:
+            note(row.id, text)
+        try:
+            cut = audio.resample(audio.cut(wave, row), fe.rate).samples
+            yield row, fe.of_row(cut, row.id) if isinstance(fe, CutFirst) else fe(cut)
+        except ClipError as error:
+            yield row, error
+        except (ValueError, RuntimeError, MemoryError) as error:  # a front end that cannot digest this clip costs this clip
+            yield row, ClipUnreadable(f"{row.id}: the front end failed: {type(error).__name__}: {error}")
+
+
+@dataclass(kw_only=True)
+class LoadedNet:
+    """A net with its weights on a device."""
+
+    module: nn.Module
+    runner: backends.Runner
+    recipe: Recipe
+    activate: Callable[[np.ndarray], np.ndarray]
+    cost: spec.Cost
+    batches: int = 0
+    cells: int = 0
+    padded_cells: int = 0
+
+
+def load_net(recipe: Recipe, state: dict[str, torch.Tensor], classes: int, device: backends.Device,
+             cost: spec.Cost) -> LoadedNet:
+    """The member's net, filled and prepared.
+
+    Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
+    """
+    member = recipe.member
+    module = models.build(member.family, dict(member.params), classes)
+    _fill(module, member.name, models.rename(member.family, dict(member.params), state))
+    runner = backends.prepare(module, device, _samples(recipe, module))
+    return LoadedNet(module=module, runner=runner, recipe=recipe, activate=_activation(member.activation, module), cost=cost)
+
+
+def load_stacker(stacker: spec.Stacker, state: dict[str, torch.Tensor],
+                 classes: int) -> tuple[nn.Module, Callable[[np.ndarray], np.ndarray]]:
+    """A second-level net on the CPU and its activation.
+
+    Raises  ModelLoadFailed
+    """
+    module = models.build(stacker.family, dict(stacker.params), classes).eval()
+    _fill(module, stacker.name, models.rename(stacker.family, dict(stacker.params), state))
+    return module, _activation(stacker.activation, module)
+
+
+def _activation(wanted: str | None, module: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """The chosen activation, or the usual one for what the net says it gives."""
+    return ACTIVATIONS[wanted or ("none" if getattr(module, "output", "logits") == "probabilities" else "sigmoid")]
+
+
+def _fill(module: nn.Module, name: str, state: dict[str, torch.Tensor]) -> None:
+    """Weights into the net; ModelLoadFailed when keys or shapes differ or a weight is not finite."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelLoadFailed(f"{name}: {error}; build the bundle again from the right checkpoint") from error
+    broken = [k for k, v in module.state_dict().items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise ModelLoadFailed(f"{name}: weight {broken[0]} holds NaN or infinity; export the checkpoint again")
+
+
+def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
+    """The same net reading a clip in tiles: for a forward that would not fit into memory at full length.
+
+    Raises  MemoryError when the view has fixed cuts already, so nothing smaller is possible
+    """
+    recipe = net.recipe
+    if recipe.view.fixed is not None:
+        raise MemoryError("the forward of this row does not fit into memory and its view cannot be cut smaller")
+    stages = dict(recipe.stages)
+    stage = stages[recipe.timed]
+    view = views.build({"kind": "tiles", "frames": frames, "step": frames}, stage.fe)
+    stages[recipe.timed] = replace(stage, view=view)
+    return replace(net, recipe=replace(recipe, stages=stages, view=view))
+
+
+def _samples(recipe: Recipe, module: nn.Module) -> list[backends.Inputs]:
+    """Seeded random inputs at two lengths for the agreement check of a back end."""
+    stages, out = recipe.stages, []
+    least = recipe.smallest(int(getattr(module, "min_frames", 1)))
+    fixed = recipe.view.fixed
+    generator = np.random.default_rng(0)
+    for frames in ([fixed] if fixed else [least + 64, 2 * least + 157]):
+        inputs = {}
+        for name, stage in stages.items():
+            bins = stage.fe.bins
+            t = frames if stage.fe.time else 1
+            values = generator.uniform(0, 255, (1, stage.fe.channels, bins, t)) if np.dtype(stage.fe.dtype) == np.uint8 \
+                else generator.normal(0, 1, (1, stage.fe.channels, bins, t))
+            inputs[name] = stage.finish(torch.from_numpy(values.astype(np.float32)))
+        out.append(inputs)
+    return out
+
+
+def row_inputs(net: LoadedNet, store: Any, row: audio.Row) -> dict[str, torch.Tensor]:
+    """Input tensors of one row, f32[P, C, M, T] each: padded to the net's smallest length, cut, finished.
+
+    Raises  ClipError
+    """
+    inputs: dict[str, torch.Tensor] = {}
+    passes = 1
+    for name, stage in net.recipe.stages.items():
+        stored = store.get(stage.fe, row)
+        if stage.fe.time and stage.view.fixed is None:
+            stored = pad_frames(stored, net.recipe.smallest(int(getattr(net.module, "min_frames", 1))), stage.fe.pad)
+        cuts = stage.cut(stored, row.id)
+        inputs[name] = stage.finish(torch.from_numpy(np.ascontiguousarray(cuts, dtype=np.float32)))
+        passes = max(passes, inputs[name].shape[0])
+    return {k: v.expand(passes, *v.shape[1:]) if v.shape[0] != passes else v for k, v in inputs.items()}
+
+
+def pad_frames(stored: np.ndarray, frames: int, pad: float | str) -> np.ndarray:
+    """The array itself, or padded on the right to `frames` with the front end's pad value."""
+    missing = frames - stored.shape[-1]
+    if missing <= 0:
+        return stored
+    value = stored.min() if pad == "clip_min" else pad
+    return np.pad(stored, ((0, 0), (0, 0), (0, missing)), constant_values=value)
+
+
+def predict_alone(net: LoadedNet, store: Any, row: audio.Row) -> np.ndarray:
+    """f64[K] probabilities of one row, in forwards of at most 16 passes: the CPU schedule, exact by construction."""
+    inputs = row_inputs(net, store, row)
+    passes = next(iter(inputs.values())).shape[0]
+    outs = []
+    for start in range(0, passes, PASSES_PER_BATCH):
+        part = {k: v[start:start + PASSES_PER_BATCH] for k, v in inputs.items()}
+        outs.append(net.runner(part))
+        net.batches += 1
+        net.cells += sum(v.shape[0] * v.shape[-1] for k, v in part.items() if k == net.recipe.timed)
+    return net.recipe.view.merge(np.concatenate(outs), net.activate)
+
+
+def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[audio.Row], max_cells: int,
+                    failed: Callable[[audio.Row, ClipError], None]) -> Iterator[tuple[audio.Row, np.ndarray]]:
+    """(row, f64[K]) in length groups: the GPU schedule. Passes of many rows share batches; padding is masked or absent."""
+    held: dict[int, dict[str, torch.Tensor]] = {}
+    for index, row in enumerate(rows):
+        try:
+            held[index] = row_inputs(net, store, row)
+        except ClipError as error:
+            failed(row, error)
+    timed = net.recipe.timed
+    units = [(index, p) for index, x in held.items() for p in range(x[timed].shape[0])]
+    frames = [held[index][timed].shape[-1] for index, _ in units]
+    logits: dict[int, list[np.ndarray | None]] = {i: [None] * x[timed].shape[0] for i, x in held.items()}
+    exact = not getattr(net.module, "maskable", False)
+    for batch in batches.group(frames, max_cells=max_cells, max_rows=ROWS_PER_BATCH, padding=PADDING, exact=exact,
+                               min_frames=int(getattr(net.module, "min_frames", 1))):
+        chosen = [units[i] for i in batch.rows]
+        for (index, p), out in zip(chosen, _run_batch(net, held, chosen, batch.width), strict=True):
+            logits[index][p] = out
+    for index in held:
+        yield rows[index], net.recipe.view.merge(np.stack([x for x in logits[index] if x is not None]), net.activate)
+
+
+def _run_batch(net: LoadedNet, held: dict[int, dict[str, torch.Tensor]], chosen: Sequence[tuple[int, int]],
+               width: int) -> np.ndarray:
+    """f32[B, K] of one batch; halves itself when memory runs out."""
+    timed = net.recipe.timed
+    frames = torch.tensor([held[i][timed].shape[-1] for i, _ in chosen])
+    collated = {}
+    for name in net.recipe.stages:
+        parts = [held[i][name][p] for i, p in chosen]
+        if name == timed:
+            parts = [nn.functional.pad(x, (0, width - x.shape[-1])) for x in parts]
+        collated[name] = torch.stack(parts)
+    padded = bool((frames != width).any())
+    try:
+        out = net.runner(collated, frames if padded else None)
+    except Exception as error:
+        if not backends.is_out_of_memory(error) or len(chosen) == 1:
+            raise
+        message = str(error)
+    else:
+        net.batches += 1
+        net.cells += width * len(chosen)
+        net.padded_cells += int(width * len(chosen) - frames.sum())
+        return out
+    backends.release(net.runner.device)
+    net.runner.notes.append(f"out of memory at {len(chosen)} x {width}: batch halved ({message[:80]})")
+    half = len(chosen) // 2
+    return np.concatenate([_run_batch(net, held, chosen[:half], width), _run_batch(net, held, chosen[half:], width)])

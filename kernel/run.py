@@ -1,0 +1,55 @@
+"""The engine's entry: light start-up, memory check, then the engine itself.
+
+Owns what must happen before numpy and torch are imported: the heartbeat, the stack dump on request and the verdict that
+there is not enough memory. Started by the guard in its own process; everything else is kernel.engine.
+"""
+from __future__ import annotations
+
+import faulthandler
+import json
+import signal
+import sys
+from pathlib import Path
+
+from .errors import HourglassError, MemoryTooSmall
+from .limits import Meter
+
+ENGINE_BYTES = 450_000_000  # torch, numpy and the engine before the first clip: 330 MB measured on CPU, plus one small net
+EXIT_MEMORY = 3  # the guard does not restart after this
+
+
+def check_memory(ram_bytes: int) -> None:
+    """Nothing, when the engine fits.
+
+    Raises  MemoryTooSmall with the number of bytes that are needed
+    """
+    reading = Meter(cap_bytes=ram_bytes).read()
+    free = reading.limit_bytes - reading.used_bytes
+    if free < ENGINE_BYTES:
+        raise MemoryTooSmall(f"{free / 1e6:.0f} MB are free under the limit of {reading.limit_bytes / 1e6:.0f} MB "
+                             f"({reading.source}); the engine needs {ENGINE_BYTES / 1e6:.0f} MB: give --ram at least "
+                             f"{(reading.used_bytes + ENGINE_BYTES) / 1e6:.0f}MB. The prior submission stays.")
+
+
+def main(state: str) -> None:
+    """Run the engine for the state folder prepared by the guard; ends the process."""
+    folder = Path(state)
+    stacks = open(folder / "stacks.txt", "a", encoding="utf-8")  # noqa: SIM115 (open for the life of the process)
+    faulthandler.enable(stacks)
+    faulthandler.register(signal.SIGUSR1, file=stacks)
+    run = json.loads((folder / "run.json").read_bytes())
+    from .journal import Heartbeat
+
+    heartbeat = Heartbeat(folder / "heartbeat.json")
+    try:
+        check_memory(int(run["limits"]["ram_bytes"]))
+        from .engine import Engine
+
+        Engine(run, heartbeat).execute()
+    except MemoryTooSmall as error:
+        (folder / "verdict.json").write_text(json.dumps({"code": error.code, "message": str(error)}))
+        print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_MEMORY)
+    except HourglassError as error:
+        print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)

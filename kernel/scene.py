@@ -1,0 +1,218 @@
+"""Everything one attempt at a run works with, opened once from the guard's run.json.
+
+Owns the set-up: manifest, bundle, devices, rows, recipes, board and store. After this a run is a list of nets and a list of
+rows. Does not run anything (steps) or decide what runs (engine, plan).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import audio, backends, blend, plan, predict, spec
+from .bundle import Bundle, open_bundle
+from .clips import find_clips
+from .errors import ClipError, ClipQuarantined, HourglassError
+from .journal import Heartbeat, Journal
+from .limits import Limits
+from .memory import Meter
+from .report import Recorder
+from .store import Store, StoreLimits
+
+MAX_SECONDS, MAX_SECONDS_WINDOWED = 60.0, 900.0  # DESIGN 5
+LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
+
+
+@dataclass(kw_only=True)
+class NetState:
+    """How far one net is.
+
+    skipped  row id -> why this net cannot do that row
+    failed   why the net was dropped, or None
+    """
+
+    net_id: str
+    part: spec.Member | spec.Stacker
+    rows: int = 0
+    seconds: float = 0.0
+    loading_s: float = 0.0
+    batches: int = 0
+    cells: int = 0
+    padded_cells: int = 0
+    tiled_rows: int = 0
+    path: str = ""
+    failed: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def stacker(self) -> bool:
+        return isinstance(self.part, spec.Stacker)
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """The run's parts.
+
+    wanted   row numbers to predict (not broken, not beyond --first), in running order
+    frames   member name -> f64[N], frames a net of that member works through per row (upper bound)
+    broken   row id -> code of the error that leaves it with the prior
+    """
+
+    run: dict[str, Any]
+    limits: Limits
+    manifest: spec.Manifest
+    bundle: Bundle
+    meter: Meter
+    journal: Journal
+    recorder: Recorder
+    heartbeat: Heartbeat
+    devices: list[backends.Device]
+    rows: list[audio.Row]
+    wanted: list[int]
+    seconds: np.ndarray
+    max_seconds: float
+    extra_clips: int
+    recipes: dict[str, predict.Recipe]
+    frames: dict[str, np.ndarray]
+    nets: dict[str, NetState]
+    board: blend.Board
+    broken: dict[str, str]
+    store: Store = field(init=False)
+
+    @property
+    def ensemble(self) -> spec.Ensemble:
+        return self.manifest.ensemble
+
+    def lose(self, row: audio.Row, error: ClipError) -> None:
+        """Give a row up: it keeps the prior and is named once."""
+        if row.id not in self.broken:
+            self.broken[row.id] = error.code
+            self.recorder.error(row.id, error)
+
+    def skip(self, net_id: str, row: audio.Row, error: BaseException) -> None:
+        """One net cannot do one row; the other nets still do."""
+        self.nets[net_id].skipped[row.id] = str(error)
+        self.recorder.error(f"{net_id} {row.id}", error)
+
+    def missing(self, net_id: str) -> list[int]:
+        """Rows the net still lacks, in running order."""
+        covered, net = self.board.covered(net_id), self.nets[net_id]
+        return [i for i in self.wanted if not covered[i] and self.rows[i].id not in self.broken
+                and self.rows[i].id not in net.skipped and (net_id, self.rows[i].id) not in self.journal.dropped]
+
+    def produce(self, fe: Any, rows: Sequence[audio.Row]) -> Iterator[tuple[audio.Row, np.ndarray | ClipError]]:
+        """What a loader thread does for the rows of one clip; a crash in here leaves the clip's mark behind."""
+        with self.journal.flight("clip", [rows[0].clip.id]):
+            yield from predict.produce(fe, rows, self.max_seconds, self.recorder.note)
+        self.heartbeat.progress += 1
+
+
+def open_scene(run: dict[str, Any], heartbeat: Heartbeat) -> Scene:
+    """A scene ready to run.
+
+    Raises  SpecError or BundleError when the bundle cannot be used at all
+    """
+    limits = Limits(**run["limits"])
+    torch.set_num_threads(max(1, limits.cores))
+    manifest = spec.load_manifest(Path(run["manifest"]).read_bytes(), "manifest.json")
+    recorder = Recorder(started=run["started"] - run["offset_s"])
+    journal = Journal(Path(run["state"]), run["attempt"])
+    heartbeat.step("devices")
+    devices, notes = backends.find_devices(run["device"])
+    for text in notes:
+        recorder.fault("DeviceError", run["device"], text)
+    ensemble = manifest.ensemble
+    heartbeat.step("clips")
+    rows, extra = _list_rows(run, ensemble, journal.flight)
+    scene = Scene(
+        run=run, limits=limits, manifest=manifest, bundle=open_bundle(Path(run["bundle"]), manifest),
+        meter=Meter(cap_bytes=limits.ram_bytes), journal=journal, recorder=recorder, heartbeat=heartbeat, devices=devices,
+        rows=rows, wanted=[], seconds=np.zeros(len(rows)), extra_clips=extra,
+        max_seconds=ensemble.max_seconds or (MAX_SECONDS_WINDOWED if ensemble.windows else MAX_SECONDS),
+        recipes={}, frames={}, nets={}, board=blend.Board(len(rows), len(ensemble.classes)), broken={})
+    _choose_rows(scene)
+    _build_recipes(scene)
+    scene.store = _open_store(scene)
+    _load_scores(scene)
+    return scene
+
+
+def _list_rows(run: dict[str, Any], ensemble: spec.Ensemble,
+               flight: Callable[..., Any]) -> tuple[list[audio.Row], int]:
+    ids = run["sample"]["ids"]
+    index = find_clips(Path(run["clips"] or run["input"]), audio.clip_ids(ids, ensemble.windows))
+    with flight("clip", []):
+        return audio.list_rows(ids, index, ensemble.windows), index.extra
+
+
+def _choose_rows(scene: Scene) -> None:
+    """Fill `wanted`, `seconds` and `broken`."""
+    for row in scene.rows:
+        if row.clip.error is not None:
+            scene.lose(row, row.clip.error)
+        elif row.clip.id in scene.journal.quarantined:
+            scene.lose(row, ClipQuarantined(f"{row.clip.id!r}: in flight in two crashes; its row keeps the prior"))
+    scene.seconds = np.array([_claimed_seconds(row, scene.max_seconds) for row in scene.rows])
+    first = scene.run["first"]
+    asked = len(scene.rows) if first is None else min(first, len(scene.rows))
+    good = [i for i in range(asked) if scene.rows[i].id not in scene.broken]
+    if scene.ensemble.windows:  # windows of one recording stay together: it is decoded once
+        scene.wanted = sorted(good, key=lambda i: (scene.rows[i].clip.id, scene.rows[i].start or 0))
+    else:
+        scene.wanted = [good[i] for i in plan.order_rows([float(scene.seconds[i]) for i in good])]
+
+
+def _claimed_seconds(row: audio.Row, most: float) -> float:
+    """Length of a row by its header, capped: for planning only."""
+    if not row.clip.rate:
+        return 0.0
+    if row.start is not None and row.stop is not None:
+        return (row.stop - row.start) / row.clip.rate
+    return min(most, row.clip.samples_claimed / row.clip.rate)
+
+
+def _build_recipes(scene: Scene) -> None:
+    parts: list[spec.Member | spec.Stacker] = [*scene.ensemble.members, *scene.ensemble.stackers]
+    for part in parts:
+        for fold in part.folds:
+            scene.nets[f"{part.name}.{fold}"] = NetState(net_id=f"{part.name}.{fold}", part=part)
+        if isinstance(part, spec.Member):
+            try:
+                recipe = predict.build_recipe(scene.ensemble, part)
+            except HourglassError as error:
+                for fold in part.folds:
+                    drop(scene, f"{part.name}.{fold}", error)
+                continue
+            scene.recipes[part.name] = recipe
+            scene.frames[part.name] = np.array([recipe.cells(seconds) for seconds in scene.seconds])
+
+
+def drop(scene: Scene, net_id: str, error: BaseException) -> None:
+    """Give a net up; the others go on."""
+    scene.nets[net_id].failed = f"{type(error).__name__}: {error}"
+    scene.recorder.error(net_id, error)
+
+
+def _open_store(scene: Scene) -> Store:
+    longest = float(scene.seconds.max(initial=1.0))
+    stages = [stage for recipe in scene.recipes.values() for stage in recipe.stages.values()]
+    clip = max((stage.fe.max_bytes(int(longest * stage.fe.rate) + 1) for stage in stages), default=0)
+    batch = max((int(c.bytes_a + c.bytes_b * float(scene.frames[name].max(initial=0.0)))
+                 for name, c in scene.manifest.costs.items() if name in scene.frames), default=0)
+    return Store(produce=scene.produce, meter=scene.meter, scratch=Path(scene.run["state"]) / "spill",
+                 loaders=scene.run["loaders"] or max(1, scene.limits.cores),
+                 limits=StoreLimits(disk_bytes=scene.limits.disk_bytes, clip_bytes=clip,
+                                    batch_bytes=min(batch, scene.limits.ram_bytes // LEAST_RESERVE_SHARE)))
+
+
+def _load_scores(scene: Scene) -> None:
+    shape = (len(scene.rows), len(scene.ensemble.classes))
+    for net_id in scene.nets:
+        saved = scene.journal.load_scores(net_id, shape)
+        if saved is not None:
+            scene.board.load(net_id, saved)

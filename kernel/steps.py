@@ -1,0 +1,168 @@
+"""One step of the plan: one net over the rows it lacks.
+
+Owns the schedules (row by row on a CPU, length groups on a GPU, a stacker over complete rows) and what a fault inside a
+step costs: a row, a (net, row) pair, or the net, never the run. Does not choose steps (plan) or publish (engine).
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from . import backends, blend, plan, predict, spec
+from .audio import Row
+from .errors import ClipError, HourglassError
+from .scene import Scene, drop
+
+SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
+WINDOW_ROWS = 32  # rows whose spectrograms are loaded before a CPU net runs on them: small, so that scores come early
+WINDOW_ROWS_GPU = 512
+CELLS_PER_BATCH = 1 << 17  # frames of one GPU batch; out of memory halves it
+MEMORY_MARK = 0.97  # a forward must fit under this share of the limit
+
+Stop = Callable[[], bool]
+
+
+def run_step(scene: Scene, step: plan.Step, device: backends.Device, stop: Stop) -> plan.Outcome:
+    """Scores of one net on the board and in the journal; the outcome for the report.
+
+    Raises  the error of a lost device: only a new process helps
+    """
+    net, todo = scene.nets[step.net_id], scene.missing(step.net_id)
+    before, loading_before = time.monotonic(), net.loading_s
+    scene.heartbeat.step(step.net_id, step.forecast_s)
+    with scene.recorder.stage(step.net_id, device=device.name, rows=len(todo), forecast_s=round(step.forecast_s, 2)):
+        try:
+            if isinstance(net.part, spec.Stacker):
+                run_stacker(scene, step.net_id, net.part, stop)
+            else:
+                run_member(scene, step.net_id, net.part, todo, device, stop)
+        except (HourglassError, RuntimeError, ValueError, MemoryError, TypeError, KeyError) as error:
+            if backends.is_lost(error):
+                raise
+            drop(scene, step.net_id, error)
+    seconds = time.monotonic() - before
+    net.seconds += seconds
+    return plan.Outcome(net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
+                        loading_s=net.loading_s - loading_before, rows=len(todo),
+                        done=len(todo) - len(scene.missing(step.net_id)))
+
+
+def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], device: backends.Device, stop: Stop) -> None:
+    """A first-level net over windows of rows."""
+    state = scene.nets[net_id]
+    entry = next(net for net in scene.manifest.nets if net.id == net_id)
+    recipe = scene.recipes[member.name]
+    net = predict.load_net(recipe, scene.bundle.load_state(entry), len(scene.ensemble.classes), device,
+                           scene.manifest.costs.get(member.name, spec.Cost()))
+    state.path = net.runner.path
+    size = WINDOW_ROWS_GPU if device.cuda else WINDOW_ROWS
+    todo = suspects_first(scene, net_id, todo)
+    saved = time.monotonic()
+    for start in range(0, len(todo), size):
+        if stop():
+            break
+        load_window(scene, net_id, recipe, todo[start:start + size], todo[start + size:start + 2 * size], device)
+        run_window = _grouped if device.cuda else _one_by_one
+        run_window(scene, net_id, net, todo[start:start + size], stop)
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            scene.journal.save_scores(net_id, scene.board.get(net_id))
+            saved = time.monotonic()
+    scene.journal.save_scores(net_id, scene.board.get(net_id))
+    state.batches += net.batches
+    state.cells += net.cells
+    state.padded_cells += net.padded_cells
+    state.path = net.runner.path
+    state.notes += net.runner.notes
+
+
+def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
+    """Rows in flight with this net at a crash go first: a second crash then names the culprit and costs no other row."""
+    suspect = {row for name, row in scene.journal.suspect_rows if name == net_id}
+    return sorted(todo, key=lambda i: scene.rows[i].id not in suspect) if suspect else todo
+
+
+def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[int], following: list[int],
+                device: backends.Device) -> None:
+    """Spectrograms of a window in the store; on a GPU the next window loads while this one runs."""
+    started = time.monotonic()
+    for stage in recipe.stages.values():
+        scene.store.warm(stage.fe, [scene.rows[i] for i in window])
+    scene.nets[net_id].loading_s += time.monotonic() - started
+    if device.cuda and following:
+        for stage in recipe.stages.values():
+            scene.store.prefetch(stage.fe, [scene.rows[i] for i in following])
+
+
+def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
+    """The CPU schedule: no batch ever holds two clips."""
+    for i in window:
+        if stop():
+            return
+        row = scene.rows[i]
+        if row.id in scene.broken:
+            continue
+        with scene.journal.flight("batch", [row.id], net_id):
+            try:
+                chosen = net if fits(scene, net, i) else predict.tiled(net)
+                probs = predict.predict_alone(chosen, scene.store, row)
+            except ClipError as error:
+                scene.lose(row, error)
+                continue
+            except (RuntimeError, ValueError, MemoryError) as error:
+                scene.skip(net_id, row, error)
+                continue
+        scene.nets[net_id].tiled_rows += chosen is not net
+        put(scene, net_id, i, probs)
+
+
+def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
+    """True when the forward of row i fits into memory beside everything but the store, which can give way."""
+    need = net.cost.bytes_a + net.cost.bytes_b * float(scene.frames[net.recipe.member.name][i])
+    if need < 1 << 26:  # 64 MB: within the store's reserve
+        return True
+    reading = scene.meter.read()
+    held = scene.store.stats()["ram_bytes"]
+    return reading.used_bytes - held + need <= MEMORY_MARK * reading.limit_bytes
+
+
+def _grouped(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
+    """The GPU schedule: passes of many rows share batches of near equal length."""
+    index = {scene.rows[i].id: i for i in window}
+    suspects = [row for name, row in scene.journal.suspect_rows if name == net_id and row in index]
+    groups: list[list[Row]] = [[scene.rows[index[row]]] for row in suspects]
+    groups.append([scene.rows[i] for i in window if scene.rows[i].id not in suspects])
+    for rows in groups:
+        if stop():
+            return
+        with scene.journal.flight("batch", [row.id for row in rows], net_id):
+            for row, probs in predict.predict_grouped(net, scene.store, rows, CELLS_PER_BATCH, scene.lose):
+                put(scene, net_id, index[row.id], probs)
+
+
+def run_stacker(scene: Scene, net_id: str, stacker: spec.Stacker, stop: Stop) -> None:
+    """A second-level net over the rows whose inputs are complete; row by row, so that no row depends on another."""
+    entry = next(net for net in scene.manifest.nets if net.id == net_id)
+    module, activate = predict.load_stacker(stacker, scene.bundle.load_state(entry), len(scene.ensemble.classes))
+    missing = set(scene.missing(net_id))
+    scene.nets[net_id].path = "torch cpu, eager"
+    for i, features in zip(*blend.stacker_features(stacker, scene.ensemble, scene.board), strict=True):
+        if stop():
+            break
+        if int(i) in missing:
+            with torch.inference_mode():
+                out = module(torch.from_numpy(np.ascontiguousarray(features[None], dtype=np.float32)))
+            put(scene, net_id, int(i), activate(out.numpy().astype(np.float64))[0])
+    scene.journal.save_scores(net_id, scene.board.get(net_id))
+
+
+def put(scene: Scene, net_id: str, i: int, probs: np.ndarray) -> None:
+    """One row's probabilities f64[K] on the board; NaN or infinity means that this net has no say in this row."""
+    if not np.isfinite(probs).all():
+        scene.skip(net_id, scene.rows[i], ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
+        return
+    scene.board.add(net_id, np.array([i]), probs[None])
+    scene.nets[net_id].rows += 1
+    scene.heartbeat.progress += 1
