@@ -77,9 +77,9 @@ class Bundle:
                 return data
             found.append(f"{path}: sha256 {digest[:16]}")
         expected = f"{what}: expected {name} of {entry.bytes} bytes with sha256 {entry.sha256[:16]} in {self.folder}"
-        if (self.folder / name).exists() or any(": sha256 " in line for line in found):
+        if (self.folder / name).exists():
             raise BundleHashMismatch(f"{expected}; found {'; '.join(found[:3])}. Upload the bundle again")
-        raise BundleMissing(f"{expected}; found nothing of that name or size. Upload the bundle again")
+        raise BundleMissing(f"{expected}; found no such file, and its bytes in none of the others. Upload the bundle again")
 
     def _places(self, name: str, size: int) -> Iterator[Path]:
         """The expected place first, then a place found before, then every near file of that very size."""
