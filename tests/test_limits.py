@@ -319,7 +319,8 @@ def test_when_all_fails_the_last_good_reading_stays_named(tmp_path: Path) -> Non
 def test_this_machine_answers_and_the_command_prints_it() -> None:
     reading = Meter().read()
     assert 0 < reading.used_bytes < reading.limit_bytes
-    shown = subprocess.run([sys.executable, "-m", "kernel.limits"], capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    shown = subprocess.run([sys.executable, "-m", "kernel.limits"], capture_output=True, text=True, check=True,
+                           cwd=REPOSITORY).stdout
     assert "first wall" in shown and "/proc/meminfo" in shown
 
 
