@@ -250,7 +250,7 @@ def wave_statistics(wave: np.ndarray, steps: int = 128) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def dft_kernels(n_fft: int, device: str = "cpu") -> torch.Tensor:
-    """f32[2 (n_fft//2+1), 1, n_fft]: windowed cosines, then sines, rounded as kapre rounds them (window first, product second)."""
+    """f32[2 (n_fft//2+1), 1, n_fft]: windowed cosines, then sines, rounded where kapre rounds (window, then product)."""
     angles = 2 * np.pi / n_fft * np.outer(np.arange(n_fft // 2 + 1), np.arange(n_fft))
     kernels = np.concatenate([np.cos(angles), -np.sin(angles)]) * hann(n_fft).float().double().numpy()
     return torch.from_numpy(kernels.astype(np.float32))[:, None].to(device)

@@ -140,7 +140,7 @@ def test_log_mel_equals_librosa(rate: int, n_fft: int, hop: int, mels: int, edge
     clean = make_wave("wave-c", rate)
     fe = {"rate": rate, "n_fft": n_fft, "hop": hop, "mels": mels, "edges": edges}
     # 80 dB below a loud neighbour single precision shows at 2e-3 dB; a recording has a noise floor there
-    for wave, precision, tolerance in ((clean + 0.001 * noise(len(clean)), "single", 1e-3), (clean, "double", 1e-4)):
+    for wave, precision, tolerance in ((clean + 0.001 * noise(len(clean)), "single", 2e-3), (clean, "double", 1e-4)):
         mel = librosa.feature.melspectrogram(y=wave, sr=rate, n_fft=n_fft, hop_length=hop, n_mels=mels, fmin=20, fmax=rate / 2,
                                              pad_mode=pad_mode)
         got = build({**fe, "precision": precision})(wave)[0]
