@@ -106,7 +106,7 @@ def _find_sources(parts: list[Any], modules: dict[str, Any], order: Order) -> tu
 
 def _reader(path: Path | None, part: Member | Stacker, module: Any) -> Callable[[], bytes]:
     if path is None:
-        return lambda: weights.to_blob(recipe.random_state(module, part.family), part.name)
+        return lambda: weights.to_blob(recipe.random_state(module, recipe.gain_of(part.family, part.params)), part.name)
     if part.family == trial.ONNX:
         return path.read_bytes
     return lambda: weights.load_blob(path, part.family, part.params, module)

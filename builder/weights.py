@@ -1,28 +1,27 @@
 """Checkpoints -> safetensors blobs that fit their nets, and the files that hold them.
 
-Owns finding a checkpoint, checking it against the net key by key, and laying nets out in files. Foreign formats go through
-training.checkpoints, which opens them in a process of its own. Does not build nets (kernel.models) and trains nothing.
+Owns finding a checkpoint, turning it into the blob that ships, and laying nets out in files. Reading foreign formats and the
+key-by-key check are training.checkpoints'; nets are built by kernel.models.
 """
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from kernel import models
 from kernel.bundle import MAX_HEADER_BYTES, parse_state
-from kernel.errors import ModelLoadFailed, SpecError, did_you_mean
+from kernel.errors import ModelLoadFailed
 from kernel.spec import FileEntry, Net
+from training.checkpoints import KERAS, PICKLES, match_state, read_state
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".onnx")
+SUFFIXES = (".safetensors", *PICKLES, *KERAS, ".onnx")
 MAX_SINGLE_FILES = 40  # nets in files of their own; beyond, one file per member (DESIGN 5)
-MAX_LISTED = 8  # keys named in one message
 
 
 def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
@@ -35,59 +34,6 @@ def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def _refuse_torchscript(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist()):
-            raise ModelLoadFailed(
-                f"{path}: TorchScript, which carries code. Export it once, `torch.onnx.export(torch.jit.load({path.name!r}), "
-                f"example, {path.stem + '.onnx'!r}, input_names=['x'], dynamo=False)`, and use family = \"onnx\" with "
-                "--wheels onnxruntime; or save its state_dict and name the family")
-
-
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in `path`, in its stored dtypes. No pickled code runs.
-
-    Raises  ModelLoadFailed, BundleInvalid
-    """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load
-
-        data = path.read_bytes()
-        parse_state(data, str(path))  # the kernel's own rules
-        return load(data)
-    _refuse_torchscript(path)
-    from training.checkpoints import convert
-
-    return dict(convert(path))
-
-
-def fit_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """`state` in the key order of `module`, once keys and shapes are equal and every value is finite.
-
-    Raises  ModelLoadFailed listing missing, extra and misshapen keys, each with the nearest name
-    """
-    own, state = module.state_dict(), dict(state)
-    for key, value in own.items():  # a counter that nothing reads in eval mode; old checkpoints lack it
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, torch.zeros_like(value))
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    shapes = [f"{key} is {list(state[key].shape)}, the net has {list(own[key].shape)}"
-              for key in own if key in state and state[key].shape != own[key].shape]
-    lines = [f"missing {key} ({did_you_mean(key, extra)})" if extra else f"missing {key}" for key in missing[:MAX_LISTED]]
-    lines += [f"extra {key} ({did_you_mean(key, missing)})" if missing else f"extra {key}" for key in extra[:MAX_LISTED]]
-    lines += shapes[:MAX_LISTED]
-    if lines:
-        raise ModelLoadFailed(f"{where}: {len(missing)} missing, {len(extra)} extra and {len(shapes)} misshapen keys"
-                              "\n  " + "\n  ".join(lines) + "\n  correct family and params, or the checkpoint")
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
-            raise ModelLoadFailed(f"{where}: {key} holds NaN or infinity; export the checkpoint again")
-    return {key: state[key] for key in own}
-
-
 def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
     """One safetensors blob; doubles become f32, everything else keeps its dtype. The same state gives the same bytes."""
     tensors = {k: (v.float() if v.dtype == torch.float64 else v).detach().clone().contiguous() for k, v in state.items()}
@@ -97,19 +43,19 @@ def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
     return blob
 
 
-def load_blob(path: Path, family: str, params: Mapping[str, object], module: nn.Module) -> bytes:
+def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Module) -> bytes:
     """Blob of a checkpoint under our keys, checked against `module`; a fitting safetensors file is copied as it is.
 
-    Raises  ModelLoadFailed, BundleInvalid
+    Raises  ModelLoadFailed (unreadable, holding code, or not fitting), BundleInvalid
     """
-    stored = read_checkpoint(path)
-    try:
-        state = models.rename(family, dict(params), stored)
-    except SpecError as error:
-        raise ModelLoadFailed(f"{path}: {error}") from error
-    fitted = fit_state(module, state, str(path))
+    stored = read_state(path)
+    fitted = match_state(stored, family, params, module, str(path))
     same = set(fitted) == set(stored) and not any(v.dtype == torch.float64 for v in stored.values())
-    return path.read_bytes() if same and path.suffix == ".safetensors" else to_blob(fitted, str(path))
+    if not same or path.suffix != ".safetensors":
+        return to_blob(fitted, str(path))
+    blob = path.read_bytes()
+    parse_state(blob, str(path))  # the kernel's own rules
+    return blob
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from bundles import HERE, TINY, built_once, copy_of_build, order
 from safetensors.torch import load_file, save_file
 
-from builder import assembly, contents, push, recipe, weights
+from builder import assembly, contents, push, recipe
 from kernel import models
 from kernel.bundle import open_bundle
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
@@ -142,8 +143,8 @@ def test_checkpoints_with_wrong_keys_are_listed(checkpoints: Path, tmp_path: Pat
     with pytest.raises(ModelLoadFailed) as caught:
         assembly.build(order(tmp_path / "o", random_weights=False, weights=checkpoints), say=lambda _: None)
     text = str(caught.value)
-    assert "1 missing, 1 extra and 1 misshapen" in text and str(path) in text
-    assert f"missing {keys[0]} (did you mean '{keys[0]}s'?)" in text and f"{keys[1]} is [1" in text
+    assert "1 missing, 1 extra, 1 misshapen" in text and str(path) in text
+    assert f"missing {keys[0]} (the checkpoint has {keys[0]}s)" in text and f"{keys[1]} is [1" in text
     assert not (tmp_path / "o" / "bundle").exists()
 
 
@@ -163,10 +164,24 @@ def test_weights_that_are_not_finite_are_refused(checkpoints: Path, tmp_path: Pa
         assembly.build(order(tmp_path / "o", random_weights=False, weights=checkpoints), say=lambda _: None)
 
 
-def test_torchscript_is_refused_with_the_export_command(tmp_path: Path) -> None:
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "net.pt"))
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {"module." + k: v for k, v in s.items()}}])
+def test_pytorch_checkpoints_become_safetensors(checkpoints: Path, tmp_path: Path, wrap: Any) -> None:
+    state = load_file(checkpoints / "tiled_0.safetensors")
+    (checkpoints / "tiled_0.safetensors").unlink()
+    torch.save(wrap(state), checkpoints / "tiled_0.pt")
+    built = assembly.build(order(tmp_path / "o", random_weights=False, weights=checkpoints), say=lambda _: None)
+    stored = load_file(tmp_path / "o" / "bundle" / "tiled.0.safetensors")
+    assert all(torch.equal(stored[key], value) for key, value in state.items()) and not built.filled
+
+
+def test_checkpoints_with_code_are_refused(checkpoints: Path, tmp_path: Path) -> None:
+    (checkpoints / "tiled_0.safetensors").unlink()
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(checkpoints / "tiled_0.pt"))
     with pytest.raises(ModelLoadFailed, match="torch.onnx.export"):
-        weights.read_checkpoint(tmp_path / "net.pt")
+        assembly.build(order(tmp_path / "o", random_weights=False, weights=checkpoints), say=lambda _: None)
+    torch.save(torch.nn.Linear(2, 2), checkpoints / "tiled_0.pt")
+    with pytest.raises(ModelLoadFailed, match="refused"):
+        assembly.build(order(tmp_path / "o", random_weights=False, weights=checkpoints), say=lambda _: None)
 
 
 def test_many_nets_share_files(tmp_path: Path) -> None:
@@ -221,7 +236,7 @@ def test_costs_of_a_rehearsal_enter_the_manifest(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_drawn_from_the_key() -> None:
-    state = recipe.random_state(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)), "other")
+    state = recipe.random_state(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)), recipe.gain_of("other", {}))
     import zlib
 
     want = np.random.RandomState(zlib.crc32(b"0.weight")).standard_normal((2, 3)) * 1.4 / np.sqrt(3)
