@@ -205,8 +205,8 @@ def _open_store(scene: Scene) -> Store:
     batch = max((int(c.bytes_a + c.bytes_b * float(scene.frames[name].max(initial=0.0)))
                  for name, c in scene.manifest.costs.items() if name in scene.frames), default=0)
     return Store(produce=scene.produce, meter=scene.meter, scratch=Path(scene.run["state"]) / "spill",
-                 loaders=scene.run["loaders"] or max(1, scene.limits.cores),
-                 limits=StoreLimits(disk_bytes=scene.limits.disk_bytes, clip_bytes=clip,
+                 loaders=scene.run["loaders"] or max(1, scene.limits.cores), enter_loader=lambda: torch.set_num_threads(1),
+                 limits=StoreLimits(ram_bytes=scene.limits.ram_bytes, disk_bytes=scene.limits.disk_bytes, clip_bytes=clip,
                                     batch_bytes=min(batch, scene.limits.ram_bytes // LEAST_RESERVE_SHARE)))
 
 

@@ -64,7 +64,10 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     for start in range(0, len(todo), size):
         if stop():
             break
-        load_window(scene, net_id, recipe, todo[start:start + size], todo[start + size:start + 2 * size], device)
+        load_window(scene, net_id, recipe, todo[start:start + size], stop)
+        if device.cuda:  # the next window loads while this one runs; a CPU has no idle core for that
+            for stage in recipe.stages.values():
+                scene.store.prefetch(stage.fe, [scene.rows[i] for i in todo[start + size:start + 2 * size]])
         run_window = _grouped if device.cuda else _one_by_one
         run_window(scene, net_id, net, todo[start:start + size], stop)
         if time.monotonic() - saved > SAVE_EVERY_S:
@@ -84,16 +87,12 @@ def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
     return sorted(todo, key=lambda i: scene.rows[i].id not in suspect) if suspect else todo
 
 
-def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[int], following: list[int],
-                device: backends.Device) -> None:
-    """Spectrograms of a window in the store; on a GPU the next window loads while this one runs."""
+def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[int], stop: Stop) -> None:
+    """Spectrograms of a window into the store."""
     started = time.monotonic()
     for stage in recipe.stages.values():
-        scene.store.warm(stage.fe, [scene.rows[i] for i in window])
+        scene.store.warm(stage.fe, [scene.rows[i] for i in window], stop)
     scene.nets[net_id].loading_s += time.monotonic() - started
-    if device.cuda and following:
-        for stage in recipe.stages.values():
-            scene.store.prefetch(stage.fe, [scene.rows[i] for i in following])
 
 
 def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
