@@ -231,13 +231,18 @@ def decode(clip: Clip, max_seconds: float) -> Wave:
         notes = []
         if error is not None:
             notes.append(f"salvaged: the decoder failed after {count / clip.rate:.2f} s ({error}); the audio before is used")
-        elif count < min(stream.frames, cap) and stream.frames < MAX_CLAIM:
+        elif count < min(stream.frames, cap) - _claim_slack(stream) and stream.frames < MAX_CLAIM:
             notes.append(f"short: {count / clip.rate:.2f} s decoded of {stream.frames / clip.rate:.2f} s claimed")
         elif count == cap and stream.frames > cap and len(_read_mono(stream, 1)[0]):
             notes.append(f"ClipTooLong: only the first {max_seconds:g} s are used")
         if not stream.subtype.startswith("PCM"):
             notes += _repair(mono)
     return Wave(samples=mono, rate=clip.rate, notes=tuple(notes))
+
+
+def _claim_slack(stream: _Stream) -> int:
+    """Samples by which a sound file's claim may be too large: an MP3's length is an estimate."""
+    return round(SALVAGE_SECONDS * stream.samplerate) if "MPEG" in stream.subtype else 0
 
 
 def _again(error: ClipError) -> ClipError:

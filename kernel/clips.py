@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import ClipUnreadable
 
 # Names that count as audio where an id is a bare stem; some of them cannot be decoded and are then named as such.
-SUFFIXES = frozenset(".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .w64 .rf64 .caf .voc "
+SUFFIXES = frozenset(".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .w64 .rf64 .caf "
                      ".m4a .aac .wma .webm".split())
 MAX_NAMED = 3  # candidates shown in an ambiguity message
 
