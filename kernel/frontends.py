@@ -39,7 +39,7 @@ class FrontEnd:
     n_fft, hop       samples; mels rows; fmin, fmax Hz (None = rate / 2); power 2 = power, 1 = magnitude
     edges            "reflect" (librosa 0.6.3), "zeros" (librosa >= 0.9), both centred
     window           "exact" (librosa) or "single" (torch.hann_window in float32): spectra.hann
-    precision        "single" or "double" arithmetic of the spectrum; PCEN shows single precision in its quiet bins
+    precision        of the spectrum: "single", "double", "auto" = single, but double in frames where it shows (spectra.sharpen)
     scale            SCALES: db, log, pcen, linear
     top_db           dB range kept below the clip's maximum, for scale "db"
     log_offset       for scale "log": ln(x + offset)
@@ -66,7 +66,7 @@ class FrontEnd:
     power: float = 2.0
     edges: str = "reflect"
     window: str = "exact"
-    precision: str = "single"
+    precision: str = "auto"
     scale: str = "db"
     top_db: float | None = 80.0
     log_offset: float = 1e-4
@@ -82,7 +82,7 @@ class FrontEnd:
     def __post_init__(self) -> None:
         for key, table in (("short", SHORT), ("level", LEVELS), ("spectrum", SPECTRA), ("scale", SCALES), ("layout", LAYOUTS),
                            ("norm", NORMS), ("edges", ("reflect", "zeros")), ("window", ("exact", "single")),
-                           ("precision", ("single", "double")), ("stored", ("uint8", "float16", "float32"))):
+                           ("precision", ("auto", "single", "double")), ("stored", ("uint8", "float16", "float32"))):
             if getattr(self, key) not in table:
                 raise SpecError(f"frontend {self.name}: {key} = {getattr(self, key)!r} is unknown; "
                                 + did_you_mean(str(getattr(self, key)), table))
@@ -204,24 +204,26 @@ LEVELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"keep": lambda wave: wa
 
 # Spectra: wave -> [C, M, T], already scaled ---------------------------------------------------------------------------------
 
-def _power(fe: FrontEnd, wave: np.ndarray, bank: spectra.MelBank | None = None) -> torch.Tensor:
-    padded = torch.from_numpy(spectra.pad_wave(wave, fe.edges, fe.n_fft, fe.hop)).to(_kind(fe))
-    return spectra.spectrogram(padded, spectra.hann(fe.n_fft, fe.window), fe.hop, fe.power, bank)
+def _bank(fe: FrontEnd, kind: torch.dtype) -> spectra.MelBank:
+    return spectra.mel_bank(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2, kind)
 
 
-def _kind(fe: FrontEnd) -> torch.dtype:
-    return torch.float64 if fe.precision == "double" else torch.float32
-
-
-def _bank(fe: FrontEnd) -> spectra.MelBank:
-    return spectra.mel_bank(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2, _kind(fe))
+def _power(fe: FrontEnd, wave: np.ndarray, mel: bool) -> torch.Tensor:
+    """[T, bins] linear spectrum, through the mel bank or not."""
+    kind = torch.float64 if fe.precision == "double" else torch.float32
+    padded = torch.from_numpy(spectra.pad_wave(wave, fe.edges, fe.n_fft, fe.hop)).to(kind)
+    window = spectra.hann(fe.n_fft, fe.window)
+    out = spectra.spectrogram(padded, window, fe.hop, fe.power, _bank(fe, kind) if mel else None)
+    if mel and (fe.precision, fe.scale, fe.power) == ("auto", "db", 2.0):
+        spectra.sharpen(out, padded, window, fe.hop, _bank(fe, torch.float64), fe.top_db)
+    return out
 
 
 def _mel_chroma_stft(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
     """Three pictures of one power STFT: mel, 12 chroma rows repeated, STFT rows averaged; all `mels` rows high (our sizes)."""
-    power = _power(fe, wave)
+    power = _power(fe, wave, mel=False)
     mel = power.new_empty((len(power), fe.mels))
-    _bank(fe)(power, mel)
+    _bank(fe, power.dtype)(power, mel)
     chroma = spectra.chroma(power, spectra.chroma_bank(fe.rate, fe.n_fft).to(power.dtype)).T.numpy()
     rows = np.arange(fe.mels) * len(chroma) // fe.mels
     stft = torch.nn.functional.adaptive_avg_pool1d(spectra.decibels(power, fe.top_db)[None], fe.mels)[0]
@@ -229,8 +231,8 @@ def _mel_chroma_stft(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
 
 
 SPECTRA: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
-    "mel": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave, _bank(fe)))[None],
-    "stft": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave))[None],
+    "mel": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave, mel=True))[None],
+    "stft": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave, mel=False))[None],
     "mel_chroma_stft": _mel_chroma_stft,
     "wave": lambda fe, wave: wave[None, None],
     "statistics": lambda fe, wave: spectra.wave_statistics(wave)[None],

@@ -137,10 +137,9 @@ def test_table_lists_every_preset() -> None:
 @pytest.mark.parametrize("rate, n_fft, hop, mels", [(44100, 2560, 690, 128), (16000, 1024, 250, 128), (44100, 1920, 690, 64)])
 @pytest.mark.parametrize("edges, pad_mode", [("reflect", "reflect"), ("zeros", "constant")])
 def test_log_mel_equals_librosa(rate: int, n_fft: int, hop: int, mels: int, edges: str, pad_mode: str) -> None:
-    clean = make_wave("wave-c", rate)
+    clean = make_wave("wave-c", rate)  # its quiet cells lie 75 dB below loud neighbours: the hard case for single precision
     fe = {"rate": rate, "n_fft": n_fft, "hop": hop, "mels": mels, "edges": edges}
-    # 80 dB below a loud neighbour single precision shows at 2e-3 dB; a recording has a noise floor there
-    for wave, precision, tolerance in ((clean + 0.001 * noise(len(clean)), "single", 2e-3), (clean, "double", 1e-4)):
+    for wave, precision, tolerance in ((clean, "auto", 1e-3), (noise(9000), "single", 1e-3), (clean, "double", 1e-4)):
         mel = librosa.feature.melspectrogram(y=wave, sr=rate, n_fft=n_fft, hop_length=hop, n_mels=mels, fmin=20, fmax=rate / 2,
                                              pad_mode=pad_mode)
         got = build({**fe, "precision": precision})(wave)[0]
