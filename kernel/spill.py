@@ -25,7 +25,7 @@ from .limits import free_disk
 
 FAILURES, WITHIN_S, OFF_S = 3, 30.0, 60.0  # 3 failures in 30 s turn the tier off for 60 s (reliability.md 4.2)
 SYNC_BYTES = 32_000_000  # dirty pages count as used memory until they are written: flush after this many bytes
-GUESS_BYTES_PER_S = 200e6  # before anything was measured: a plain cloud disk
+GUESS_BYTES_PER_S = 1e9  # before anything was measured, replaced by the first measurement: 1.6 GB/s in performance.md 4
 FADING = 0.9  # how much of the older measurements is kept at each new one
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
 RUN = re.compile(r"run-([0-9a-f]+)-(\d+)-(\d+)-[0-9a-f]{8}\Z")
