@@ -333,6 +333,17 @@ def test_own_file_errors_are_named(tmp_path: Path, text: str, cls: str, message:
         models.load_custom(path, cls)
 
 
+def test_bare_name_means_the_verified_copy_first(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "kernel" / "custom"
+    shipped.mkdir(parents=True)
+    (shipped / "my_model.py").write_text(textwrap.dedent(OWN).replace("width=3", "width=7"))
+    monkeypatch.setattr("kernel.models.custom.FOLDER", shipped)
+    monkeypatch.chdir(own.parent)
+    assert models.build("my_model.py:MyNet", {}, CLASSES).fc.in_features == 7
+    assert models.build("./my_model.py:MyNet", {}, CLASSES).fc.in_features == 7
+    assert models.build(f"{own}:MyNet", {}, CLASSES).fc.in_features == 3
+
+
 def test_own_file_that_is_missing_or_gets_wrong_parameters(own: Path) -> None:
     with pytest.raises(SpecError, match="no file"):
         models.build("absent.py:MyNet", {}, CLASSES)

@@ -22,12 +22,14 @@ DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_fra
 
 
 def find_file(name: str) -> Path:
-    """Path of the file part of "my_model.py:MyNet": as written, else in the wheel's `kernel/custom/`.
+    """Path of the file part of "my_model.py:MyNet": a bare name means the wheel's `kernel/custom/` first, else as written.
+
+    The wheel comes first because its bytes were verified; a file of the same name in the working folder was not.
 
     Raises  SpecError when neither exists
     """
     path = Path(name.rpartition(":")[0])
-    for candidate in (path, FOLDER / path.name):
+    for candidate in (FOLDER / path, path) if path.name == str(path) else (path,):
         if candidate.is_file():
             return candidate
     raise SpecError(f"family {name!r}: no file {path}; give its path relative to where you run, or an absolute one")
