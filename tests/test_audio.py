@@ -16,6 +16,7 @@ import soxr
 from kernel import audio
 from kernel.errors import ClipEmpty, ClipError, ClipUnreadable, SpecError
 from kernel.spec import Windows
+from tests import fuzz_audio
 
 RATE = 44_100
 
@@ -472,3 +473,17 @@ def test_resampling_is_soxr_hq_of_a_length_rounded_up(rate: int, to: int) -> Non
 
 def test_a_single_sample_survives_resampling() -> None:
     assert len(audio.resample(audio.Wave(samples=np.ones(1, np.float32), rate=384_000), 16_000).samples) == 1
+
+
+# -- fuzz: the suite's cut of `make fuzz` -----------------------------------------------------------------------------
+
+@pytest.mark.timeout(120)
+def test_mutants_are_decoded_or_named_and_none_kills_its_process() -> None:
+    report = fuzz_audio.run(150, seed=0, batch=150)
+    assert (report.wrong, report.crashed, report.hung) == ({}, {}, [])
+    assert sum(report.outcomes.values()) == 150 and len(report.outcomes) >= 3
+    assert report.peak_bytes < 300 * 2**20
+
+
+def test_a_mutant_is_the_same_each_time() -> None:
+    assert fuzz_audio.mutate(fuzz_audio.make_bases(), 0, 7) == fuzz_audio.mutate(fuzz_audio.make_bases(), 0, 7)
