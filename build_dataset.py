@@ -70,7 +70,9 @@ def main(arguments: list[str]) -> int:
         if chosen.simulate_mount:
             from builder import mounts
 
-            print(mounts.table(mounts.simulate(chosen.out)))
+            cases = mounts.simulate(chosen.out)
+            print(mounts.table(cases))
+            mounts.check(cases)
         if chosen.upload:
             from builder import upload
 

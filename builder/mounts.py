@@ -1,0 +1,197 @@
+"""What Kaggle does to an upload, applied to a built bundle, and the proof that the pushed kernel still finds it.
+
+Owns the simulated mounts: every layout of /kaggle/input in use, every change seen on mounted files, next to a competition of
+50,000 clips. The finder tried is the one in OUT/push/infer_kernel.py itself. Sources of layouts and changes: documentation
+and public kernels of 2026. Does not change OUT.
+"""
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from kernel.bundle import open_bundle
+from kernel.errors import HourglassError, UploadError
+from kernel.spec import load_manifest
+
+from .assembly import staging
+from .contents import METADATA
+
+CLIPS = 50_000  # a large competition's test folder
+COMPETITION = "some-competition"
+LAYOUTS = {  # name -> folder below /kaggle/input, from owner and slug
+    "datasets": "datasets/{owner}/{slug}",
+    "legacy": "{slug}",
+    "notebooks": "notebooks/{owner}/{slug}",
+    "models": "models/{owner}/{slug}/other/default/1",
+    "other slug": "datasets/{owner}/renamed-{slug}",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One mount: how long the finder took, and what was lost (empty: nothing)."""
+
+    layout: str
+    change: str
+    seconds: float
+    lost: str
+
+
+def leave(_folder: Path) -> None:
+    """As uploaded."""
+
+
+def wrap(folder: Path) -> None:
+    """Everything one folder deeper, as after an upload as one archive."""
+    inner = folder / folder.name
+    entries = list(folder.iterdir())
+    inner.mkdir()
+    for entry in entries:
+        entry.rename(inner / entry.name)
+
+
+def unpack(folder: Path) -> None:
+    """Archives unpacked to folders of their names, wheels too."""
+    for path in [p for p in folder.rglob("*") if p.is_file() and zipfile.is_zipfile(p)]:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(path.with_suffix(""))
+        path.unlink()
+
+
+def unpack_twice(folder: Path) -> None:
+    """Archives unpacked to x/x."""
+    unpack(folder)
+    for path in [p for p in folder.iterdir() if p.is_dir()]:
+        wrap(path)
+
+
+def rename(folder: Path) -> None:
+    """Every file but the manifest under another name."""
+    for path in [p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"]:
+        path.rename(path.with_name(path.name.replace(".", "_", 1) + ".bin"))
+
+
+def gunzip(folder: Path) -> None:
+    """Every .gz replaced by its content under the shorter name; a bundle of ours has none."""
+    for path in folder.rglob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+
+
+def change_all(folder: Path) -> None:
+    """Gunzipped, renamed, wrapped, and the wheel unpacked, at once."""
+    gunzip(folder)
+    unpack(folder)
+    for path in folder.glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    wrap(folder)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "as uploaded": leave, "wrapper folder": wrap, "wheel unpacked": unpack, "unpacked to x/x": unpack_twice,
+    "files renamed": rename, "gunzipped": gunzip, "all at once": change_all,
+}
+
+
+def load_kernel(path: Path) -> ModuleType:
+    """The pushed kernel as a module; nothing of it runs.
+
+    Raises  UploadError when there is none
+    """
+    if not path.is_file():
+        raise UploadError(f"{path}: no kernel; build first")
+    module = ModuleType("pushed_kernel")
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))  # an import would leave __pycache__ in push/
+    return module
+
+
+def make_competition(folder: Path, clips: int) -> None:
+    """A competition's data: sample_submission.csv and a folder of `clips` empty clips."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "sample_submission.csv").write_text("fname,a,b\n0.wav,0,0\n")
+    for i in range(clips):
+        os.close(os.open(folder / "test" / f"{i}.wav", os.O_CREAT | os.O_WRONLY))
+
+
+def _mount(bundle: Path, target: Path) -> None:
+    """The bundle as Kaggle mounts it: hard links, without the metadata that is never uploaded."""
+    target.mkdir(parents=True)
+    for path in bundle.iterdir():
+        if path.name != METADATA:
+            os.link(path, target / path.name)
+
+
+def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
+    """Let the kernel find and verify manifest and code below `root`, then read every net."""
+    run = kernel.Run(kernel.make_parser().parse_args(["--input", str(root), "--working", str(root)]))
+    run.input = str(root)
+    began = time.monotonic()
+    try:
+        kernel.open_bundle(run)
+    except kernel.Fault as fault:
+        return Case(layout=layout, change=change, seconds=time.monotonic() - began, lost=f"{fault.code}: {fault}")
+    seconds, lost = time.monotonic() - began, []
+    manifest = load_manifest(run.manifest_text)
+    bundle = open_bundle(Path(run.bundle), manifest)
+    for net in manifest.nets:
+        try:
+            bundle.read_net(net)
+        except HourglassError as error:
+            lost.append(f"{net.id}: {error}")
+    return Case(layout=layout, change=change, seconds=seconds, lost="; ".join(lost))
+
+
+def simulate(out: Path, clips: int = CLIPS, layouts: Sequence[str] = tuple(LAYOUTS),
+             changes: Sequence[str] = tuple(CHANGES)) -> list[Case]:
+    """One case per layout and change, of the build in `out`.
+
+    Raises  UploadError when there is no build
+    """
+    if not (out / "bundle" / "manifest.json").is_file():
+        raise UploadError(f"{out}: no bundle; build first")
+    kernel, cases = load_kernel(out / "push" / "infer_kernel.py"), []
+    slug = str(kernel.CONSTANT["slug"])
+    with staging(out) as folder:
+        root = folder / "input"
+        make_competition(root / "competitions" / COMPETITION, clips)
+        for layout in layouts:
+            if layout == "legacy":
+                (root / "competitions" / COMPETITION).rename(root / COMPETITION)
+            for change in changes:
+                target = root / LAYOUTS[layout].format(owner="someone", slug=slug)
+                _mount(out / "bundle", target)
+                CHANGES[change](target)
+                cases.append(_try(kernel, root, layout, change))
+                shutil.rmtree(target)
+            if layout == "legacy":
+                (root / COMPETITION).rename(root / "competitions" / COMPETITION)
+    return cases
+
+
+def table(cases: Sequence[Case]) -> str:
+    """The cases for people, slowest finder named last."""
+    lines = [f"{'layout':<12}{'change':<18}{'found in':>10}  result"]
+    for c in cases:
+        lines.append(f"{c.layout:<12}{c.change:<18}{c.seconds:>8.3f} s  {c.lost or 'manifest, code and every net verified'}")
+    worst = max(cases, key=lambda c: c.seconds)
+    lines.append(f"{sum(not c.lost for c in cases)} of {len(cases)} mounts verified; slowest {worst.seconds:.3f} s "
+                 f"({worst.layout}, {worst.change})")
+    return "\n".join(lines)
+
+
+def check(cases: Sequence[Case]) -> None:
+    """Nothing, when nothing was lost on any mount.
+
+    Raises  UploadError naming the first loss
+    """
+    for case in cases:
+        if case.lost:
+            raise UploadError(f"mount {case.layout!r}, {case.change!r}: {case.lost}")
