@@ -17,7 +17,6 @@ LAYERS = (  # a module imports only from layers above its own line
     ("limits", "clips", "presets", "spectra", "budget", "journal"),
     ("audio", "frontends", "models", "metrics", "spill", "warps"),
     ("tiers",),
-    ("tiers",),
     ("store", "batches", "views", "finish", "backends", "bundle", "blend", "submission"),
     ("predict", "plan", "report"),
     ("scene", "rehearsal"),
