@@ -97,7 +97,7 @@ def _logit(stack: np.ndarray, weights: np.ndarray, power: float = 2.0) -> np.nda
     """sigmoid of the mean logit."""
     values, share = _shares(stack, weights)
     p = np.clip(values, LOGIT_EDGE, 1.0 - LOGIT_EDGE)
-    return np.exp(-np.logaddexp(0.0, -(share * (np.log(p) - np.log1p(-p))).sum(axis=0)))
+    return 1.0 / (1.0 + np.exp(-(share * (np.log(p) - np.log1p(-p))).sum(axis=0)))
 
 
 def _power(stack: np.ndarray, weights: np.ndarray, power: float = 2.0) -> np.ndarray:
@@ -293,7 +293,7 @@ def stacker_features(stacker: Stacker, ensemble: Ensemble, board: Board) -> tupl
     rows = np.flatnonzero(_all(complete_rows(member, board) for member in inputs))
     stack = np.stack([merge_folds(member, board)[rows] for member in inputs])
     if stacker.features == "concat":
-        return rows, stack.transpose(1, 0, 2).reshape(len(rows), -1).astype(np.float32)
+        return rows, stack.transpose(1, 0, 2).reshape(len(rows), len(inputs) * board.shape[1]).astype(np.float32)
     if stacker.average_weights:
         stack = np.concatenate([stack, mean("arithmetic", stack, stacker.average_weights)[None]])
     return rows, np.ascontiguousarray(stack.transpose(1, 2, 0), dtype=np.float32)
