@@ -1,6 +1,6 @@
-"""The files to push: the kernel as script or notebook, and the commands that upload it.
+"""What is pushed and how: the notebook form of the kernel, and the commands that upload, run and submit.
 
-Does not fill the constant (kernel.pushed) and does not run anything.
+Does not fill the kernel's constant (kernel.pushed) and runs no command (upload).
 """
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kernel.pushed import SCRIPT, constant, fill_constant, read_constant
-
-__all__ = ["NOTEBOOK", "SCRIPT", "commands", "constant", "fill_constant", "notebook", "read_constant"]
 NOTEBOOK = "infer_kernel.ipynb"
 NOTEBOOK_SCRIPT = "/tmp/infer_kernel.py"  # outside the saved output folder
 

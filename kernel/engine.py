@@ -20,7 +20,7 @@ import torch
 from . import backends, blend, plan, report, steps, submission
 from .errors import ClipError, HourglassError
 from .journal import Heartbeat, write_atomically
-from .scene import Scene, open_scene
+from .scene import Scene, Timing, open_scene
 
 PUBLISH_EVERY_S = 60.0
 LINE_EVERY_S = 15.0
@@ -52,6 +52,7 @@ class Engine:
         self.publish_due = False
         self.peak_ram = 0
         self.last_publish = self.last_line = time.monotonic()
+        self.setup_s = self.recorder.now()
 
     def execute(self) -> None:
         """Run to the end or to the stop mark, then publish and report.
@@ -71,6 +72,7 @@ class Engine:
             raise self.fatal
         self.scene.heartbeat.step("publish")
         self._tick(final=True)
+        print(report.table(self.described), flush=True)
         self.scene.store.close()
         self.scene.heartbeat.close()
 
@@ -164,10 +166,9 @@ class Engine:
         return float(scene.seconds[fresh].sum()) * self._loading_rate() if fresh else 0.0
 
     def _loading_rate(self) -> float:
-        """Wall seconds per second of audio, measured on the finished steps."""
-        loaded = sum(o.loading_s for o in self.outcomes)
-        audio = sum(float(self.scene.seconds.sum()) * o.done / max(1, o.rows) for o in self.outcomes if o.loading_s > 0.05)
-        return loaded / audio if audio > 0 else ROW_LOADING_S
+        """Wall seconds per second of audio for one front end, as measured so far."""
+        seconds, audio = np.sum(list(self.scene.loading.values()) or [[0.0, 0.0]], axis=0)
+        return float(seconds / audio) if audio > 0 else ROW_LOADING_S
 
     def _forget_finished_frontends(self) -> None:
         """Drop a front end's arrays once no live net needs them any more."""
@@ -197,9 +198,8 @@ class Engine:
         now = time.monotonic()
         if final or self.publish_due or now - self.last_publish >= PUBLISH_EVERY_S:
             self.publish_due, self.last_publish = False, now
-            merged = self._publish()
-            write_atomically(Path(self.run["working"]) / "report.json",
-                             (json.dumps(self.describe(merged), indent=1) + "\n").encode())
+            self.described = self.describe(self._publish())
+            write_atomically(Path(self.run["working"]) / "report.json", (json.dumps(self.described, indent=1) + "\n").encode())
         if not final and now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
             self._print_line(reading.used_bytes, stats["disk_bytes"])
@@ -251,7 +251,8 @@ class Engine:
             "device": {"names": [d.name for d in scene.devices], "about": ", ".join(d.about for d in scene.devices),
                        "path": ", ".join(sorted({n.path for n in scene.nets.values() if n.path}))},
             "members": [self._describe_part(part) for part in (*scene.ensemble.members, *scene.ensemble.stackers)],
-            "store": scene.store.stats(), "meter": scene.meter.read().source, "forecast": plan.accuracy(self.outcomes),
+            "store": {**scene.store.stats(), "stored_bytes": sum(sum(rows.values()) for rows in scene.stored.values())},
+            "setup_s": round(self.setup_s, 3), "meter": scene.meter.read().source, "forecast": plan.accuracy(self.outcomes),
             "costs": self._measured_costs(), "stages": self.recorder.stages, "timeline": self.recorder.timeline,
             "publications": self.recorder.publications, "clip_notes": self.recorder.notes,
             "seconds_of_audio": round(float(scene.seconds.sum()), 1), "lengths_s": self._lengths(),
@@ -269,14 +270,29 @@ class Engine:
                           "skipped_rows": len(n.skipped), "path": n.path, "failed": n.failed, "notes": n.notes} for n in nets]}
 
     def _measured_costs(self) -> dict[str, Any]:
-        """Seconds per row and per frame by member, and per second of audio by front end: what --costs reads."""
+        """Seconds per row and per frame by member, and per second of audio by front end: what --costs and a rehearsal read."""
         members = {}
-        for cost in self.costs:
-            if not cost.inputs and cost.member in self.speeds.members:
-                factor = self.speeds.factor(cost.member)
-                members[cost.member] = {"seconds_a": cost.a_s * factor, "seconds_b": cost.b_s_per_frame * factor}
-        rate = self._loading_rate()
-        return {"members": members, "frontends": {name: rate for name in self.scene.ensemble.frontends}}
+        for member in self.scene.ensemble.members:
+            timing, setups = Timing(), []
+            for net in self.scene.nets.values():
+                if net.part is member and net.timing.rows:
+                    timing.merge(net.timing)
+                    setups.append(net.setup_s)
+            if timing.rows:
+                a, b = timing.solve()
+                members[member.name] = {"seconds_a": a, "seconds_b": b, "setup_s": float(np.mean(setups)),
+                                        "frames_per_row": timing.frames / timing.rows}
+        keys = {stage.fe.key: name for name, stage in self._frontends().items()}
+        return {"members": members, "frontends": {keys[k]: s / a for k, (s, a) in self.scene.loading.items() if a > 0}}
+
+    def _frontends(self) -> dict[str, Any]:
+        """Front end name -> a stage that uses it."""
+        found = {}
+        for name, recipe in self.scene.recipes.items():
+            member = next(m for m in self.scene.ensemble.members if m.name == name)
+            for key, entry in member.named_inputs().items():
+                found[entry.frontend] = recipe.stages[key]
+        return found
 
     def _lengths(self) -> dict[str, list[float]]:
         counts, edges = np.histogram(self.scene.seconds, bins=20)

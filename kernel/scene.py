@@ -27,6 +27,46 @@ MAX_SECONDS, MAX_SECONDS_WINDOWED = 60.0, 900.0  # DESIGN 5
 LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
 
 
+@dataclass
+class Timing:
+    """Least-squares fit of seconds = a x rows + b x frames over everything a net was timed on."""
+
+    rows_rows: float = 0.0
+    rows_frames: float = 0.0
+    frames_frames: float = 0.0
+    rows_s: float = 0.0
+    frames_s: float = 0.0
+    rows: int = 0
+    frames: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, rows: int, frames: float, seconds: float) -> None:
+        """One timed piece of work."""
+        self.rows_rows += rows * rows
+        self.rows_frames += rows * frames
+        self.frames_frames += frames * frames
+        self.rows_s += rows * seconds
+        self.frames_s += frames * seconds
+        self.rows, self.frames, self.seconds = self.rows + rows, self.frames + frames, self.seconds + seconds
+
+    def solve(self) -> tuple[float, float]:
+        """(a, b), both >= 0; scaled so that the measured work itself comes out exactly."""
+        det = self.rows_rows * self.frames_frames - self.rows_frames ** 2
+        a = b = 0.0
+        if det > 1e-9 * self.rows_rows * self.frames_frames:
+            a = max(0.0, (self.rows_s * self.frames_frames - self.frames_s * self.rows_frames) / det)
+            b = max(0.0, (self.frames_s * self.rows_rows - self.rows_s * self.rows_frames) / det)
+        if a + b == 0.0:
+            b = self.seconds / max(1.0, self.frames)
+        scale = self.seconds / max(1e-12, a * self.rows + b * self.frames)
+        return a * scale, b * scale
+
+    def merge(self, other: Timing) -> None:
+        """Take another net's work in."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
 @dataclass(kw_only=True)
 class NetState:
     """How far one net is.
@@ -44,6 +84,8 @@ class NetState:
     cells: int = 0
     padded_cells: int = 0
     tiled_rows: int = 0
+    setup_s: float = 0.0
+    timing: Timing = field(default_factory=Timing)
     path: str = ""
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
@@ -61,6 +103,8 @@ class Scene:
     wanted   row numbers to predict (not broken, not beyond --first), in running order
     frames   member name -> f64[N], frames a net of that member works through per row (upper bound)
     broken   row id -> code of the error that leaves it with the prior
+    stored   front end key -> row id -> bytes of its array
+    loading  front end key -> [wall seconds waited, seconds of audio] of first-time loading
     """
 
     run: dict[str, Any]
@@ -82,6 +126,8 @@ class Scene:
     nets: dict[str, NetState]
     board: blend.Board
     broken: dict[str, str]
+    stored: dict[str, dict[str, int]] = field(default_factory=dict)
+    loading: dict[str, list[float]] = field(default_factory=dict)
     store: Store = field(init=False)
 
     @property
@@ -108,7 +154,10 @@ class Scene:
     def produce(self, fe: Any, rows: Sequence[audio.Row]) -> Iterator[tuple[audio.Row, np.ndarray | ClipError]]:
         """What a loader thread does for the rows of one clip; a crash in here leaves the clip's mark behind."""
         with self.journal.flight("clip", [rows[0].clip.id]):
-            yield from predict.produce(fe, rows, self.max_seconds, self.recorder.note)
+            for row, array in predict.produce(fe, rows, self.max_seconds, self.recorder.note):
+                if isinstance(array, np.ndarray):
+                    self.stored.setdefault(fe.key, {})[row.id] = array.nbytes
+                yield row, array
         self.heartbeat.progress += 1
 
 

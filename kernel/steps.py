@@ -55,9 +55,10 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     state = scene.nets[net_id]
     entry = next(net for net in scene.manifest.nets if net.id == net_id)
     recipe = scene.recipes[member.name]
+    began = time.monotonic()
     net = predict.load_net(recipe, scene.bundle.load_state(entry), len(scene.ensemble.classes), device,
                            scene.manifest.costs.get(member.name, spec.Cost()))
-    state.path = net.runner.path
+    state.path, state.setup_s = net.runner.path, time.monotonic() - began
     size = WINDOW_ROWS_GPU if device.cuda else WINDOW_ROWS
     todo = suspects_first(scene, net_id, todo)
     saved = time.monotonic()
@@ -88,11 +89,18 @@ def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
 
 
 def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[int], stop: Stop) -> None:
-    """Spectrograms of a window into the store."""
-    started = time.monotonic()
+    """Spectrograms of a window into the store, timed per front end where they are new."""
     for stage in recipe.stages.values():
-        scene.store.warm(stage.fe, [scene.rows[i] for i in window], stop)
-    scene.nets[net_id].loading_s += time.monotonic() - started
+        rows = [scene.rows[i] for i in window]
+        fresh = [i for i in window if scene.store.frames(stage.fe, scene.rows[i]) is None]
+        started = time.monotonic()
+        scene.store.warm(stage.fe, rows, stop)
+        waited = time.monotonic() - started
+        scene.nets[net_id].loading_s += waited
+        if fresh and not stop():
+            total = scene.loading.setdefault(stage.fe.key, [0.0, 0.0])
+            total[0] += waited
+            total[1] += float(scene.seconds[fresh].sum())
 
 
 def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
@@ -103,6 +111,7 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
         row = scene.rows[i]
         if row.id in scene.broken:
             continue
+        began = time.monotonic()
         with scene.journal.flight("batch", [row.id], net_id):
             try:
                 chosen = net if fits(scene, net, i) else predict.tiled(net)
@@ -115,6 +124,7 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
                 continue
         scene.nets[net_id].tiled_rows += chosen is not net
         put(scene, net_id, i, probs)
+        scene.nets[net_id].timing.add(1, float(scene.frames[net.recipe.member.name][i]), time.monotonic() - began)
 
 
 def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
@@ -136,9 +146,12 @@ def _grouped(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int
     for rows in groups:
         if stop():
             return
+        began = time.monotonic()
         with scene.journal.flight("batch", [row.id for row in rows], net_id):
             for row, probs in predict.predict_grouped(net, scene.store, rows, CELLS_PER_BATCH, scene.lose):
                 put(scene, net_id, index[row.id], probs)
+        frames = scene.frames[net.recipe.member.name][[index[row.id] for row in rows]].sum()
+        scene.nets[net_id].timing.add(len(rows), float(frames), time.monotonic() - began)
 
 
 def run_stacker(scene: Scene, net_id: str, stacker: spec.Stacker, stop: Stop) -> None:
