@@ -162,7 +162,9 @@ def next_step(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds
         cheapest = min(first_level, key=lambda c: forecast(c, todo[c.net_id], speeds))
         return _step(cheapest, "cover", todo, speeds)
     begun = {c.member: sum(d.member == c.member and d not in ready for d in costs) for c in ready}
-    unfinished = {c.member for c in first_level} | {c.member for c in costs if c.net_id in busy}
+    running = {c.member for c in costs if c.net_id in busy}
+    ready = [c for c in ready if not running & set(c.inputs)]
+    unfinished = {c.member for c in first_level}
     waiting = [c for c in ready if unfinished & set(c.inputs)]  # stackers on the rows they can have, when nothing else fits
     for choice in ([c for c in ready if c not in waiting], waiting):
         for cost in sorted(choice, key=lambda c: -_worth(c, ready, begun, todo, speeds, row_independent)):
