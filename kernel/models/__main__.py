@@ -1,12 +1,16 @@
 """`python -m kernel.models`: the table of families."""
 from __future__ import annotations
 
+from ..errors import SpecError
 from . import FAMILIES, Family, build, measure
 
 
 def row(name: str, family: Family, classes: int = 80) -> tuple[str, ...]:
-    """One line of the table, for the family's default parameters."""
-    module = build(name, family.table, classes)
+    """One line of the table, for the family's default parameters; what is missing where it cannot be built here."""
+    try:
+        module = build(name, family.table, classes)
+    except SpecError as error:  # timm is optional
+        return (name, "-", "-", "-", "-", "-", str(error))
     channels, bins = getattr(module, "channels", 1), getattr(module, "bins", None) or family.bins
     cost = measure(module, bins, channels)
     fixed, most, least = (getattr(module, k, None) for k in ("fixed_frames", "max_frames", "min_frames"))
