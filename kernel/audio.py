@@ -174,10 +174,10 @@ def clip_ids(ids: Sequence[str], windows: Windows | None) -> list[str]:
 
 
 def list_rows(ids: Sequence[str], index: ClipIndex, windows: Windows | None,
-              announce: Callable[[str], None] | None = None) -> list[Row]:
+              prober: Callable[[str, Path, Sequence[Path]], Clip] = probe) -> list[Row]:
     """One Row per id, in the order of `ids`; headers are read once per clip, broken clips carry their error.
 
-    announce  called with a clip's id before its header is read (a decoder that dies there can then be named)
+    prober  reads one header like `probe`; a caller may wrap it to beat, to name the clip in flight, or to refuse one
 
     Raises  SpecError for a window pattern without {stem} and {end}
     """
@@ -186,10 +186,8 @@ def list_rows(ids: Sequence[str], index: ClipIndex, windows: Windows | None,
         index = index.of_ids(wanted)  # the index was made from row ids
     clips: dict[str, Clip] = {}
     for id in wanted:
-        if announce is not None:
-            announce(id)
         path = index.path(id)
-        clips[id] = Clip(id=id, error=index.error(id)) if path is None else probe(id, path, index.roots)
+        clips[id] = Clip(id=id, error=index.error(id)) if path is None else prober(id, path, index.roots)
     if windows is None:
         return [Row(id=id, clip=clips[id]) for id in ids]
     pattern = _window_pattern(windows)

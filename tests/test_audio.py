@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
+import fuzz_audio
 import numpy as np
 import pytest
 import soundfile
@@ -16,7 +17,6 @@ import soxr
 from kernel import audio
 from kernel.errors import ClipEmpty, ClipError, ClipUnreadable, SpecError
 from kernel.spec import Windows
-from tests import fuzz_audio
 
 RATE = 44_100
 
@@ -130,10 +130,23 @@ def test_a_dataset_may_be_a_link_and_a_loop_of_links_ends(tmp_path: Path) -> Non
 
 def test_rows_stand_in_the_order_of_the_ids_and_missing_clips_carry_an_error(tmp_path: Path) -> None:
     write(tmp_path / "test/a.wav", sound(0.1))
-    ids, seen = ["z.wav", "a.wav", "m.wav"], []
-    rows = audio.list_rows(ids, audio.find_clips(tmp_path, ids), None, seen.append)
+    ids = ["z.wav", "a.wav", "m.wav"]
+    rows = audio.list_rows(ids, audio.find_clips(tmp_path, ids), None)
     assert [row.id for row in rows] == ids and [row.clip.error is None for row in rows] == [False, True, False]
-    assert seen == ids and (rows[1].clip.rate, rows[1].clip.channels, rows[1].clip.samples_claimed) == (RATE, 1, 4410)
+    assert (rows[1].clip.rate, rows[1].clip.channels, rows[1].clip.samples_claimed) == (RATE, 1, 4410)
+
+
+def test_headers_are_read_once_per_recording_by_the_prober_given(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", sound(0.1))
+    seen = []
+
+    def prober(id: str, path: Path, roots: Sequence[Path]) -> audio.Clip:
+        seen.append((id, path, tuple(roots)))
+        return audio.Clip(id=id, error=ClipUnreadable("refused"))
+
+    rows = audio.list_rows(["a_5", "a_10", "b_5"], audio.find_clips(tmp_path, ["a"]), Windows(), prober)
+    assert seen == [("a", tmp_path / "a.wav", (tmp_path.resolve(),))]
+    assert str(rows[1].clip.error) == "refused"
 
 
 # -- formats that exist in the world ----------------------------------------------------------------------------------

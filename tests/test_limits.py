@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +323,51 @@ def test_this_machine_answers_and_the_command_prints_it() -> None:
     shown = subprocess.run([sys.executable, "-m", "kernel.limits"], capture_output=True, text=True, check=True,
                            cwd=REPOSITORY).stdout
     assert "first wall" in shown and "/proc/meminfo" in shown
+
+
+GROUPS = Path("/sys/fs/cgroup/memory")  # cgroup v1; a v2 tree cannot be made from inside a container that has processes
+FLOOD = """
+import os, sys
+from kernel.limits import Meter
+meter = Meter()
+seen = [meter.read()]
+with open(sys.argv[1], "wb") as file:
+    file.write(bytes(120_000_000))
+    file.flush()
+    os.fsync(file.fileno())
+seen.append(meter.read())
+ballast = bytearray(b"x") * 60_000_000
+seen.append(meter.read())
+print(*(value for reading in seen for value in (reading.limit_bytes, reading.used_bytes)))
+"""
+
+
+def lies_in_memory(folder: Path) -> bool:
+    """True for a folder on tmpfs, whose files are no page cache."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    around = [(len(fields[1]), fields[2]) for fields in mounts if folder.is_relative_to(fields[1])]
+    return max(around)[1] in ("tmpfs", "ramfs")
+
+
+@pytest.mark.skipif(not os.access(GROUPS / "cgroup.procs", os.W_OK), reason="no memory cgroup may be made here")
+def test_in_a_real_cgroup_page_cache_is_no_pressure_and_private_memory_is(tmp_path: Path) -> None:
+    if lies_in_memory(tmp_path):
+        pytest.skip("temporary files lie in memory here")
+    group = GROUPS / f"hourglass-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("200000000")
+    except OSError as error:
+        pytest.skip(f"no memory cgroup may be made here ({error.strerror})")
+    try:
+        command = ["sh", "-c", 'echo $$ > "$1" && exec "$2" -c "$3" "$4"', "sh", str(group / "cgroup.procs"), sys.executable,
+                   FLOOD, str(tmp_path / "flood")]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    finally:
+        group.rmdir()
+    limit, before, _, flooded, _, loaded = (int(value) for value in shown.split())
+    assert limit == pytest.approx(200_000_000, rel=0.001)
+    assert flooded - before < 30_000_000 and 50_000_000 < loaded - flooded < 90_000_000
 
 
 def test_our_own_memory_follows_an_allocation() -> None:
