@@ -20,6 +20,7 @@ import kernel
 from kernel.bundle import parse_state
 from kernel.errors import ModelLoadFailed, SpecError
 from kernel.limits import PROFILES, limits
+from kernel.pushed import SCRIPT, constant, fill_constant
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Member, Stacker, Wheel, dumps_json, load_ensemble
 
 from . import contents, metadata, push, recipe, trial, weights, wheel
@@ -79,7 +80,7 @@ def weights_folders(order: Order) -> list[Path]:
     return [beside / "weights", beside, ROOT / "weights"]
 
 
-def _find_sources(parts: list[Any], modules: dict[str, Any], order: Order) -> tuple[list[weights.Source], list[str]]:
+def _find_sources(parts: list[Member | Stacker], modules: dict[str, Any], order: Order) -> tuple[list[weights.Source], list[str]]:
     """Sources of all nets in order, and the ids of those to be filled with random values.
 
     Raises  ModelLoadFailed listing every checkpoint that is missing
@@ -87,7 +88,7 @@ def _find_sources(parts: list[Any], modules: dict[str, Any], order: Order) -> tu
     folders, sources, missing, filled = weights_folders(order), [], [], []
     for part in parts:
         for fold in part.folds:
-            name, module = part.weights_file(fold), modules[part.name]
+            name, module = part.weights_file(fold), modules[part.name]  # type: ignore[misc]  # one function, two classes
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
             path = weights.find_weights(name, folders)
@@ -132,14 +133,15 @@ def _try_parts(ensemble: Ensemble, modules: dict[str, Any], sources: list[weight
                seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
     costs: dict[str, Cost] = {}
-    for part in [*ensemble.members, *ensemble.stackers]:
-        source = next(s for s in sources if s.member == part.name)
-        if part.family == trial.ONNX:
-            cost = trial.try_onnx(ensemble, part, source.read())  # type: ignore[arg-type]
+    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
+    for part in parts:
+        blob, module = next(s for s in sources if s.member == part.name).read(), modules[part.name]
+        if isinstance(part, Stacker):
+            cost = trial.try_stacker(part, len(ensemble.classes), parse_state(blob, part.name), module)
+        elif part.family == trial.ONNX:
+            cost = trial.try_onnx(ensemble, part, blob)
         else:
-            state, module = parse_state(source.read(), part.name), modules[part.name]
-            cost = trial.try_member(ensemble, part, state, module) if isinstance(part, Member) else \
-                trial.try_stacker(part, len(ensemble.classes), state, module)
+            cost = trial.try_member(ensemble, part, parse_state(blob, part.name), module)
         if part.name in seconds:
             cost = replace(cost, seconds_a=seconds[part.name][0], seconds_b=seconds[part.name][1])
         costs[part.name] = cost
@@ -191,7 +193,7 @@ def build(order: Order, say: Callable[[str], None] = print) -> Built:
     slug, title = metadata.name_dataset(ensemble.name, order.slug, order.title)
     papers = _papers(order, slug, title, ensemble)
     seconds, frontend_seconds = _measured(order.costs)
-    parts = [*ensemble.members, *ensemble.stackers]
+    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
     modules = {p.name: None if p.family == trial.ONNX else trial.build_module(p, len(ensemble.classes)) for p in parts}
     trial.check_back_end(ensemble, order.back_end)
     sources, filled = _find_sources(parts, modules, order)
@@ -218,7 +220,7 @@ def _papers(order: Order, slug: str, title: str, ensemble: Ensemble) -> dict[str
     gpu = bool(asdict(limits(ensemble.profile))["gpu"])
     machine = None if order.machine == "cpu" else order.machine or (GPU_MACHINE if gpu else None)
     competition = order.competition or COMPETITIONS.get(ensemble.profile)
-    code = push.NOTEBOOK if order.notebook else push.SCRIPT
+    code = push.NOTEBOOK if order.notebook else SCRIPT
     dataset = metadata.dataset_metadata(owner=order.owner, slug=slug, title=title, licence=order.licence, about=ensemble.about)
     kernel_data = metadata.kernel_metadata(owner=order.owner, slug=slug, title=title, code_file=code, machine=machine,
                                            competition=competition)
@@ -232,12 +234,12 @@ def _write_papers(folder: Path, manifest: Manifest, papers: dict[str, Any], slug
     text = dumps_json(manifest)
     (folder / "bundle" / "manifest.json").write_bytes(text)
     (folder / "bundle" / contents.METADATA).write_bytes(dumps_json(papers["dataset"]))
-    value = push.constant(manifest, hashlib.sha256(text).hexdigest(), asdict(limits(manifest.ensemble.profile)), slug)
-    source = push.fill_constant((ROOT / push.SCRIPT).read_text(encoding="utf-8"), value)
-    contents.check_secrets(push.SCRIPT, source.encode())
+    value = constant(manifest, hashlib.sha256(text).hexdigest(), asdict(limits(manifest.ensemble.profile)), slug)
+    source = fill_constant((ROOT / SCRIPT).read_text(encoding="utf-8"), value)
+    contents.check_secrets(SCRIPT, source.encode())
     target = folder / "push"
     target.mkdir()
-    (target / push.SCRIPT).write_bytes(source.encode())
+    (target / SCRIPT).write_bytes(source.encode())
     if notebook:
         (target / push.NOTEBOOK).write_bytes(push.notebook(source))
         contents.check_notebook(target / push.NOTEBOOK)

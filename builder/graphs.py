@@ -5,7 +5,7 @@ Does not run graphs in the kernel (kernel.backends) and exports nothing there.
 """
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,12 +46,12 @@ def export_net(module: nn.Module, inputs: dict[str, torch.Tensor], timed: str, f
     axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in [*inputs, "y"]}
     if not fixed:
         axes[timed][inputs[timed].dim() - 1] = "frames"
-    held = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns about every shape it fixes; the check below decides
-        torch.onnx.export(_Wrapped(module, list(inputs)).eval(), tuple(inputs.values()), held, input_names=list(inputs),
+        path = Path(folder) / "net.onnx"
+        torch.onnx.export(_Wrapped(module, list(inputs)).eval(), tuple(inputs.values()), path, input_names=list(inputs),
                           output_names=["y"], dynamic_axes=axes, opset_version=OPSET, dynamo=False)
-    return held.getvalue()
+        return path.read_bytes()
 
 
 def difference(graph: bytes, module: nn.Module, inputs: dict[str, torch.Tensor]) -> float:

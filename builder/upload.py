@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kernel.errors import UploadError
+from kernel.pushed import read_constant
 from kernel.spec import loads_json
 
 from . import contents, metadata, push
@@ -59,7 +60,7 @@ def check(out: Path) -> tuple[str, str, str | None]:
     if code.suffix == ".ipynb":
         contents.check_notebook(code)
         source = "".join(json.loads(source)["cells"][0]["source"]).partition("\n")[2]
-    value = push.read_constant(source)
+    value = read_constant(source)
     if value is None or value["manifest_sha256"] != contents.file_sha256(out / "bundle" / "manifest.json"):
         raise UploadError(f"{code.name}: belongs to another bundle than {manifest.bundle}; build again")
     competitions = kernel.get("competition_sources") or [None]

@@ -15,10 +15,11 @@ import torch
 from bundles import HERE, TINY, built_once, copy_of_build, order
 from safetensors.torch import load_file, save_file
 
-from builder import assembly, contents, push, recipe
+from builder import assembly, contents, recipe
 from kernel import models
 from kernel.bundle import open_bundle
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
+from kernel.pushed import read_constant
 from kernel.spec import load_manifest
 
 ROOT = HERE.parent
@@ -81,7 +82,7 @@ def test_the_pushed_kernel_differs_in_one_line(made: Path) -> None:
     theirs = (made / "push" / "infer_kernel.py").read_text(encoding="utf-8").split("\n")
     changed = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
     assert len(changed) == 1 and changed[0][0].startswith("CONSTANT = None")
-    value = push.read_constant("\n".join(theirs))
+    value = read_constant("\n".join(theirs))
     assert value is not None and value["manifest_sha256"] == contents.file_sha256(made / "bundle" / "manifest.json")
     assert value["classes"] == ["bark", "meow", "hiss"] and value["slug"] == "hourglass-tiny"
     assert value["profile"]["seconds"] == 3600

@@ -17,7 +17,7 @@ LAYERS = (  # a module imports only from layers above its own line
     ("limits", "clips", "presets", "spectra", "budget", "journal"),
     ("audio", "frontends", "models", "metrics", "spill", "warps"),
     ("tiers",),
-    ("store", "batches", "views", "finish", "backends", "bundle", "blend", "submission"),
+    ("pushed", "confine", "store", "batches", "views", "finish", "backends", "bundle", "blend", "submission"),
     ("predict", "plan", "report"),
     ("scene", "rehearsal"),
     ("steps",),

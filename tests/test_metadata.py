@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from builder import metadata, push
+from builder import metadata
 from kernel.errors import UploadError
+from kernel.pushed import fill_constant, read_constant
 
 DATASET = metadata.dataset_metadata(owner="someone", slug="my-bundle", title="My bundle", licence="CC0-1.0", about="")
 KERNEL = metadata.kernel_metadata(owner="someone", slug="my-bundle", title="My bundle", code_file="infer_kernel.py",
@@ -74,10 +75,10 @@ HOSTILE = ["x'''); import os; ('''", 'a"b\\', "line\nbreak", "{0.__class__}", "\
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_breaks_out_of_the_constant(text: str) -> None:
     source = "import json\n\nCONSTANT = None  # filled by build_dataset.py\n\n\ndef main():\n    return CONSTANT\n"
-    filled = push.fill_constant(source, {"slug": text, "classes": [text]})
+    filled = fill_constant(source, {"slug": text, "classes": [text]})
     scope: dict[str, Any] = {}
     exec(compile(filled, "k", "exec"), scope)
-    assert scope["main"]() == {"slug": text, "classes": [text]} == push.read_constant(filled)
+    assert scope["main"]() == {"slug": text, "classes": [text]} == read_constant(filled)
     assert filled.split("\n")[3:] == source.split("\n")[3:]
 
 
@@ -85,4 +86,4 @@ def test_no_text_breaks_out_of_the_constant(text: str) -> None:
                                     "CONSTANT = None  # filled by build_dataset.py\nCONSTANT = 3\n"])
 def test_a_kernel_without_its_one_line_is_refused(source: str) -> None:
     with pytest.raises(UploadError, match="CONSTANT"):
-        push.fill_constant(source, {})
+        fill_constant(source, {})

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from bundles import built_once, copy_of_build
 
-from builder import mounts, push
+from builder import mounts
 from kernel.errors import UploadError
+from kernel.pushed import read_constant
 
 CLIPS = 3000  # more than the finder looks at in one folder; the command line takes 50,000
 
@@ -47,7 +48,7 @@ def test_damage_is_named_on_every_mount(tmp_path: Path, pattern: str, names: str
 def test_a_kernel_of_another_bundle_finds_nothing(tmp_path: Path) -> None:
     out = copy_of_build(tmp_path / "out")
     path = out / "push" / "infer_kernel.py"
-    value = push.read_constant(path.read_text(encoding="utf-8"))
+    value = read_constant(path.read_text(encoding="utf-8"))
     assert value is not None
     path.write_text(path.read_text(encoding="utf-8").replace(value["manifest_sha256"], "0" * 64), encoding="utf-8")
     case = mounts.simulate(out, clips=10, layouts=["models"], changes=["as uploaded"])[0]
