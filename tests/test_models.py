@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from kernel import models
 from kernel.errors import SpecError
 from kernel.models.__main__ import main as print_table
+from kernel.models.blocks import mean_time
 from kernel.models.cost import measure
 
 CLASSES = 6
@@ -24,6 +26,15 @@ TAIL = 1e6  # what lies beyond a row's own length: anything but zero
 SMALL = [(name, dict(params)) for name, family in models.FAMILIES.items() for params in (family.tiny, *family.variants)]
 MASKABLE = [(name, params) for name, params in SMALL if models.build(name, params, CLASSES).maskable]
 small_nets = pytest.mark.parametrize("name, params", SMALL, ids=[f"{n}-{i}" for i, (n, _) in enumerate(SMALL)])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On busy cores a second OpenMP thread costs these small nets far more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def small(name: str, params: dict[str, Any]) -> nn.Module:
@@ -210,6 +221,11 @@ def test_state_dict_has_the_original_layout(contract: str) -> None:
 def test_two_keys_that_become_one_are_refused() -> None:
     with pytest.raises(SpecError, match="conv1.conv1.0.weight"):
         models.rename("dense_pyramid", {}, {"conv.0.conv1.0.weight": 0, "conv1.conv1.0.weight": 1})
+
+
+def test_half_precision_average_of_a_long_row_stays_finite() -> None:
+    x = torch.full((1, 2, 3000), 300.0, dtype=torch.float16)
+    assert torch.equal(mean_time(x, torch.tensor([2999])), torch.full((1, 2), 300.0, dtype=torch.float16))
 
 
 def test_auxiliary_heads_come_with_training_only() -> None:

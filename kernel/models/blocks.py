@@ -61,8 +61,9 @@ def mean_time(x: Tensor, frames: Tensor | None) -> Tensor:
     """Mean over the last axis, of valid cells only: [B, ..., T] -> [B, ...]."""
     if frames is None:
         return x.mean(-1)
-    cells = frames.to(x.device, x.dtype).reshape(-1, *[1] * (x.dim() - 2))
-    return zero_tail(x, frames).sum(-1) / cells
+    wide = torch.promote_types(x.dtype, torch.float32)  # a sum of half-precision cells can pass 65504
+    cells = frames.to(x.device, wide).reshape(-1, *[1] * (x.dim() - 2))
+    return (zero_tail(x, frames).sum(-1, dtype=wide) / cells).to(x.dtype)
 
 
 def max_time(x: Tensor, frames: Tensor | None) -> Tensor:

@@ -68,6 +68,7 @@ class SCSECNN(Tagger):
 
     Five growing blocks (base to 16 x base), then [mean over time and maximum over frequency, pool (5, 8), pool (2, 4)] in one
     vector, batch norm, dropout, linear, PReLU, batch norm, half the dropout, linear. Full clips run through tiles.
+    `frames` is ignored: all rows of a batch have the width of x.
     Source: seed-systems 5.2 (dcase); width range from the contracts' README, note 7.
     """
 
