@@ -1,0 +1,193 @@
+"""What a recipe is: the typed form of training/recipes/*.toml, strict like an ensemble.
+
+Owns `Recipe`, `MemberRecipe` and `Train`. The steps named in them check their own keys (augment, mixers, losses, optim).
+"""
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kernel.errors import SpecError, did_you_mean
+from kernel.spec import NAME, Input, load
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+SAMPLINGS = ("uniform", "balanced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How one net is trained.
+
+    epochs, batch  passes and clips per step; samples: clips drawn per epoch, 0 = as many as the fold has
+    sampling       "uniform", or "balanced": a clip's chance falls with its class's count to the power `balance`
+    negatives      share of draws without any label (balanced); noisy: share of draws from noisy clips, None = as they come
+    crop           frames of the random crop of the timed input; crop_short: how a shorter clip is filled, one drawn per clip
+    augment        steps of augment.STEPS on one crop; mixers: steps of mixers.MIXERS on a batch
+    wave_effects   steps of effects.EFFECTS on the waveform; wave_variants: altered copies made of every clip beforehand
+    clean_epochs   last epochs without augmentation and mixing
+    optimiser      {kind, lr, ...} of optim.OPTIMISERS; schedule: {kind, ...} of optim.SCHEDULES; clip_norm: 0 = none
+    loss           {kind, ...} of losses.LOSSES; noisy_loss: another one for noisy clips; aux_weights: of a net's extra heads
+    bias_prior     the bias of every head starts at the logit of the classes' share among the draws
+    ema            decay per step of the averaged weights, 0 = off
+    patience       epochs without a better lwlrap before stopping, 0 = never; the best epoch is kept. Needs `validate`
+    validate       epochs between measurements on the held-out fold, 0 = only at the end
+    precision      arithmetic of the net; anything but float32 is autocast
+    """
+
+    epochs: int = 30
+    batch: int = 32
+    samples: int = 0
+    sampling: str = "uniform"
+    balance: float = 0.5
+    negatives: float = 0.1
+    noisy: float | None = None
+    crop: int = 256
+    crop_short: tuple[str, ...] = ("centre",)
+    augment: tuple[dict[str, Any], ...] = ()
+    mixers: tuple[dict[str, Any], ...] = ()
+    wave_effects: tuple[dict[str, Any], ...] = ()
+    wave_variants: int = 0
+    clean_epochs: int = 0
+    optimiser: dict[str, Any] = field(default_factory=lambda: {"kind": "adam", "lr": 1e-3})
+    schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "cosine"})
+    clip_norm: float = 0.0
+    loss: dict[str, Any] = field(default_factory=lambda: {"kind": "bce"})
+    noisy_loss: dict[str, Any] = field(default_factory=dict)
+    aux_weights: tuple[float, ...] = (1.0, 0.4, 0.2, 0.1)
+    bias_prior: bool = False
+    ema: float = 0.0
+    patience: int = 0
+    validate: int = 0
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberRecipe:
+    """One member: the stages of kernel.spec.Member, and what its training changes in the recipe's [train].
+
+    init  member of the same recipe whose weights of the same fold are the start (warm-up, fine-tune)
+    """
+
+    name: str
+    family: str
+    params: dict[str, Any] = field(default_factory=dict)
+    frontend: str | None = None
+    finish: tuple[Any, ...] = ()
+    inputs: dict[str, Input] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
+    activation: str | None = None
+    weight: float = 1.0
+    init: str | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small:
+    """What `--scale small` puts in place of the published values, so that a CPU can follow.
+
+    params, train  override every member's; clips: at most so many clips (0 = all); folds: trained of the recipe's folds
+    """
+
+    params: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    clips: int = 0
+    folds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole training: data, folds, members, and the ensemble that comes of it.
+
+    classes  file with one class a line, relative to the recipe
+    prior    value per class for rows that cannot be predicted: a file beside the written ensemble, or "" = uniform
+    data     adapter and its keys (data.ADAPTERS); folds: {count, run}: `run` names the folds that are trained, empty = all
+    train    defaults of every member, keys of Train
+    ensemble keys of the written ensemble TOML (profile, mean, output, about ...)
+    """
+
+    name: str
+    members: tuple[MemberRecipe, ...]
+    classes: str = "../../ensembles/classes/fat2019.txt"
+    about: str = ""
+    source: str = ""
+    seed: int = 1
+    data: dict[str, Any] = field(default_factory=dict)
+    folds: dict[str, Any] = field(default_factory=dict)
+    frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_seconds: float = 60.0
+    train: dict[str, Any] = field(default_factory=dict)
+    prior: str = ""
+    ensemble: dict[str, Any] = field(default_factory=dict)
+    small: Small = field(default_factory=Small)
+
+    def settings(self, member: MemberRecipe) -> Train:
+        """The member's Train: recipe defaults, then its own keys.
+
+        Raises  SpecError
+        """
+        train = load(Train, {**self.train, **member.train}, f"{member.name}.train")
+        for key, value, choices in (("precision", train.precision, PRECISIONS), ("sampling", train.sampling, SAMPLINGS)):
+            if value not in choices:
+                raise SpecError(f"{member.name}.train.{key}: {value!r} is unknown; {did_you_mean(value, choices)}")
+        if min(train.epochs, train.batch, train.crop) < 1:
+            raise SpecError(f"{member.name}.train: epochs, batch and crop must be at least 1")
+        if train.patience and not train.validate:
+            raise SpecError(f"{member.name}.train.patience: needs validate = 1 (or more) to see the score")
+        return train
+
+    def scaled_small(self) -> Recipe:
+        """The recipe with its [small] table applied."""
+        members = tuple(replace(m, params={**m.params, **self.small.params}, train={**m.train, **self.small.train})
+                        for m in self.members)
+        return replace(self, members=members, folds={**self.folds, "run": list(self.small.folds)})
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Recipe of a TOML file.
+
+    Raises  SpecError naming the key
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe TOML") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not TOML ({error})") from error
+    try:
+        return _check(load(Recipe, data))
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _check(recipe: Recipe) -> Recipe:
+    names = [m.name for m in recipe.members]
+    for i, member in enumerate(recipe.members):
+        if not NAME.match(member.name) or names.count(member.name) > 1:
+            raise SpecError(f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once")
+        if member.init is not None and member.init not in names[:i]:
+            raise SpecError(f"members[{i}].init: {member.init!r} is no member before it; {did_you_mean(member.init, names)}")
+        recipe.settings(member)
+    for key in recipe.folds:
+        if key not in ("count", "run"):
+            raise SpecError(f"folds.{key}: unknown key; {did_you_mean(key, ('count', 'run'))}")
+    return recipe
+
+
+def read_classes(recipe: Recipe, path: Path) -> tuple[str, ...]:
+    """Class names of a recipe read from `path`.
+
+    Raises  SpecError
+    """
+    listed = (path.parent / recipe.classes).resolve()
+    try:
+        return tuple(line for line in listed.read_text(encoding="utf-8").split("\n") if line)
+    except OSError as error:
+        raise SpecError(f"{path}: classes = {recipe.classes!r} cannot be read ({error.strerror})") from error
+
+
+def plain(value: Any) -> Mapping[str, Any]:
+    """A recipe part as a plain mapping, for run records."""
+    return asdict(value)
