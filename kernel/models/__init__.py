@@ -48,7 +48,7 @@ class Family:
     variants           further small nets for the same tests: other branches of the family
     table              parameters of the net shown in the table, where some have no default
     bins               input bins of the published front end, where the module takes any
-    frames_per_second  of the published front end, for GMAC per second (samples for raw waves)
+    frames_per_second  of the published front end (rate / hop), for GMAC per second; samples per second for raw waves
     stacker            True: input is other nets' probabilities
     keys               (pattern, replacement or None = drop): the original authors' keys to ours, first full match wins;
                        our own keys must pass unchanged
@@ -87,7 +87,7 @@ FAMILIES: dict[str, Family] = {
         frames_per_second=43.1, keys=((r"backbone\.last_linear\..+", None),)),
     "resnet_max": Family(
         build=ResNetMax, about="ResNet-34, global maximum, three linear layers (FAT2019 4th)",
-        tiny={"base": 4, "depth": 18, "hidden": 8}, frames_per_second=86.1,
+        tiny={"base": 4, "depth": 18, "hidden": 8}, frames_per_second=127.1,
         keys=((r"base_model\..+", None), (r"last_linear2\..+", None))),
     "envnet_v2": Family(
         build=EnvNetV2, about="raw waveform CNN (FAT2019 4th)", tiny={"width": 0.1, "hidden": 8}, bins=1,
@@ -95,7 +95,7 @@ FAMILIES: dict[str, Family] = {
     "statistics_cnn": Family(
         build=StatisticsCNN, about="mel CNN with a GRU over waveform statistics (FAT2019 2nd, Keras)", tiny={"width": 0.08},
         variants=({"width": 0.08, "excitation": True, "concat": True, "pool": "max_first"},
-                  {"width": 0.08, "stem": "multi_scale", "excitation": True}), frames_per_second=86.1),
+                  {"width": 0.08, "stem": "multi_scale", "excitation": True}), frames_per_second=127.1),
     "se_densenet": Family(
         build=SEDenseNet, about="dense net with squeeze-and-excitation, PCEN picture (FAT2019 44th)",
         tiny={"layers": 5, "growth": 4}, variants=({"layers": 5, "growth": 4, "full_length": True},), frames_per_second=64.0),
@@ -108,7 +108,7 @@ FAMILIES: dict[str, Family] = {
     "timm": Family(
         build=TimmTagger, about="any timm model, linear or concat-pool head (HackerEarth 3rd); needs timm",
         tiny={"model": "test_efficientnet"}, variants=({"model": "resnet10t", "in_chans": 1, "head": "concat", "hidden": 8},),
-        table={"model": "efficientnet_b0"}, frames_per_second=86.1, keys=(
+        table={"model": "efficientnet_b0"}, frames_per_second=127.1, keys=(
             (r"0\.model\.(.+)", r"backbone.\1"), (r"1\.(\d+\..+)", r"concat_head.\1"),
             (r"(?!backbone\.|concat_head\.)(.+)", r"backbone.\1"))),
     "sed": Family(
