@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import infer_kernel
 from kernel.errors import LimitError
 from kernel.limits import PROFILES, Clock, Limits, Meter, free_disk, limits, marks, parse_bytes
 
@@ -160,6 +161,11 @@ def test_marks_keep_their_order_inside_the_budget(budget: float) -> None:
     at = marks(budget)
     assert 0 < at.stop_s < at.term_s < at.kill_s <= at.exit_s < budget
     assert json.loads(json.dumps(dataclasses.asdict(at))) == dataclasses.asdict(at)
+
+
+@pytest.mark.parametrize("budget", [-1.0, 0.0, 2.999, 3.0, 20.0, 90.0, 720.0, 3600.0, 5400.0, 43_200.0])
+def test_the_guard_has_the_same_marks(budget: float) -> None:
+    assert infer_kernel.find_marks(budget) == dataclasses.asdict(marks(budget))
 
 
 # -- meter: which wall, which figures ---------------------------------------------------------------------------------
