@@ -514,9 +514,15 @@ def overwrite_prior(run):
 
 
 def sha256(data):
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
+    """Hex sha256. The interpreter's own module where it has one: hashlib would bring in OpenSSL, 4 MB for one small file."""
+    try:
+        from _sha2 import sha256 as digest  # Python 3.12 and later
+    except ImportError:
+        try:
+            from _sha256 import sha256 as digest
+        except ImportError:
+            from hashlib import sha256 as digest
+    return digest(data).hexdigest()
 
 
 def read_bytes(path, limit):
