@@ -38,23 +38,29 @@ def make_clips(rate: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
     return clips
 
 
-def race(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each method over interleaved rounds, after one unmeasured call each."""
-    times: dict[str, list[float]] = {name: [] for name in methods}
+Times = dict[str, tuple[float, float]]
+
+
+def race(methods: dict[str, Callable[[], object]], rounds: int) -> Times:
+    """Median (wall, CPU) seconds of each method over interleaved rounds, after one unmeasured call each."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     for call in methods.values():
         call()
     for _ in range(rounds):
         for name, call in methods.items():
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             call()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: (statistics.median(w for w, _ in values), statistics.median(c for _, c in values))
+            for name, values in times.items()}
 
 
-def show(title: str, peer: str, times: dict[str, float], frames: int) -> None:
-    print(f"\n{title}")
+def show(title: str, peer: str, times: Times, frames: int) -> None:
+    """Print microseconds per frame and the ratios to `peer`; the CPU columns hold on a machine that others use too."""
+    print(f"\n{title}\n  {'':46}{'wall us':>9}{'x':>7}{'CPU us':>9}{'x':>7}")
     for name, seconds in times.items():
-        print(f"  {name:34}{seconds / frames * 1e6:9.2f} us/frame {times[peer] / seconds:7.2f} x {peer}")
+        cells = (f"{own / frames * 1e6:9.2f}{peers / own:7.2f}" for own, peers in zip(seconds, times[peer], strict=True))
+        print(f"  {name:46}{''.join(cells)}")
 
 
 def mel_methods(fe: frontends.FrontEnd) -> dict[str, Method]:
@@ -76,7 +82,7 @@ def mel_methods(fe: frontends.FrontEnd) -> dict[str, Method]:
         return torch.clamp(decibels, min=float(decibels.max()) - 80).numpy()
 
     return {"librosa": by_librosa, "torch.stft, abs ** 2": lambda wave: by_torch(wave, True),
-            "torchaudio style (re^2 + im^2, dense)": lambda wave: by_torch(wave, False), "ours": lambda wave: fe(wave)[0]}
+            "torchaudio style, dense": lambda wave: by_torch(wave, False), "ours": lambda wave: fe(wave)[0]}
 
 
 def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, threads: int) -> None:
@@ -88,7 +94,7 @@ def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, th
     show(f"log-mel {rate} Hz, n_fft {n_fft}, hop {hop}, 128 mels: {len(clips)} clips, {frames} frames; "
          f"ours - librosa: {worst:.1e} dB", "librosa", times, frames)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        spread = {f"{name}, {threads} threads over clips": lambda m=method: list(pool.map(m, clips))
+        spread = {f"{name}, {threads} threads": lambda m=method: list(pool.map(m, clips))
                   for name, method in methods.items()}
         both = race({"librosa": lambda: [methods["librosa"](clip) for clip in clips], **spread}, rounds)
     show(f"the same over {threads} threads against serial librosa", "librosa", both, frames)

@@ -202,8 +202,10 @@ def sharpen(mel: torch.Tensor, padded: torch.Tensor, window: torch.Tensor, hop: 
     """
     floor = max(AMIN, 0.0 if top_db is None else float(mel.max()) * 10 ** (-top_db / 10))
     total = mel @ torch.where(bank.peaks > 0, 1 / bank.peaks, 0.0)  # about the sum of the power over all bins
-    quietest = (mel.clamp(min=floor) / bank.peaks).amin(dim=1)
-    rows = torch.nonzero(total > BLUR * len(window) * quietest)[:, 0]
+    limit = BLUR * len(window)
+    rows = torch.nonzero(total > limit * floor / float(bank.peaks.max()))[:, 0]  # loud enough for a cell at the floor: few
+    quietest = (mel[rows].clamp(min=floor) / bank.peaks).amin(dim=1)
+    rows = rows[total[rows] > limit * quietest]
     cut = padded.as_strided((len(mel), len(window)), (hop, 1))
     for part in rows.split(max(16, BLOCK_SAMPLES // len(window))) if len(rows) else ():
         power = torch.view_as_real(torch.fft.rfft(cut[part].double() * window)).square_().sum(dim=-1)
