@@ -22,8 +22,6 @@ from .errors import ClipEmpty, SpecError, did_you_mean
 from .presets import PRESETS
 from .spec import load
 
-Pad = float | Literal["clip_min"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd:
@@ -108,7 +106,7 @@ class FrontEnd:
         return np.dtype(self.stored)
 
     @property
-    def pad(self) -> Pad:
+    def pad(self) -> float | Literal["clip_min"]:
         return self.pad_value
 
     @property
