@@ -6,7 +6,6 @@ verdict that others' memory has pushed the meter over the mark. Holds no arrays 
 from __future__ import annotations
 
 import ctypes
-import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,7 +135,6 @@ def return_memory() -> bool:
 
     Dropping arrays alone leaves them in glibc's heap, and the meter would not fall (reliability.md 4.2).
     """
-    gc.collect()
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError):  # not glibc: its allocator decides for itself

@@ -8,6 +8,7 @@ RAM only when others' memory pushes the meter over the mark, newest first (the s
 """
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -27,6 +28,7 @@ HAND_BYTES, HAND_SHARE = 64_000_000, 0.025  # arrays without a place, computed a
 HAND_CALLS = 4  # look-ahead calls after which an unused one may be dropped
 USES = 5  # passes over a front end that are still to come, unless `expect` says: the folds of one member
 BACK_OFF_EVERY_S = 2.0  # at most one back-off in this time (reliability.md 5, row 5)
+UNMANAGED_RISE = 1.01  # after a back-off that did not help, the next one waits for this rise of the meter
 SLOW_READ_EVERY = 16  # of the reads from a disk slower than recomputing one is made all the same, to notice a recovery
 SLOW_WRITE_EVERY_S = 60.0  # and one write in this time
 MAX_SAMPLES = 500  # of the timeline; the interval doubles when they are reached
@@ -79,6 +81,7 @@ class Tiers:
         self._sample_every_s, self._sampled = 0.5, -float("inf")
         self._backing_off = threading.Lock()
         self._backed_off, self._slow_write = -float("inf"), clock()
+        self._unmanaged = -1  # bytes in use up to which backing off has proved useless
 
     # -- finding ---------------------------------------------------------------------------------------------------------
 
@@ -225,18 +228,23 @@ class Tiers:
                 self._backing_off.release()
 
     def _back_off(self) -> None:
-        for _ in range(3):
-            if self._evict(self.budget.excess(0.0)) == 0:
-                break
+        """Evict what is too much; where the meter does not follow, stop until it rises again: it is not our memory."""
+        need, before = self.budget.excess(0.0), self.budget.used_bytes
+        if need <= 0 or before <= self._unmanaged:
+            return
+        freed = self._evict(need)
+        return_memory()
+        if self._is_stuck(before, freed):
+            gc.collect()
             return_memory()
-        left = self.budget.excess(0.0)
-        if left > 0:
-            self._note(f"others' memory keeps the meter above the mark by {left / 1e6:.0f} MB at most; the store cannot free it")
+            if self._is_stuck(before, freed):
+                self._unmanaged = int(UNMANAGED_RISE * before)
+                self._notes.append(f"UnmanagedMemory: {freed / 1e6:.0f} MB left the store, the meter still shows "
+                                   f"{self.budget.used_bytes / 1e6:.0f} of {self.budget.limit_bytes / 1e6:.0f} MB")
 
-    def _note(self, text: str) -> None:
-        kind = text.split(" by ")[0]
-        if not any(note.startswith(kind) for note in self._notes):
-            self._notes.append(text)
+    def _is_stuck(self, before: int, freed: int) -> bool:
+        """True if the meter is still too high and has not followed what was freed."""
+        return self.budget.excess(0.0) > 0 and before - self.budget.used_bytes <= freed / 2
 
     def make_room(self, size: int) -> None:
         """After a MemoryError: free `size` bytes whatever the meter says."""
