@@ -6,7 +6,9 @@ Does not read .h5 files: `training.checkpoints` does.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +20,14 @@ from .blocks import Tagger
 KINDS = ("conv2d", "dense", "batch_normalization", "bidirectional")  # Keras layer kinds that hold arrays
 
 
-class BatchNorm(nn.BatchNorm2d):
+def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Keras batch norm: epsilon 1e-3, and no batch counter in the state dict.
 
     Source: Keras BatchNormalization defaults; momentum 0.85 of qrfaction code/models.py (0.15 in torch's terms).
     """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3, momentum=0.15)
-        self.register_buffer("num_batches_tracked", None)
-
-    def _load_from_state_dict(self, *args) -> None:
-        nn.Module._load_from_state_dict(self, *args)  # torch's own would ask for the counter
+    norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.15)
+    norm.register_buffer("num_batches_tracked", None)
+    return norm
 
 
 class NumberedLayers(Tagger):
@@ -46,18 +44,21 @@ class NumberedLayers(Tagger):
         self.add_module(name, layer)
         return name
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; the batch norms here have no batch counter, and torch is told not to ask for it."""
+        state = OrderedDict(state_dict)
+        state._metadata = {name: {"version": 2} for name, _ in self.named_modules()}  # type: ignore[attr-defined]
+        return super().load_state_dict(state, strict, assign)
+
     def run(self, name: str, x: Tensor) -> Tensor:
         """Output of the layer called `name`."""
         return self.get_submodule(name)(x)
 
 
 def pad_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int], value: float) -> Tensor:
-    """x[B, C, H, W] padded as TensorFlow pads for "same": ceil(n / stride) outputs, the odd cell at the end."""
-    sides: list[int] = []
-    for n, k, s in zip(x.shape[:1:-1], size[::-1], stride[::-1], strict=True):  # F.pad wants the last axis first
-        extra = max((-(-n // s) - 1) * s + k - n, 0)
-        sides += [extra // 2, extra - extra // 2]
-    return F.pad(x, sides, value=value)
+    """x[B, C, H, W] padded as TensorFlow pads for "same": ceil(n / stride) outputs, the odd cell at the end. size >= stride."""
+    high, wide = ((-x.shape[axis] % s) + k - s for axis, k, s in zip((2, 3), size, stride, strict=True))
+    return F.pad(x, [wide // 2, wide - wide // 2, high // 2, high - high // 2], value=value)
 
 
 def max_pool_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import bury_tail, global_average, mean_time, pooled, zero_tail
-from .keras_layers import BatchNorm, NumberedLayers
+from .keras_layers import NumberedLayers, batch_norm
 
 STEM = 16  # maps after the stem: the mel picture and 15 convolutions
 MODULES = 8
@@ -41,19 +41,19 @@ class MelDenseNet(NumberedLayers):
     def __init__(self, classes: int, bins: int = 64, growth: int = 512) -> None:
         super().__init__()
         self.bins = bins
-        self.norm_mel = self.add("batch_normalization", BatchNorm(bins))
+        self.norm_mel = self.add("batch_normalization", batch_norm(bins))
         self.stem = self.add("conv2d", nn.Conv2d(1, STEM - 1, 3, padding=1))
         self.modules_in_order, width = [], STEM
         for _ in range(MODULES):
             self.modules_in_order.append(self._module(width, min(width, growth)))
             width += min(width, growth)
-        self.norm_out = self.add("batch_normalization", BatchNorm(width))
+        self.norm_out = self.add("batch_normalization", batch_norm(width))
         self.heads = [self.add("dense", nn.Linear(width, classes)) for _ in range(HEADS)]
 
     def _module(self, inputs: int, outputs: int) -> DenseModule:
         return DenseModule(
-            norm_in=self.add("batch_normalization", BatchNorm(inputs)), narrow=self.add("conv2d", nn.Conv2d(inputs, outputs, 1)),
-            norm=self.add("batch_normalization", BatchNorm(outputs)),
+            norm_in=self.add("batch_normalization", batch_norm(inputs)), narrow=self.add("conv2d", nn.Conv2d(inputs, outputs, 1)),
+            norm=self.add("batch_normalization", batch_norm(outputs)),
             convolution=self.add("conv2d", nn.Conv2d(outputs, outputs, 3, padding=1)),
             squeeze=self.add("dense", nn.Linear(outputs, outputs // 2)),
             excite=self.add("dense", nn.Linear(outputs // 2, outputs)))

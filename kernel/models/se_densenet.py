@@ -22,7 +22,11 @@ class SEDenseLayer(nn.Module):
             nn.Linear(outputs, outputs // 2, bias=False), nn.ReLU(), nn.Linear(outputs // 2, outputs, bias=False), nn.Sigmoid())
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
-        new = self.dense_layers[5](zero_tail(self.dense_layers[:5](x), frames))
+        *before, convolution = self.dense_layers
+        new = x
+        for layer in before:
+            new = layer(new)
+        new = convolution(zero_tail(new, frames))
         return torch.cat([x, new * self.se_layers(global_average(new, frames))[:, :, None, None]], dim=1)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SpecError, did_you_mean
-from .keras_layers import BatchNorm, NumberedLayers, average_pool_same, max_pool_same
+from .keras_layers import NumberedLayers, average_pool_same, batch_norm, max_pool_same
 
 BINS = 64
 STATISTICS = 12  # per step: mean, std, range, nine percentiles
@@ -64,7 +64,7 @@ class StatisticsCNN(NumberedLayers):
             if value not in choices:
                 raise SpecError(f"statistics_cnn: {key} = {value!r}: {did_you_mean(str(value), choices)}")
         self.pool = pool
-        self.batch_norm_statistics = self.add("batch_normalization", BatchNorm(STATISTICS))
+        self.batch_norm_statistics = self.add("batch_normalization", batch_norm(STATISTICS))
         self.recurrent = [self.add("bidirectional", nn.GRU(features, UNITS, batch_first=True, bidirectional=True))
                           for features in (STATISTICS, UNITS)]
         before, sizes = STEMS[stem]
@@ -82,14 +82,15 @@ class StatisticsCNN(NumberedLayers):
     def _stage(self, before: int, maps: int, sizes: tuple[int, ...], excitation: bool, bias: bool = True) -> Stage:
         share = maps // len(sizes)
         convolutions = tuple(self.add("conv2d", nn.Conv2d(before, share, k, padding=k // 2, bias=bias)) for k in sizes)
-        norm = self.add("batch_normalization", BatchNorm(maps))
+        norm = self.add("batch_normalization", batch_norm(maps))
         if not excitation:
             return Stage(convolutions=convolutions, norm=norm)
         squeeze = self.add("dense", nn.Linear(maps, maps // 4))
         return Stage(convolutions=convolutions, norm=norm, squeeze=squeeze, excite=self.add("dense", nn.Linear(maps // 4, maps)))
 
     def _apply_stage(self, stage: Stage, x: Tensor) -> Tensor:
-        x = F.relu(self.run(stage.norm, torch.cat([self.run(name, x) for name in stage.convolutions], dim=1)))
+        maps = [self.run(name, x) for name in stage.convolutions]
+        x = F.relu(self.run(stage.norm, torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]))
         if stage.squeeze and stage.excite:
             gate = torch.sigmoid(self.run(stage.excite, F.relu(self.run(stage.squeeze, x.mean((2, 3))))))
             x = x * gate[:, :, None, None]
@@ -129,5 +130,5 @@ class StatisticsCNN(NumberedLayers):
 
     def forward(self, x: Mapping[str, Tensor], frames: Tensor | None = None) -> Tensor:
         mel, statistics = x["mel"], x["statistics"]
-        parts = [self._picture(mel), self._waveform(statistics.reshape(len(mel), -1, STATISTICS)), x["length"].reshape(-1, 1)]
+        parts = [self._picture(mel), self._waveform(statistics.reshape(mel.shape[0], -1, STATISTICS)), x["length"].reshape(-1, 1)]
         return self.run(self.head, torch.cat(parts, dim=1))
