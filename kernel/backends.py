@@ -153,7 +153,7 @@ def _prepare_cpu(module: nn.Module, device: Device, samples: list[Inputs]) -> Ru
         return call_net(module, inputs, frames)
 
     try:
-        folded = fold_batch_norm(module).to(memory_format=torch.channels_last)
+        folded = fold_batch_norm(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not all(_agrees(folded, module, sample) for sample in samples):
             raise ValueError("the folded net disagrees with the plain one")
     except Exception as error:  # any failure of an optimisation means only that the plain net runs
@@ -174,7 +174,7 @@ def _prepare_cuda(module: nn.Module, device: Device, half: bool) -> Runner:
     if not half:
         return Runner(device=device, path="torch cuda, fp32", run=lambda x, f: call_net(full, x, f),
                       exact=lambda x, f: call_net(full, x, f))
-    fast_net = copy.deepcopy(full).to(memory_format=torch.channels_last)
+    fast_net = copy.deepcopy(full).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         with torch.autocast("cuda", dtype=torch.float16):

@@ -210,7 +210,7 @@ def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
 
 def _samples(recipe: Recipe, module: nn.Module) -> list[backends.Inputs]:
     """Seeded random inputs at two lengths for the agreement check of a back end."""
-    stages, out = recipe.stages, []
+    stages, out = recipe.stages, list[backends.Inputs]()
     least = recipe.smallest(int(getattr(module, "min_frames", 1)))
     fixed = recipe.view.fixed
     generator = np.random.default_rng(0)
@@ -277,7 +277,7 @@ def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[audio.Row], max_c
     timed = net.recipe.timed
     units = [(index, p) for index, x in held.items() for p in range(x[timed].shape[0])]
     frames = [held[index][timed].shape[-1] for index, _ in units]
-    logits: dict[int, list[np.ndarray | None]] = {i: [None] * x[timed].shape[0] for i, x in held.items()}
+    logits: dict[int, dict[int, np.ndarray]] = {i: {} for i in held}
     exact = not getattr(net.module, "maskable", False)
     for batch in batches.group(frames, max_cells=max_cells, max_rows=ROWS_PER_BATCH, padding=PADDING, exact=exact,
                                min_frames=int(getattr(net.module, "min_frames", 1))):
@@ -285,7 +285,8 @@ def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[audio.Row], max_c
         for (index, p), out in zip(chosen, _run_batch(net, held, chosen, batch.width), strict=True):
             logits[index][p] = out
     for index in held:
-        yield rows[index], net.recipe.view.merge(np.stack([x for x in logits[index] if x is not None]), net.activate)
+        in_order = np.stack([logits[index][p] for p in range(held[index][timed].shape[0])])
+        yield rows[index], net.recipe.view.merge(in_order, net.activate)
 
 
 def _run_batch(net: LoadedNet, held: dict[int, dict[str, torch.Tensor]], chosen: Sequence[tuple[int, int]],

@@ -5,7 +5,7 @@ rows. Does not run anything (steps) or decide what runs (engine, plan).
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def open_scene(run: dict[str, Any], heartbeat: Heartbeat) -> Scene:
         recorder.fault("DeviceError", run["device"], text)
     ensemble = manifest.ensemble
     heartbeat.step("clips")
-    rows, extra = _list_rows(run, ensemble, journal.flight)
+    rows, extra = _list_rows(run, ensemble, journal, heartbeat)
     scene = Scene(
         run=run, limits=limits, manifest=manifest, bundle=open_bundle(Path(run["bundle"]), manifest),
         meter=Meter(cap_bytes=limits.ram_bytes), journal=journal, recorder=recorder, heartbeat=heartbeat, devices=devices,
@@ -191,12 +191,20 @@ def open_scene(run: dict[str, Any], heartbeat: Heartbeat) -> Scene:
     return scene
 
 
-def _list_rows(run: dict[str, Any], ensemble: spec.Ensemble,
-               flight: Callable[..., Any]) -> tuple[list[audio.Row], int]:
+def _list_rows(run: dict[str, Any], ensemble: spec.Ensemble, journal: Journal,
+               heartbeat: Heartbeat) -> tuple[list[audio.Row], int]:
+    """Rows of the sample, headers read under an in-flight mark: a header can kill a decoder too."""
     ids = run["sample"]["ids"]
     index = find_clips(Path(run["clips"] or run["input"]), audio.clip_ids(ids, ensemble.windows))
-    with flight("clip", []):
-        return audio.list_rows(ids, index, ensemble.windows), index.extra
+
+    def probe(id: str, path: Path, roots: Sequence[Path]) -> audio.Clip:
+        heartbeat.progress += 1
+        if id in journal.quarantined:
+            return audio.Clip(id=id, error=ClipQuarantined(f"{id!r}: in flight in two crashes; its row keeps the prior"))
+        with journal.flight("clip", [id]):
+            return audio.probe(id, path, roots)
+
+    return audio.list_rows(ids, index, ensemble.windows, prober=probe), index.extra
 
 
 def _choose_rows(scene: Scene) -> None:
@@ -204,8 +212,6 @@ def _choose_rows(scene: Scene) -> None:
     for row in scene.rows:
         if row.clip.error is not None:
             scene.lose(row, row.clip.error)
-        elif row.clip.id in scene.journal.quarantined:
-            scene.lose(row, ClipQuarantined(f"{row.clip.id!r}: in flight in two crashes; its row keeps the prior"))
     scene.seconds = np.array([_claimed_seconds(row, scene.max_seconds) for row in scene.rows])
     first = scene.run["first"]
     asked = len(scene.rows) if first is None else min(first, len(scene.rows))
