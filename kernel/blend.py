@@ -262,7 +262,7 @@ def blend(ensemble: Ensemble, board: Board, prior: np.ndarray, finished: Collect
     there = present(merged)
     counted = there & (np.asarray(weights) > 0)[:, None]
     values = mean(ensemble.mean, merged, weights, ensemble.mean_power)
-    lone = ~counted.any(axis=0) & there.any(axis=0)
+    lone = np.asarray(~counted.any(axis=0) & there.any(axis=0))
     if lone.any():
         members = np.array([1.0 if isinstance(part, Member) else 0.0 for part in parts])
         values = np.where(lone[:, None], mean(ensemble.mean, merged, list(members), ensemble.mean_power), values)

@@ -229,7 +229,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         return _convert(value, next(a for a in args if a is not type(None)), where)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return load(kind, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
