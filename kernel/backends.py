@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .errors import DeviceError
+from .graphs import GraphNet
 
 Inputs = Mapping[str, torch.Tensor]
 AGREEMENT_FP32 = 1e-5  # between back ends (DESIGN promise 3)
@@ -192,6 +193,34 @@ def prepare(module: nn.Module, device: Device, samples: list[Inputs], half: bool
     """
     module = module.eval().requires_grad_(False)
     return _prepare_cuda(module, device, half) if device.cuda else _prepare_cpu(module, device, samples)
+
+
+def from_graph(net: GraphNet) -> Runner:
+    """The way to run a member that exists only as a graph: on the CPU, at exact lengths."""
+    def run(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        return call_net(net, inputs, None)
+
+    return Runner(device=probe("cpu"), path=net.path, run=run, exact=run)
+
+
+def prefer_graph(runner: Runner, candidates: Iterable[Callable[[], GraphNet]], samples: list[Inputs]) -> Runner:
+    """The first candidate graph that gives the numbers of `runner` on `samples`, else `runner` itself with the reasons noted.
+
+    An exported graph runs 2-4 times faster than torch on a CPU. Source: performance notes, 2 cores.
+    """
+    for candidate in candidates:
+        try:
+            net = candidate()
+            with torch.inference_mode():
+                gaps = [float((runner.exact(x, None) - call_net(net, x, None)).abs().max()) /
+                        max(1.0, float(runner.exact(x, None).abs().max())) for x in samples]
+        except (DeviceError, RuntimeError, ValueError) as error:
+            runner.notes.append(f"graph not used: {error}")
+            continue
+        if max(gaps) <= AGREEMENT_FP32:
+            return from_graph(net)
+        runner.notes.append(f"{net.path} differed from torch by {max(gaps):.2g}, above {AGREEMENT_FP32}; not used")
+    return runner
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ Does not choose what runs next (plan), keep spectrograms (store) or merge member
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import audio, backends, batches, finish, frontends, models, spec, views
+from . import audio, backends, batches, finish, frontends, graphs, models, spec, views
 from .errors import ClipError, ClipUnreadable, ModelLoadFailed
 
 PASSES_PER_BATCH = 16  # tiles of one clip per forward on a CPU (argus: batches of at most 16 tiles)
@@ -164,6 +164,17 @@ def load_net(recipe: Recipe, state: dict[str, torch.Tensor], classes: int, devic
     _fill(module, member.name, models.rename(member.family, dict(member.params), state))
     runner = backends.prepare(module, device, _samples(recipe, module))
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=_activation(member.activation, module), cost=cost)
+
+
+def load_graph(recipe: Recipe, net: graphs.GraphNet, cost: spec.Cost) -> LoadedNet:
+    """A member that exists only as a graph, ready to run."""
+    return LoadedNet(module=net, runner=backends.from_graph(net), recipe=recipe, cost=cost,
+                     activate=_activation(recipe.member.activation, net))
+
+
+def prefer_graph(net: LoadedNet, candidates: Iterable[Callable[[], graphs.GraphNet]]) -> LoadedNet:
+    """The net on the first exported graph that agrees with it; the net itself when none does."""
+    return replace(net, runner=backends.prefer_graph(net.runner, candidates, _samples(net.recipe, net.module)))
 
 
 def load_stacker(stacker: spec.Stacker, state: dict[str, torch.Tensor],

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import backends, blend, plan, predict, spec
+from . import backends, blend, graphs, plan, predict, spec
 from .audio import Row
 from .errors import ClipError, HourglassError
 from .scene import Scene, drop
@@ -50,14 +52,31 @@ def run_step(scene: Scene, step: plan.Step, device: backends.Device, stop: Stop)
                         done=len(todo) - len(scene.missing(step.net_id)))
 
 
+def open_net(scene: Scene, entry: spec.Net, recipe: predict.Recipe, device: backends.Device) -> predict.LoadedNet:
+    """The net, ready on its fastest way: an ONNX member as its graph, a torch net, or on a CPU its exported graph if both agree.
+
+    Raises  ModelLoadFailed, BundleError, DeviceError
+    """
+    cost, place = scene.manifest.costs.get(entry.member, spec.Cost()), Path(scene.run["state"]) / "runtimes"
+    if entry.kind == "onnx":
+        data = scene.bundle.read_net(entry)
+        return predict.load_graph(recipe, graphs.open_graph(data, graphs.ONNX, scene.bundle, place), cost)
+    net = predict.load_net(recipe, scene.bundle.load_state(entry), len(scene.ensemble.classes), device, cost)
+    name = scene.manifest.graphs.get(entry.id, {}).get("onnx")
+    if name is None or device.cuda:
+        return net
+    return predict.prefer_graph(net, [
+        partial(lambda runtime: graphs.open_graph(scene.bundle.read_file(name), runtime, scene.bundle, place), runtime)
+        for runtime in graphs.RUNTIMES])
+
+
 def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], device: backends.Device, stop: Stop) -> None:
     """A first-level net over windows of rows."""
     state = scene.nets[net_id]
     entry = next(net for net in scene.manifest.nets if net.id == net_id)
     recipe = scene.recipes[member.name]
     began = time.monotonic()
-    net = predict.load_net(recipe, scene.bundle.load_state(entry), len(scene.ensemble.classes), device,
-                           scene.manifest.costs.get(member.name, spec.Cost()))
+    net = open_net(scene, entry, recipe, device)
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
     size = WINDOW_ROWS_GPU if device.cuda else WINDOW_ROWS
     todo = suspects_first(scene, net_id, todo)
