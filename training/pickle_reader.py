@@ -58,8 +58,8 @@ def read(source: str) -> dict[str, torch.Tensor] | str:
             return "it is damaged or no PyTorch file; save it again"
         what = f"names {named[1]}" if named else "was not written by torch.save"
         return (f"its pickle {what}, so opening it could run code. If you trust it, write the weights alone where it "
-                "was made: held = torch.load(PATH, weights_only=False), then torch.save(held.state_dict(), NEW) for a whole net "
-                "or torch.save(held['state_dict'], NEW) for a dictionary")
+                "was made: held = torch.load(PATH, weights_only=False), then torch.save(held.state_dict(), NEW) for a whole net, "
+                "or torch.save(held[KEY], NEW), KEY being where the weights are (state_dict, nn_state_dict, model)")
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
         return f"it is damaged or no PyTorch file ({type(error).__name__}: {str(error)[:120]}); save it again"
     return find_state(loaded)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .blocks import Tagger
 
-KINDS = ("conv2d", "dense", "batch_normalization", "bidirectional")  # Keras layer kinds that hold arrays
+Leaves = Iterable[tuple[str, np.ndarray]]  # (leaf of the torch key, values)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -81,28 +81,28 @@ def torch_state(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Tensor]
     Source: contracts of the Keras nets (kernel order, CuDNNGRU gates z, r, h; torch wants r, z, n).
     """
     state: dict[str, Tensor] = {}
-    for kind in KINDS:
+    for kind, leaves_of in _LEAVES.items():
         found = {int(m[1] or 0): arrays for name, arrays in layers.items() if (m := re.fullmatch(rf"{kind}(?:_(\d+))?", name))}
         kept = [arrays for _, arrays in sorted(found.items()) if not (kind == "batch_normalization" and np.size(arrays[0]) == 1)]
         for rank, arrays in enumerate(kept, start=1):
-            leaves = _LEAVES[kind]([np.asarray(a, np.float32) for a in arrays])
+            leaves = leaves_of([np.asarray(a, np.float32) for a in arrays])
             state |= {f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in leaves}
     return state
 
 
-def _convolution(arrays: list[np.ndarray]):
+def _convolution(arrays: list[np.ndarray]) -> Leaves:
     return zip(("weight", "bias"), [arrays[0].transpose(3, 2, 0, 1), *arrays[1:]], strict=False)
 
 
-def _dense(arrays: list[np.ndarray]):
+def _dense(arrays: list[np.ndarray]) -> Leaves:
     return zip(("weight", "bias"), [arrays[0].T, *arrays[1:]], strict=False)
 
 
-def _batch_norm(arrays: list[np.ndarray]):
+def _batch_norm(arrays: list[np.ndarray]) -> Leaves:
     return zip(("weight", "bias", "running_mean", "running_var"), arrays, strict=True)
 
 
-def _bidirectional(arrays: list[np.ndarray]):
+def _bidirectional(arrays: list[np.ndarray]) -> Leaves:
     def gates(rows: np.ndarray) -> np.ndarray:
         z, r, h = np.split(rows, 3)
         return np.concatenate([r, z, h])
@@ -115,4 +115,5 @@ def _bidirectional(arrays: list[np.ndarray]):
         yield f"bias_hh_l0{suffix}", gates(outer)
 
 
-_LEAVES = {"conv2d": _convolution, "dense": _dense, "batch_normalization": _batch_norm, "bidirectional": _bidirectional}
+_LEAVES: dict[str, Callable[[list[np.ndarray]], Leaves]] = {  # Keras layer kinds that hold arrays
+    "conv2d": _convolution, "dense": _dense, "batch_normalization": _batch_norm, "bidirectional": _bidirectional}
