@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 READ_EVERY_S = 0.1  # a meter reading is believed this long (reliability.md 3)
 REREAD_EVERY_S = 0.01  # and only this long when it is about to say no
+CALM_S = 60.0  # this long after the meter was last too high, RAM is filled to the floor only
 SLACK_BYTES, SLACK_SHARE = 256_000_000, 0.10  # part of the reserve: min(256 MB, 10 % of the limit) (DESIGN 6)
 
 
@@ -31,8 +32,8 @@ class StoreLimits:
     disk_bytes       most bytes in the spill files; 0 = no disk tier
     batch_bytes      memory of the largest next batch, kept free
     clip_bytes       most stored bytes of one row: kept free per loader, and a cap on what a lying header can reserve; 0 = unknown
-    spill_at         share of the meter's limit up to which RAM is filled
-    back_to          share down to which entries leave RAM when others' memory pushed the meter over the mark
+    spill_at         share of the meter's limit up to which RAM is filled, and above which entries leave it
+    back_to          share down to which they leave; for CALM_S after that RAM is filled up to here only
     keep_free_bytes  disk space left to the rest of the run
     any_filesystem   True: the scratch folder may lie in memory (tests)
     """
@@ -59,7 +60,7 @@ class Budget:
         self._lock = threading.Lock()
         self.reserved = self.kept = self.peak_kept = self.peak_used = 0
         self._unseen = 0  # kept since the last reading: the meter does not know these bytes yet
-        self._closed = False  # after a back-off nothing enters RAM until the meter is down
+        self._backed_off = -float("inf")
         self._read()
 
     def _read(self) -> None:
@@ -81,8 +82,8 @@ class Budget:
 
     @property
     def floor_bytes(self) -> int:
-        """Where a back-off stops: 90 % of the limit, or as far below the mark as 90 lies below 95."""
-        return max(0, self.mark_bytes - int((self.limits.spill_at - self.limits.back_to) * self.limit_bytes))
+        """90 % of the limit: where a back-off stops."""
+        return int(self.limits.back_to * self.limit_bytes)
 
     def reserve(self, size: int) -> bool:
         """True, and `size` bytes are reserved, if they may enter RAM. Every True wants one `settle`."""
@@ -98,10 +99,10 @@ class Budget:
             return True
 
     def _fits(self, size: int) -> bool:
-        used = self.used_bytes + self._unseen + self.reserved
-        if self._closed and used <= self.floor_bytes:
-            self._closed = False
-        return not self._closed and used + size <= self.mark_bytes
+        """Below the mark; soon after a back-off below the floor too, or what left RAM would be replaced at once."""
+        calm = self._clock() - self._backed_off >= CALM_S
+        ceiling = self.mark_bytes if calm else min(self.mark_bytes, self.floor_bytes)
+        return self.used_bytes + self._unseen + self.reserved + size <= ceiling
 
     def settle(self, reserved: int, kept: int) -> None:
         """End a reservation: `kept` bytes of it are in the store now, 0 if none."""
@@ -118,15 +119,15 @@ class Budget:
             self._unseen -= size
 
     def excess(self, every_s: float = READ_EVERY_S) -> int:
-        """Bytes that should leave RAM because the meter is over the mark, 0 while it is not.
+        """Bytes that should leave RAM because the meter is above 95 % of the limit, 0 while it is not.
 
-        Our own bytes cannot do that: they were admitted below the mark. RAM stays closed until the meter is down.
+        Our own bytes cannot do that: they were admitted below the mark, and the reserve lies between the two.
         """
         with self._lock:
             self._refresh(every_s)
-            if self.used_bytes <= self.mark_bytes:
+            if self.used_bytes <= self.limits.spill_at * self.limit_bytes:
                 return 0
-            self._closed = True
+            self._backed_off = self._clock()
             return self.used_bytes - self.floor_bytes
 
 
