@@ -282,15 +282,23 @@ def _is_complete(part: Member | Stacker, board: Board, finished: Collection[str]
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
 
 
+def _inputs(stacker: Stacker, ensemble: Ensemble) -> list[Member]:
+    by_name = {member.name: member for member in ensemble.members}
+    return [by_name[name] for name in stacker.inputs]
+
+
+def stacker_rows(stacker: Stacker, ensemble: Ensemble, board: Board) -> np.ndarray:
+    """int[n]: row numbers on which every fold of every input has spoken."""
+    return np.flatnonzero(_all(complete_rows(member, board) for member in _inputs(stacker, ensemble)))
+
+
 def stacker_features(stacker: Stacker, ensemble: Ensemble, board: Board) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers whose inputs are complete, and the stacker's input for them.
 
     Returns  rows int[n]; "concat": f32[n, inputs * K] in the order of stacker.inputs (argus);
              "per_class": f32[n, K, inputs] and, when average_weights are given, their weighted average last (qrfaction)
     """
-    by_name = {member.name: member for member in ensemble.members}
-    inputs = [by_name[name] for name in stacker.inputs]
-    rows = np.flatnonzero(_all(complete_rows(member, board) for member in inputs))
+    inputs, rows = _inputs(stacker, ensemble), stacker_rows(stacker, ensemble, board)
     stack = np.stack([merge_folds(member, board)[rows] for member in inputs])
     if stacker.features == "concat":
         return rows, stack.transpose(1, 0, 2).reshape(len(rows), len(inputs) * board.shape[1]).astype(np.float32)

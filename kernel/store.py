@@ -104,6 +104,10 @@ class Store:
         """Give RAM back if others' memory needs it; `get` does so too, the engine may at any time."""
         self._tiers.relieve()
 
+    def make_room(self, size: int) -> None:
+        """Move `size` bytes out of RAM whatever the meter says: before a forward that needs more than the reserve."""
+        self._tiers.make_room(size)
+
     @property
     def errors(self) -> dict[str, ClipError]:
         """Row id -> why it has no array, over all front ends."""

@@ -247,7 +247,7 @@ class Tiers:
         return self.budget.excess(0.0) > 0 and before - self.budget.used_bytes <= freed / 2
 
     def make_room(self, size: int) -> None:
-        """After a MemoryError: free `size` bytes whatever the meter says."""
+        """Free `size` bytes, or all there are, whatever the meter says."""
         self._evict(size)
         return_memory()
 
