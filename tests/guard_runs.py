@@ -21,7 +21,10 @@ KERNEL = Path(__file__).resolve().parent.parent / "infer_kernel.py"
 
 @dataclass(frozen=True, kw_only=True)
 class GuardRun:
-    """A finished (or running) guard: everything the invariants need."""
+    """A finished (or running) guard: everything the invariants need.
+
+    torn  what a look at the submission during the run found wrong with it
+    """
 
     code: int
     wall_s: float
@@ -32,6 +35,7 @@ class GuardRun:
     budget_s: float
     mark: str
     report: dict[str, Any] = field(default_factory=dict)
+    torn: tuple[str, ...] = ()
 
     @property
     def submission(self) -> str:
@@ -42,18 +46,19 @@ class GuardRun:
         return [fault["code"] for fault in self.report.get("faults", [])]
 
 
-def start_guard(kernel: Path, where: Path, *arguments: str,
-                env: dict[str, str] | None = None) -> tuple[subprocess.Popen[str], str]:
-    """A running guard, and the mark in the environment of every process it starts."""
+def start_guard(kernel: Path, where: Path, *arguments: str, env: dict[str, str] | None = None,
+                prefix: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], str]:
+    """A running guard, and the mark in the environment of every process it starts; `prefix` = command words before it."""
     (where / "scratch").mkdir(exist_ok=True)
     mark = uuid.uuid4().hex
     environment = {**os.environ, "TMPDIR": str(where / "scratch"), "HOURGLASS_TEST_MARK": mark, **(env or {})}
-    return subprocess.Popen([sys.executable, "-I", str(kernel), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env=environment, cwd=where, errors="backslashreplace"), mark
+    return subprocess.Popen([*prefix, sys.executable, "-I", str(kernel), *arguments], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, env=environment, cwd=where, errors="backslashreplace"), mark
 
 
 def run_guard(where: Path, bundle: Path | None, *arguments: str, kernel: Path = KERNEL, seconds: float = 12.0,
-              during: Callable[[subprocess.Popen[str], Path], None] | None = None, **env: str) -> GuardRun:
+              during: Callable[[subprocess.Popen[str], Path], None] | None = None, prefix: tuple[str, ...] = (),
+              **env: str) -> GuardRun:
     """A finished guard run on `where`/in into `where`/out; `during` may do harm meanwhile."""
     working = where / "out"
     given = [] if bundle is None else ["--bundle", str(bundle)]
@@ -64,11 +69,11 @@ def run_guard(where: Path, bundle: Path | None, *arguments: str, kernel: Path = 
     if not any(a.startswith("--seconds") for a in arguments):
         given += ["--seconds", str(seconds)]
     began = time.monotonic()
-    process, mark = start_guard(kernel, where, *given, *arguments, env=env)
+    process, mark = start_guard(kernel, where, *given, *arguments, env=env, prefix=prefix)
     try:
         if during is not None:
             during(process, working)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=max(60.0, seconds + 20))
     except BaseException:
         process.send_signal(signal.SIGKILL)
         raise

@@ -13,15 +13,17 @@ from guard_runs import GuardRun
 LEFT_BEHIND = {"submission.csv", "report.json", "report.html", "report.png"}  # all that a run may leave in the working folder
 
 
-def find_broken(run: GuardRun, *, fault: str | None = None, codes: Collection[int] = (0,),
-                labels: Collection[str] | None = None) -> list[str]:
+def find_broken(run: GuardRun, *, fault: str | None = None, codes: Collection[int] = (0,), labels: Collection[str] | None = None,
+                reference: GuardRun | None = None, affected: Collection[str] = ()) -> list[str]:
     """Every invariant that a finished run breaks; an empty list is a pass.
 
     fault   code that report.json must name; None: no fault was injected
     codes   exit codes that are right for this run
     labels  texts allowed when the submission has one label column
+    reference, affected  a run without faults on the same clips: every row but the affected ones has its bytes
     """
-    return [*_submission(run, labels), *_exit(run, codes), *_leftovers(run), *_report(run, fault)]
+    return [*_submission(run, labels), *_exit(run, codes), *_leftovers(run), *_report(run, fault), *run.torn,
+            *_differences(run, reference, affected)]
 
 
 def read_table(path: Path) -> list[list[str]]:
@@ -59,6 +61,15 @@ def _is_score(text: str) -> bool:
     except ValueError:
         return False
     return math.isfinite(value) and 0 <= value <= 1
+
+
+def _differences(run: GuardRun, reference: GuardRun | None, affected: Collection[str]) -> Iterator[str]:
+    if reference is None or not (run.working / "submission.csv").is_file():
+        return
+    rows, wanted = ({row[0]: row for row in read_table(r.working / "submission.csv")} for r in (run, reference))
+    other = sorted(id for id, row in wanted.items() if id not in affected and rows.get(id) != row)
+    if other:
+        yield f"{len(other)} rows differ from the run without faults: {other[:5]}"
 
 
 def _exit(run: GuardRun, codes: Collection[int]) -> Iterator[str]:

@@ -75,3 +75,15 @@ def test_a_process_left_behind_is_noticed(run: GuardRun) -> None:
         left.kill()
         left.communicate()
     assert find_broken(replace(run, mark="left-behind-7"), fault="ClipEmpty") == []
+
+
+def test_a_torn_submission_during_the_run_is_noticed(run: GuardRun) -> None:
+    assert find_broken(replace(run, torn=("2 lines of 3",)), fault="ClipEmpty") == ["2 lines of 3"]
+
+
+def test_a_row_that_differs_from_the_run_without_faults_is_noticed(run: GuardRun, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "submission.csv").write_text(GOOD.replace("0.25", "0.26"), encoding="utf-8")
+    other = replace(run, working=tmp_path / "other")
+    assert any("1 rows differ" in text for text in find_broken(run, reference=other))
+    assert find_broken(run, reference=other, affected={"x"}) == [] == find_broken(run, reference=run)
