@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def _find_sources(parts: list[Member | Stacker], modules: dict[str, Any], order:
     Raises  ModelLoadFailed listing every checkpoint that is missing
     """
     folders, sources, missing, filled = weights_folders(order), [], [], []
+    families = {part.name: part for part in parts}
+
+    @lru_cache(maxsize=1)  # the folds of a member are alike and follow each other
+    def fill(name: str) -> bytes:
+        gain = recipe.gain_of(families[name].family, families[name].params)
+        return weights.to_blob(recipe.random_state(modules[name], gain), name)
+
     for part in parts:
         for fold in part.folds:
             name, module = part.weights_file(fold), modules[part.name]  # type: ignore[misc]  # one function, two classes
@@ -98,16 +106,18 @@ def _find_sources(parts: list[Member | Stacker], modules: dict[str, Any], order:
                 continue
             if path is None:
                 filled.append(f"{part.name}.{fold}")
-            sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=_reader(path, part, module)))
+            read = _reader(path, part, module, fill)
+            sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read))
     if missing:
         raise ModelLoadFailed("no checkpoint for\n  " + "\n  ".join(missing) + "\nin " + ", ".join(map(str, folders)) +
                               "\ngive --weights DIR, or --random-weights to time the ensemble without them")
     return sources, filled
 
 
-def _reader(path: Path | None, part: Member | Stacker, module: Any) -> Callable[[], bytes]:
+def _reader(path: Path | None, part: Member | Stacker, module: Any, fill: Callable[[str], bytes]) -> Callable[[], bytes]:
+    """How to get the bytes of one net: filled, as they are, or checked against the net."""
     if path is None:
-        return lambda: weights.to_blob(recipe.random_state(module, recipe.gain_of(part.family, part.params)), part.name)
+        return lambda: fill(part.name)
     if part.family == trial.ONNX:
         return path.read_bytes
     return lambda: weights.load_blob(path, part.family, part.params, module)

@@ -33,7 +33,7 @@ SECRETS = {  # what -> pattern over the bytes
     "a path of your home folder": rb"(?:/home/|/Users/|[A-Za-z]:\\\\?Users\\\\?)[A-Za-z0-9._-]+",
 }
 PATTERNS = {what: re.compile(pattern) for what, pattern in SECRETS.items()}
-WEIGHTS_HEAD_BYTES = 1 << 20  # of weight files only the header is text
+WEIGHTS_HEAD_BYTES = 1 << 20  # of safetensors only the header is text; a graph may hold text anywhere
 
 
 def find_secrets(data: bytes) -> list[str]:
@@ -78,7 +78,7 @@ def _check_bytes(path: Path) -> None:
         for magic, kind in MAGIC.items():
             if head.startswith(magic):
                 raise UploadError(f"{path.name}: its bytes are {kind}; Kaggle would unpack it, or it holds code")
-        check_secrets(path.name, head if path.suffix != ".json" else path.read_bytes())
+        check_secrets(path.name, head if path.suffix == ".safetensors" else path.read_bytes())
 
 
 def _check_wheel(path: Path) -> None:

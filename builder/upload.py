@@ -53,7 +53,7 @@ def check(out: Path) -> tuple[str, str, str | None]:
     metadata.check_kernel(kernel, out / "push")
     owner, slug = metadata.check_id(dataset["id"])
     if owner == PLACEHOLDER_OWNER:
-        raise UploadError(f"id: {dataset['id']!r}; build again with --owner YOUR_KAGGLE_NAME")
+        raise UploadError(f"id: {dataset['id']!r}; build again with --owner YOUR_KAGGLE_NAME (make upload OWNER=...)")
     code = out / "push" / kernel["code_file"]
     source = code.read_text(encoding="utf-8")
     contents.check_secrets(code.name, source.encode())
