@@ -46,7 +46,8 @@ MAX_RESTARTS, MAX_BARREN = 20, 2  # a culprit is known after two crashes, so one
 EXIT_MEMORY = 3  # the engine's verdict "not enough memory": a restart would end the same way
 START_FORECAST_S = 30.0  # importing torch from a cold disk
 POLL_S, HEARTBEAT_S, PAUSE_S = 0.05, 0.3, 2.0  # a gap of PAUSE_S between two polls: the whole machine stood still
-FAREWELL_S = 1.0  # what the engine gets to publish after a signal; the whole exit takes less than 2 s
+FAREWELL_S, EXIT_S = 1.0, 1.8  # after a signal: what the engine gets to publish, and the whole exit
+REHEARSAL_FAREWELL_S = 4.0  # a rehearsal ends a guard of its own first
 TEMPORARY = (".submission.csv.", ".report.json.")  # .NAME.*.tmp in the working folder are ours
 
 # What the engine process runs. It dies with the guard, whatever it is doing: the end of a pipe that only the guard holds makes
@@ -906,7 +907,7 @@ class Watch:
 
     def __init__(self, marks, now):
         self.marks, self.last, self.seen, self.poll = marks, now, None, now
-        self.forecast_s, self.paused_s = START_FORECAST_S, 0.0
+        self.forecast_s, self.started, self.paused_s = START_FORECAST_S, False, 0.0
 
     def see(self, beat, now):
         """Take a heartbeat; true when the engine hangs."""
@@ -916,10 +917,12 @@ class Watch:
         self.poll = now
         if beat and beat.get("progress") != self.seen:
             self.seen, self.last = beat.get("progress"), now
+        m, most_s = self.marks, 2 * self.marks["hung_most_s"]  # a start is no step: with 20 s, importing torch may take 10
         if beat and beat.get("unit") != "start":
-            self.forecast_s = float(beat.get("forecast_s") or 0.0)
-        m = self.marks
-        return now - self.last > min(max(m["hung_least_s"], m["hung_factor"] * self.forecast_s), m["hung_most_s"])
+            self.forecast_s, self.started = float(beat.get("forecast_s") or 0.0), True
+        if self.started:
+            most_s = m["hung_most_s"]
+        return now - self.last > min(max(m["hung_least_s"], m["hung_factor"] * self.forecast_s), most_s)
 
 
 def watch(run):
@@ -1165,12 +1168,12 @@ def set_limits(run):
     run.profile["disk_bytes"] = run.profile["disk_bytes"] if a.disk is None else a.disk
 
 
-def catch_signals(run):
+def catch_signals(run, within_s):
     """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends it at once."""
     def note(number, _frame):
         if not run.signal:
             run.signal = number
-            signal.setitimer(signal.ITIMER_REAL, 1.8)
+            signal.setitimer(signal.ITIMER_REAL, within_s)
 
     def abandon(_number, _frame):
         if run.engine is not None:
@@ -1230,7 +1233,7 @@ def serve(run):
 
 def execute(run):
     """The whole run; gives the exit code."""
-    catch_signals(run)
+    catch_signals(run, EXIT_S)
     try:
         set_folders(run)
         run.clock.offset_s = run.arguments.offset or 0.0
@@ -1262,7 +1265,7 @@ def rehearse(arguments):
     """The rehearsal out of the bundle's verified code; gives its exit code."""
     known, _ = make_parser().parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     run = Run(known)
-    catch_signals(run)
+    catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
     try:
         set_folders_for_rehearsal(run)
         code = open_bundle(run)
@@ -1274,7 +1277,7 @@ def rehearse(arguments):
         while run.engine.poll() is None and not run.signal:
             time.sleep(POLL_S)
         status = run.engine.poll()
-        end_engine(run, FAREWELL_S)
+        end_engine(run, REHEARSAL_FAREWELL_S)
         return 1 if status is None else status if status >= 0 else 1
     except Fault as fault:
         print(f"[hourglass] {fault.code} {fault.where}: {fault}", file=sys.stderr, flush=True)

@@ -431,7 +431,7 @@ def run():
     run = run_guard(where, make_bundle(where / "deaf", deaf).folder, seconds=3.2)
     check(run, "DeadlineKilled")
     assert "DeadlineTerminated" in run.faults and STUB_CELLS in run.submission
-    stopped = "def run():\n    publish()\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    stopped = "def run():\n    publish()\n    beat(1)\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
     check(run_guard(where, make_bundle(where / "stopped", stopped).folder, seconds=3.2), "EngineHung")
 
 
