@@ -5,7 +5,8 @@
 
 Owns the first second (prior submission), the trust in the bundle (manifest and wheel, by sha256), the clock and the life of
 the engine process. Standard library only: numpy and torch are the engine's, and a machine that cannot load them still gets
-its submission. Does not decode, predict or blend. After the prior only the engine publishes.
+its submission. Does not decode, predict or blend. After the prior only the engine publishes. It is long because Kaggle takes
+one file; read it from the end: execute() tells the story.
 
 `build_dataset.py` replaces the one line `CONSTANT = None` below by `CONSTANT = json.loads('...')`. Keys: manifest_sha256,
 bundle, classes, prior, profile {name, seconds, ram_bytes, disk_bytes, cores, gpu}, output {format, label_column, labels},
@@ -695,19 +696,24 @@ def read_unpacked(root, expected):
 def is_memory(path):
     """True when a path lies on a memory file system: a spill there would fill the RAM it is to relieve."""
     best, kind, real = "", "", os.path.realpath(path) + "/"
-    with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
-        for line in mounts:
-            place, name = line.split(" ")[1:3]
-            if real.startswith(place.rstrip("/") + "/") and len(place) >= len(best):
-                best, kind = place, name
+    try:
+        with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
+            lines = [line.split(" ") for line in mounts]
+    except OSError:
+        return False  # a sandbox that hides its mounts: take the place for what it seems
+    for _, place, name, *_ in lines:
+        if real.startswith(place.rstrip("/") + "/") and len(place) >= len(best):
+            best, kind = place, name
     return kind in ("tmpfs", "ramfs", "devtmpfs")
 
 
 def scratch_places(run):
     """Folders for the private folder, best first: real disks, never the output folder."""
     places = [os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp"]
-    if os.path.isdir("/kaggle") and os.access("/kaggle", os.W_OK):
-        os.makedirs("/kaggle/temp", exist_ok=True)
+    try:
+        os.mkdir("/kaggle/temp")
+    except OSError:
+        pass  # it is there, or this is not Kaggle, or it may not be: then the next place
     usable = [p for p in places if p and os.path.isdir(p) and os.access(p, os.W_OK | os.X_OK)
               and os.path.realpath(p) != os.path.realpath(run.working)]
     return sorted(dict.fromkeys(usable), key=is_memory)

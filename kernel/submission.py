@@ -149,11 +149,11 @@ class Publisher:
         if self._handle is None:
             self._spare.unlink(missing_ok=True)
             self._handle = os.open(self._spare, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            os.posix_fallocate(self._handle, 0, self.size)
-        except OSError:
-            self.close()
-            raise
+            try:
+                os.posix_fallocate(self._handle, 0, self.size)
+            except OSError:
+                self.close()
+                raise
         return self._handle
 
     def _try_reserve(self) -> None:
@@ -199,6 +199,10 @@ class Publisher:
             os.close(handle)
             self._handle = None
             _sync_folder(self.path.parent)
+        except CandidateRejected:
+            self.close()  # it may have been cut short: reserve whole bytes again
+            self._try_reserve()
+            raise
         except OSError as error:
             raise OutputUnwritable(f"{self.path}: {error}; the last published file stays. Free the disk or choose another "
                                    "--working folder") from error

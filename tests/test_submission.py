@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -224,3 +225,33 @@ def test_a_reader_never_sees_a_torn_file(tmp_path: Path) -> None:
 def test_a_quoted_cell_reads_back_as_itself(text: str) -> None:
     line = (quote(text) + "," + quote("x") + "\n").encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
     assert next(csv.reader(io.StringIO(line, newline=""))) == [text, "x"]
+
+
+PUBLISH_TWICE = """
+import sys
+from pathlib import Path
+import numpy as np
+from kernel.spec import Output
+from kernel.submission import Publisher, Sample
+publisher = Publisher(Path(sys.argv[1]), Sample(header=("fname", "A"), ids=("x", "y")), Output(), ("A",))
+publisher.publish(np.full((2, 1), 0.25))
+publisher.publish(np.full((2, 1), 0.75))
+"""
+
+
+NEITHER, OLD, NEW = None, b"fname,A\nx,2.500000e-01\ny,2.500000e-01\n", b"fname,A\nx,7.500000e-01\ny,7.500000e-01\n"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(("call", "harm", "left"), [
+    ("pwrite64", "signal=KILL:when=2", OLD), ("fsync", "signal=KILL:when=3", OLD), ("rename", "signal=KILL:when=1", NEITHER),
+    ("rename", "signal=KILL:when=2", OLD), ("fsync", "signal=KILL:when=4", NEW), ("pwrite64", "error=ENOSPC:when=2", OLD),
+    ("fsync", "error=EIO:when=3", OLD), ("rename", "error=EDQUOT:when=2", OLD), ("fallocate", "error=ENOSPC:when=1", NEW),
+    ("fallocate", "error=ENOSPC:when=2+", OLD), ("pwrite64", "retval=10:when=2", OLD),  # the last: a write that lied
+])
+def test_a_crash_or_error_at_any_step_leaves_a_whole_file(tmp_path: Path, call: str, harm: str, left: bytes | None) -> None:
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{harm}"]
+    if subprocess.run([*trace, "true"], capture_output=True).returncode:
+        pytest.skip("strace may not trace here")
+    subprocess.run([*trace, sys.executable, "-B", "-c", PUBLISH_TWICE, str(tmp_path / "o.csv")], capture_output=True)
+    assert ((tmp_path / "o.csv").read_bytes() if (tmp_path / "o.csv").exists() else None) == left
