@@ -4,6 +4,7 @@ Owns `Clips` and the table ADAPTERS. Does not read audio (features) and does not
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class Clips:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
 
         def pick(values: Sequence[str]) -> tuple[str, ...]:
-            return tuple(values[i] for i in rows)
+            return tuple(values[int(i)] for i in rows)
 
         return Clips(folder=self.folder, classes=self.classes, ids=pick(self.ids), targets=self.targets[rows],
                      groups=pick(self.groups), fixed=self.fixed[rows], source=pick(self.source), quality=pick(self.quality),
@@ -181,8 +182,28 @@ def read_clips(spec: Mapping[str, Any], data: Path, classes: Sequence[str]) -> C
     adapter = own.pop("adapter", "labelled")
     if adapter not in ADAPTERS:
         raise SpecError(f"data.adapter: {adapter!r} is unknown; {did_you_mean(str(adapter), ADAPTERS)}")
-    known = [k for k in ADAPTERS[adapter].__kwdefaults__]
+    known = [p.name for p in inspect.signature(ADAPTERS[adapter]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key in own:
         if key not in known:
             raise SpecError(f"data.{key}: unknown key of adapter {adapter!r}; {did_you_mean(key, known)}")
     return ADAPTERS[adapter](data, classes, **own)
+
+
+def subset(clips: Clips, count: int, seed: int) -> Clips:
+    """At most `count` clips: whole groups in random order, each group that brings a new class first."""
+    groups = sorted(set(clips.groups))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    rows_of: dict[str, list[int]] = {name: [] for name in groups}
+    for i, name in enumerate(clips.groups):
+        rows_of[name].append(i)
+    seen = np.zeros(clips.targets.shape[1])
+    first: list[list[int]] = []
+    later: list[list[int]] = []
+    for g in order:
+        rows = rows_of[groups[g]]
+        has = clips.targets[rows].sum(axis=0)
+        # Two groups of every class come first, so that a class can be learnt in one fold and measured in another.
+        (first if ((has > 0) & (seen < 2)).any() else later).append(rows)
+        seen += has > 0
+    chosen = [i for rows in first + later for i in rows][:count]
+    return clips.take(np.array(sorted(chosen)))

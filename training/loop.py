@@ -9,7 +9,7 @@ import csv
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kernel.spec import Cost
 
 from . import losses, optim
 from .batching import Batches
+from .progress import Progress
 from .recipe import Train
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,9 +110,9 @@ def score(recipe: predict.Recipe, module: nn.Module, features: Any, rows: Sequen
 class Loop:
     """Trains one job; `run` returns its Result, `resume` is automatic when the folder holds a checkpoint of the same job."""
 
-    def __init__(self, job: Job, features: Any, device: str = "cpu",
-                 announce: Callable[[str], None] = lambda text: None) -> None:
-        self.job, self.features, self.device, self.announce = job, features, torch.device(device), announce
+    def __init__(self, job: Job, features: Any, device: str = "cpu", progress: Progress | None = None) -> None:
+        self.job, self.features, self.device = job, features, torch.device(device)
+        self.progress = progress or Progress(quiet=True)
         train = job.train
         torch.manual_seed(int(np.random.SeedSequence(job.seeds).generate_state(1)[0]))
         member = job.recipe.member
@@ -122,7 +123,7 @@ class Loop:
             _set_biases(self.net, self.batches.class_shares())
         if job.start is not None:
             _load_start(self.net, job.start)
-        self.net.to(self.device, memory_format=torch.channels_last)
+        self.net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = None
         if train.ema:
             self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
@@ -232,7 +233,7 @@ class Loop:
         self.scaler.load_state_dict(parts["scaler"])
         for key, value in parts["state"].items():
             setattr(self.state, key, value)
-        self.announce(f"{self.job.name}: goes on after epoch {self.state.epoch}")
+        self.progress.say(f"{self.job.name}: goes on after epoch {self.state.epoch}")
 
     def _log(self, loss: float) -> None:
         path = self.job.folder / "log.csv"
@@ -244,8 +245,8 @@ class Loop:
                 writer.writerow(["epoch", "loss", "lwlrap", "lr", "seconds"])
             writer.writerow([self.state.epoch, f"{loss:.6f}", f"{value:.6f}", f"{self.optimiser.param_groups[0]['lr']:.3g}",
                              f"{self.state.seconds:.1f}"])
-        self.announce(f"{self.job.name} epoch {self.state.epoch}/{self.job.train.epochs} loss {loss:.4f} lwlrap {value:.4f} "
-                      f"{self.state.seconds:.0f} s")
+        score = f", lwlrap {value:.4f}" if self.state.scores else ""
+        self.progress.advance(self.job.name, self.state.epoch, f"loss {loss:.4f}{score}")
 
 
 def _set_biases(net: nn.Module, shares: np.ndarray) -> None:

@@ -105,6 +105,9 @@ class Recipe:
     prior    value per class for rows that cannot be predicted: a file beside the written ensemble, or "" = uniform
     data     adapter and its keys (data.ADAPTERS); folds: {count, run}: `run` names the folds that are trained, empty = all
     train    defaults of every member, keys of Train
+    notes    text of the model card on use and limits; card: its file name
+    ship     True: weights, card and ensemble go to the repository's own folders, else to the run folder
+    elsewhere  adapter and keys of clips that never train and are scored for the card
     ensemble keys of the written ensemble TOML (profile, mean, output, about ...)
     """
 
@@ -113,6 +116,9 @@ class Recipe:
     classes: str = "../../ensembles/classes/fat2019.txt"
     about: str = ""
     source: str = ""
+    notes: str = ""
+    card: str = "MODEL_CARD.md"
+    ship: bool = False
     seed: int = 1
     data: dict[str, Any] = field(default_factory=dict)
     folds: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +126,7 @@ class Recipe:
     max_seconds: float = 60.0
     train: dict[str, Any] = field(default_factory=dict)
     prior: str = ""
+    elsewhere: dict[str, Any] = field(default_factory=dict)
     ensemble: dict[str, Any] = field(default_factory=dict)
     small: Small = field(default_factory=Small)
 

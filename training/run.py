@@ -6,7 +6,7 @@ it stopped. Does not write the ensemble or the card (export, card).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from kernel.spec import Ensemble, Member
 from . import folds, loop
 from .data import Clips
 from .features import Features
+from .progress import Progress
 from .recipe import MemberRecipe, Recipe
 
 
@@ -47,13 +48,12 @@ class Run:
     """A recipe on a set of clips.
 
     folder    where everything goes; device: torch name; jobs: loader threads
-    announce  called with one line per epoch and per net
     """
 
     def __init__(self, recipe: Recipe, clips: Clips, folder: Path, device: str = "cpu", jobs: int = 2,
-                 announce: Callable[[str], None] = lambda text: None) -> None:
+                 progress: Progress | None = None) -> None:
         self.recipe, self.clips, self.folder, self.device, self.jobs = recipe, clips, folder, device, jobs
-        self.announce = announce
+        self.progress = progress or Progress(quiet=True)
         self.folds = folds.split(clips, int(recipe.folds.get("count", 5)), recipe.seed)
         self.features = Features(clips.folder, clips.ids, recipe.max_seconds)
 
@@ -64,16 +64,19 @@ class Run:
 
     def train(self) -> Iterator[Trained]:
         """Every net of the recipe, member by member; finished ones are read, not trained again."""
+        self.progress.expect({f"{m.name}.{fold}": self.recipe.settings(m).epochs for m in self.recipe.members
+                              for fold in self.numbers})
         for member in self.recipe.members:
             stages = predict.build_recipe(self._ensemble(member), kernel_member(member))
             for stage in stages.stages.values():
                 self.features.warm(stage.fe, self.jobs)
             for id, error in self.features.errors.items():
-                self.announce(f"left out: {id}: {error}")
+                self.progress.say(f"left out: {id}: {error}")
             for fold in self.numbers:
                 folder = self.folder / f"{member.name}_{fold}"
                 if not (folder / "done.json").exists():
                     self._train_one(member, stages, fold, folder)
+                self.progress.finish(f"{member.name}.{fold}")
                 yield read_net(folder)
 
     def _ensemble(self, member: MemberRecipe) -> Ensemble:
@@ -89,7 +92,7 @@ class Run:
         job = loop.Job(recipe=stages, train=self.recipe.settings(member), fold=fold, seed=self.recipe.seed,
                        classes=len(self.clips.classes), rows=self.features.rows, targets=self.clips.targets,
                        noisy=self.clips.noisy, learn=learn, hold=hold, folder=folder, start=start)
-        result = loop.Loop(job, self.features, self.device, self.announce).run()
+        result = loop.Loop(job, self.features, self.device, self.progress).run()
         write_net(folder, job, result)
 
 
