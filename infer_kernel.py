@@ -1260,6 +1260,8 @@ def execute(run):
 
             run.fault("GuardError", "guard", f"{type(error).__name__}: {error}")
             run.stacks = traceback.format_exc()
+        if run.sample is None:
+            settle_sample(run)
         return finish(run)
     except Refusal as refusal:
         print(f"[hourglass] {refusal.code}: {refusal}", file=sys.stderr, flush=True)
