@@ -104,12 +104,12 @@ def test_a_fifo_in_place_of_weights_does_not_hang(bundle: Bundle) -> None:
         bundle.read_net(net)
 
 
-def test_the_search_is_bounded(bundle: Bundle) -> None:
-    crowd = bundle.folder / "audio"
+def test_the_search_is_bounded(tmp_path: Path) -> None:
+    crowd = tmp_path / "audio"
     crowd.mkdir()
-    for i in range(2500):
+    for i in range(2100):
         (crowd / f"{i}.wav").touch()
-    assert sum(1 for _ in near_files(bundle.folder)) <= 2000
+    assert sum(1 for _ in near_files(tmp_path)) <= 2000
 
 
 def test_read_file_checks_and_knows_its_names(bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ OPTIONAL = {"timm", "openvino", "onnxruntime", "matplotlib", "tqdm"}  # inside f
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     """Dotted module name below kernel -> syntax tree."""
     return {".".join(path.relative_to(KERNEL).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
