@@ -383,16 +383,19 @@ def test_what_is_no_regular_file_is_named_without_waiting(tmp_path: Path, kind: 
     assert isinstance(row.clip.error, ClipUnreadable) and "x.wav" in str(row.clip.error)
 
 
-def test_links_are_followed_inside_the_input_only(tmp_path: Path) -> None:
+def test_links_out_of_the_input_are_followed_to_audio_files_only(tmp_path: Path) -> None:
     root = tmp_path / "input"
     write(root / "store/real.wav", sound(0.1))
-    write(tmp_path / "secret.wav", sound(0.1))
+    write(tmp_path / "secret.wav", sound(0.1)).rename(tmp_path / "secret.key")
+    write(tmp_path / "mine.wav", sound(0.1))
     (root / "test").mkdir()
     (root / "test/in.wav").symlink_to("../store/real.wav")
-    (root / "test/out.wav").symlink_to(tmp_path / "secret.wav")
-    rows = audio.list_rows(["in.wav", "out.wav"], audio.find_clips(root, ["in.wav", "out.wav"]), None)
-    assert rows[0].clip.error is None and len(audio.decode(rows[0].clip, 60).samples) == 4410
-    assert isinstance(rows[1].clip.error, ClipUnreadable) and "outside the input folder" in str(rows[1].clip.error)
+    (root / "test/own.wav").symlink_to(tmp_path / "mine.wav")
+    (root / "test/out.wav").symlink_to(tmp_path / "secret.key")
+    ids = ["in.wav", "own.wav", "out.wav"]
+    rows = audio.list_rows(ids, audio.find_clips(root, ids), None)
+    assert all(row.clip.error is None and len(audio.decode(row.clip, 60).samples) == 4410 for row in rows[:2])
+    assert isinstance(rows[2].clip.error, ClipUnreadable) and "outside the input folder" in str(rows[2].clip.error)
 
 
 def test_a_file_we_may_not_read_is_named() -> None:
