@@ -94,8 +94,9 @@ class Batches:
         rng = np.random.default_rng([*self._seed, epoch, step])
         targets = self._targets[part]
         inputs = {}
+        drawn = [self._copy(self._rows[i], rng, plain) for i in part]
         for name, stage in self._recipe.stages.items():
-            arrays = [self._features.get(stage.fe, self._rows[i]) for i in part]
+            arrays = [self._features.get(stage.fe, row) for row in drawn]
             if stage.fe.time:
                 x = np.stack([self._crop(array, stage.fe, rng, plain) for array in arrays])
                 x, targets = (x, targets) if plain else self._mix(x, targets, rng)
@@ -104,6 +105,11 @@ class Batches:
             finished = stage.finish(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
             inputs[name] = finished.clone()  # out of inference mode, so that gradients may pass
         return Batch(inputs=inputs, targets=torch.from_numpy(targets), noisy=torch.from_numpy(self._noisy[part]))
+
+    def _copy(self, row: Any, rng: np.random.Generator, plain: bool) -> Any:
+        """The row or one of its altered copies, all alike."""
+        count = 0 if plain else self._train.wave_variants
+        return self._features.copies(row, count)[int(rng.integers(count + 1))] if count else row
 
     def _crop(self, array: np.ndarray, fe: Any, rng: np.random.Generator, plain: bool) -> np.ndarray:
         short = self._train.crop_short

@@ -28,7 +28,7 @@ def allowed(clips: Clips, trained: Clips, folds: np.ndarray) -> np.ndarray:
 
 def score(work: Run, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) -> np.ndarray:
     """f64[N, K] ensemble probabilities of labelled clips that are not among the training clips; NaN rows for broken ones."""
-    features = Features(clips.folder, clips.ids, work.recipe.max_seconds)
+    features = Features(clips.folder, clips.ids, work.recipe.max_seconds, work.jobs)
     board = blend.Board(len(clips), len(clips.classes))
     only = allowed(clips, work.clips, work.folds)
     by_name = {member.name: member for member in ensemble.members}
@@ -36,11 +36,12 @@ def score(work: Run, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) 
         member = by_name[net.member]
         stages = predict.build_recipe(ensemble, member)
         for stage in stages.stages.values():
-            features.warm(stage.fe, work.jobs)
+            features.warm(stage.fe)
         rows = np.flatnonzero(((only == -1) | (only == net.fold)) & features.usable)
         module = models.build(member.family, dict(member.params), len(clips.classes))
         module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(net.weights).items()})
         board.add(f"{net.member}.{net.fold}", rows, loop.score(stages, module, features, [features.rows[i] for i in rows]))
+    features.close()
     whole = blend.blend(ensemble, board, np.full(len(clips.classes), 1 / len(clips.classes)))
     return np.where(whole.prior_rows[:, None], np.nan, whole.values)
 

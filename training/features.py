@@ -1,56 +1,86 @@
-"""The training clips as arrays of kernel front ends, made once and kept.
+"""The training clips as arrays of kernel front ends, kept by the kernel's store.
 
-Owns `Features`, which has the `get(front end, row)` of kernel.store. Decoding, front ends and rows are the kernel's own.
+Owns which rows there are: every clip, and altered copies of it where a recipe asks for waveform effects. Decoding, front ends,
+memory and spilling are the kernel's own.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from kernel import audio, predict
 from kernel.errors import ClipError
+from kernel.limits import Meter, free_disk
+from kernel.store import Store, StoreLimits
+
+from .effects import Effect
+
+COPY = "~"  # row id of an altered copy: clip id, this, number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Altered:
+    """A front end behind a waveform effect, for one copy of one clip."""
+
+    fe: Any
+    effect: Effect
+    seed: int
+
+    @property
+    def rate(self) -> int:
+        return int(self.fe.rate)
+
+    def __call__(self, wave: np.ndarray) -> np.ndarray:
+        """The front end's array of the altered wave."""
+        return self.fe(self.effect(wave, self.rate, np.random.default_rng(self.seed)))
 
 
 class Features:
-    """Arrays of every (front end, row), filled by `warm`; a broken clip keeps its error.
+    """Arrays of every (front end, row): a kernel Store over the clips of `folder`.
 
-    rows     one per clip, in the order of the clips
-    errors   row id -> why it could not be used
+    rows         one per clip, in the order of ids
+    max_seconds  longer clips are cut there; loaders: threads; effect: what makes the altered copies, None = there are none
     """
 
-    def __init__(self, folder: Path, ids: Sequence[str], max_seconds: float) -> None:
+    def __init__(self, folder: Path, ids: Sequence[str], max_seconds: float, loaders: int = 2,
+                 effect: Effect | None = None) -> None:
         self.rows = audio.list_rows(list(ids), audio.find_clips(folder, list(ids)), None)
+        self._max_seconds, self._effect = max_seconds, effect
+        self._scratch = tempfile.TemporaryDirectory(prefix="hourglass-train-")
+        meter = Meter()
+        limits = StoreLimits(ram_bytes=meter.read().limit_bytes, disk_bytes=free_disk(Path(self._scratch.name)) // 2)
+        self.store = Store(produce=self._produce, meter=meter, limits=limits, scratch=Path(self._scratch.name), loaders=loaders)
+        self.get = self.store.get
         self.errors: dict[str, ClipError] = {}
-        self._max_seconds = max_seconds
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
 
-    def warm(self, fe: Any, jobs: int, progress: Callable[[Sequence[Any]], Any] = lambda rows: rows) -> None:
-        """Fills the front end's arrays of all rows in `jobs` threads."""
-        if any(key == fe.key for key, _ in self._kept):
-            return
-        Parallel(n_jobs=jobs, prefer="threads")(delayed(self._fill)(fe, row) for row in progress(self.rows))
+    def copies(self, row: audio.Row, count: int) -> list[audio.Row]:
+        """The row and `count` altered copies of it."""
+        return [row, *(replace(row, id=f"{row.id}{COPY}{i}") for i in range(1, count + 1))]
 
-    def _fill(self, fe: Any, row: audio.Row) -> None:
-        for made, array in predict.produce(fe, [row], self._max_seconds, lambda id, text: None):
-            if isinstance(array, ClipError):
-                self.errors[made.id] = array
-            else:
-                self._kept[fe.key, made.id] = array
+    def warm(self, fe: Any, copies: int = 0) -> None:
+        """Fills the front end's arrays of all rows; broken clips are then in `errors`."""
+        self.store.warm(fe, [copy for row in self.rows for copy in self.copies(row, copies)])
+        self.errors = self.store.errors
 
-    def get(self, fe: Any, row: audio.Row) -> np.ndarray:
-        """array[C, M, T] in the front end's dtype.
-
-        Raises  ClipError for a clip that cannot be read
-        """
-        if row.id in self.errors:
-            raise self.errors[row.id]
-        return self._kept[fe.key, row.id]
+    def _produce(self, fe: Any, rows: Sequence[audio.Row]) -> Iterator[tuple[audio.Row, np.ndarray | ClipError]]:
+        for row in rows:
+            source = fe
+            if self._effect is not None and row.id != row.clip.id:
+                source = Altered(fe=fe, effect=self._effect, seed=zlib.crc32(row.id.encode()))
+            yield from predict.produce(source, [row], self._max_seconds, lambda id, text: None)
 
     @property
     def usable(self) -> np.ndarray:
         """bool[N], the clips without an error so far."""
         return np.array([row.id not in self.errors for row in self.rows])
+
+    def close(self) -> None:
+        """Removes the spill files."""
+        self.store.close()
+        self._scratch.cleanup()

@@ -19,7 +19,7 @@ from kernel import predict
 from kernel.errors import SpecError
 from kernel.spec import Ensemble, Member
 
-from . import folds, loop
+from . import effects, folds, loop
 from .data import Clips
 from .features import Features
 from .progress import Progress
@@ -55,7 +55,12 @@ class Run:
         self.recipe, self.clips, self.folder, self.device, self.jobs = recipe, clips, folder, device, jobs
         self.progress = progress or Progress(quiet=True)
         self.folds = folds.split(clips, int(recipe.folds.get("count", 5)), recipe.seed)
-        self.features = Features(clips.folder, clips.ids, recipe.max_seconds)
+        settings = [recipe.settings(member) for member in recipe.members]
+        kinds = {repr(s.wave_effects) for s in settings if s.wave_variants}
+        if len(kinds) > 1:
+            raise SpecError("train.wave_effects: members differ; give all members with wave_variants the same effects")
+        effect = next((effects.build(s.wave_effects) for s in settings if s.wave_variants), None)
+        self.features = Features(clips.folder, clips.ids, recipe.max_seconds, jobs, effect)
 
     @property
     def numbers(self) -> list[int]:
@@ -69,7 +74,7 @@ class Run:
         for member in self.recipe.members:
             stages = predict.build_recipe(self._ensemble(member), kernel_member(member))
             for stage in stages.stages.values():
-                self.features.warm(stage.fe, self.jobs)
+                self.features.warm(stage.fe, self.recipe.settings(member).wave_variants)
             for id, error in self.features.errors.items():
                 self.progress.say(f"left out: {id}: {error}")
             for fold in self.numbers:
