@@ -739,8 +739,10 @@ def sweep_stale(place):
             with open(os.path.join(entry.path, "owner.json"), encoding="ascii") as file:
                 owner = json.load(file)
             alive = describe_process(int(owner["pid"])) == owner["process"]
-        except (OSError, ValueError, KeyError, TypeError):  # no owner yet: just made, unless it is old
-            alive = time.time() - entry.stat(follow_symlinks=False).st_mtime < 60
+        except (OSError, ValueError, KeyError, TypeError):  # no owner yet: just made, unless it is old; or not ours at all
+            code = entry.name.removeprefix("hourglass-")
+            ours = len(code) == 16 and set(code) <= set("0123456789abcdef")
+            alive = not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < 60
         if not alive:
             remove_tree(entry.path)
 
@@ -987,7 +989,8 @@ def attempt(run):
         dump_stacks(run)
     end_status = run.engine.poll()
     end_engine(run, FAREWELL_S if why == "signal" else 0.0)
-    if why == "exit" and end_status == 0:
+    beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
+    if why == "exit" and end_status == 0 and beat.get("finished", True):  # a decoder may end its process with code 0, too
         run.finished = True
         return True
     verdict = read_json(os.path.join(run.state, "verdict.json"), {})

@@ -121,6 +121,7 @@ class Heartbeat:
         self.path = path
         self.progress, self.scored_rows, self.quarantined = 0, 0, 0
         self.unit, self.forecast_s = "start", 0.0
+        self.finished = False
         self._stop = threading.Event()
         self.write()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -129,7 +130,8 @@ class Heartbeat:
     def write(self) -> None:
         write_atomically(self.path, json.dumps({
             "t": time.monotonic(), "progress": self.progress, "unit": self.unit, "forecast_s": self.forecast_s,
-            "scored_rows": self.scored_rows, "quarantined": self.quarantined, "pid": os.getpid()}).encode())
+            "scored_rows": self.scored_rows, "quarantined": self.quarantined, "finished": self.finished,
+            "pid": os.getpid()}).encode())
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -144,5 +146,8 @@ class Heartbeat:
         self.progress += 1
 
     def close(self) -> None:
+        """The last beat: everything is done, so that the guard can tell this exit from a library's own `_exit(0)`."""
         self._stop.set()
         self._thread.join()
+        self.finished = True
+        self.write()
