@@ -123,20 +123,31 @@ def produce(fe: Any, rows: Sequence[audio.Row], max_seconds: float,
     """
     try:
         wave = audio.decode(rows[0].clip, max_seconds)
-    except ClipError as error:
+    except MemoryError:
+        raise  # the store makes room and tries again
+    except (Exception, SystemExit) as error:  # whatever a decoder does short of dying costs its own clip
         for row in rows:
-            yield row, error
+            yield row, _as_clip_error(row, "decoder", error)
         return
     for row in rows:
         for text in wave.notes:
             note(row.id, text)
         try:
             cut = audio.resample(audio.cut(wave, row), fe.rate).samples
-            yield row, fe.of_row(cut, row.id) if isinstance(fe, CutFirst) else fe(cut)
-        except ClipError as error:
-            yield row, error
-        except (ValueError, RuntimeError, MemoryError) as error:  # a front end that cannot digest this clip costs this clip
-            yield row, ClipUnreadable(f"{row.id}: the front end failed: {type(error).__name__}: {error}")
+            array = fe.of_row(cut, row.id) if isinstance(fe, CutFirst) else fe(cut)
+        except MemoryError:
+            raise
+        except Exception as error:  # a front end that cannot digest this clip costs this clip
+            yield row, _as_clip_error(row, "front end", error)
+        else:
+            yield row, array
+
+
+def _as_clip_error(row: audio.Row, stage: str, error: BaseException) -> ClipError:
+    """The error itself if it names a fault of the clip, else one that does."""
+    if isinstance(error, ClipError):
+        return error
+    return ClipUnreadable(f"{row.id}: the {stage} failed: {type(error).__name__}: {error}; replace the file")
 
 
 @dataclass(kw_only=True)
@@ -229,7 +240,7 @@ def _samples(recipe: Recipe, module: nn.Module) -> list[backends.Inputs]:
         inputs = {}
         for name, stage in stages.items():
             bins = stage.fe.bins
-            t = frames if stage.fe.time else 1
+            t = frames if stage.fe.time else stage.fe.fixed
             values = generator.uniform(0, 255, (1, stage.fe.channels, bins, t)) if np.dtype(stage.fe.dtype) == np.uint8 \
                 else generator.normal(0, 1, (1, stage.fe.channels, bins, t))
             inputs[name] = stage.finish(torch.from_numpy(values.astype(np.float32)))

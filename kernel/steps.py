@@ -15,7 +15,7 @@ import torch
 
 from . import backends, blend, graphs, plan, predict, spec
 from .audio import Row
-from .errors import ClipError, HourglassError
+from .errors import ClipError
 from .scene import Scene, drop
 
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
@@ -41,7 +41,7 @@ def run_step(scene: Scene, step: plan.Step, device: backends.Device, stop: Stop)
                 run_stacker(scene, step.net_id, net.part, stop)
             else:
                 run_member(scene, step.net_id, net.part, todo, device, stop)
-        except (HourglassError, RuntimeError, ValueError, MemoryError, TypeError, KeyError) as error:
+        except (Exception, SystemExit) as error:  # whatever a net's own code raises costs this net
             if backends.is_lost(error):
                 raise
             drop(scene, step.net_id, error)
@@ -138,7 +138,9 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
             except ClipError as error:
                 scene.lose(row, error)
                 continue
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except (Exception, SystemExit) as error:  # users' own nets may raise anything: it costs this net this row
+                if backends.is_lost(error):
+                    raise
                 scene.skip(net_id, row, error)
                 continue
         scene.nets[net_id].tiled_rows += chosen is not net
