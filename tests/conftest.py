@@ -12,6 +12,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from bundles import built_once  # noqa: E402
 from fault_rows import ELSEWHERE  # noqa: E402
+from guard_runs import GuardRun  # noqa: E402
+from whole_runs import check, faulty_build, make_place, run_whole  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,3 +43,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def tiny_bundle() -> Path:
     """OUT of a build of tests/ensembles/tiny.toml (bundle/ and push/): read only, `bundles.copy_of_build` gives a copy."""
     return built_once()
+
+
+@pytest.fixture(scope="session")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> GuardRun:
+    """A whole run of the faulty bundle that nothing strikes: what every other run of it is compared with."""
+    run = run_whole(make_place(tmp_path_factory.mktemp("unharmed")), faulty_build() / "bundle")
+    check(run)
+    return run

@@ -81,7 +81,7 @@ def bulky_build() -> Path:
 
 
 def _build(name: str) -> Path:
-    out = Path(tempfile.mkdtemp(prefix=f"hourglass-{name}-"))
+    out = Path(tempfile.mkdtemp(prefix=f"bundle-{name}-"))
     atexit.register(shutil.rmtree, out, True)
     assembly.build(order(out, ensemble=HERE / "ensembles" / f"{name}.toml"), say=lambda _: None)
     return out
