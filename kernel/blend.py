@@ -83,6 +83,7 @@ def _shares(stack: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _arithmetic(stack: np.ndarray, weights: np.ndarray, power: float = 2.0) -> np.ndarray:
+    """Plain weighted mean."""
     values, share = _shares(stack, weights)
     return (share * values).sum(axis=0)
 
@@ -117,10 +118,12 @@ def _extreme(stack: np.ndarray, weights: np.ndarray, worst: float) -> np.ndarray
 
 
 def _max(stack: np.ndarray, weights: np.ndarray, power: float = 2.0) -> np.ndarray:
+    """Largest value; weights only leave parts out."""
     return _extreme(stack, weights, -np.inf)
 
 
 def _min(stack: np.ndarray, weights: np.ndarray, power: float = 2.0) -> np.ndarray:
+    """Smallest value; weights only leave parts out."""
     return _extreme(stack, weights, np.inf)
 
 
@@ -150,6 +153,7 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def _rank(stack: np.ndarray, weights: np.ndarray, power: float = 2.0) -> np.ndarray:
+    """Per class, each part's ranks over the rows, in (0, 1], then the arithmetic mean."""
     return _arithmetic(np.stack([_ranks(part) for part in stack]), weights)
 
 

@@ -34,7 +34,10 @@ class FrontEnd:
     min_seconds      shortest wave after `short`
     level            change of the wave's level: LEVELS
     spectrum         SPECTRA: mel, stft, mel_chroma_stft, wave, statistics, length
-    n_fft, hop       samples; mels rows; fmin, fmax Hz (None = rate / 2); power 2 = power, 1 = magnitude
+    n_fft, hop       window and step of the STFT, samples
+    mels             rows of the mel bank
+    fmin, fmax       its edges, Hz; fmax None = rate / 2
+    power            2 = power spectrum, 1 = magnitude
     edges            "reflect" (librosa 0.6.3), "zeros" (librosa >= 0.9), both centred
     window           "exact" (librosa) or "single" (torch.hann_window in float32): spectra.hann
     precision        of the spectrum: "single", "double", "auto" = single, but double in frames where it shows (spectra.sharpen)
@@ -44,7 +47,7 @@ class FrontEnd:
     layout           LAYOUTS: plain, canvas, margins, bands
     layout_frames    canvas width, or columns of one margin
     norm             NORMS: none, image (uint8), standard ((x - mean) / std), clip (own mean and std)
-    mean, std        for norm "standard"; eps is added to the std of norm "clip"
+    mean, std, eps   for norm "standard"; eps is added to the std of norm "clip"
     stored           dtype name: "uint8", "float16" or "float32"
     pad_value        what a later pad along time writes: a number, or "clip_min" = the least value of that clip
     """
@@ -322,8 +325,6 @@ def build(spec: Mapping[str, Any]) -> FrontEnd:
         raise SpecError(f"frontend.preset: {preset!r} is unknown; {did_you_mean(str(preset), PRESETS)}")
     base = {"name": preset, **PRESETS[preset]} if preset else {}
     return load(FrontEnd, {**base, **own}, "frontend")
-
-
 
 
 def table() -> str:

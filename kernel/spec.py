@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One named input of a net: a front end and what is done to the view's output."""
+    """One named input of a net: a front end and what is done to the view's output.
+
+    frontend  name in [frontends]
+    finish    steps of kernel.finish, in order: names or tables with `kind`
+    """
 
     frontend: str
     finish: tuple[Any, ...] = ()
@@ -36,18 +40,20 @@ class Input:
 class Member:
     """One model of the ensemble, with all its folds.
 
-    name        unique, used in files and reports
-    family      key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
-    params      constructor values of the family
-    frontend    name in [frontends] (short form for one input); finish: steps of kernel.finish
-    inputs      several named inputs, for nets that take a dict
-    view        {kind = "full", ...}: kernel.views
-    weights     file name, with {fold} where folds > 1; read below --weights
-    folds       fold numbers
-    fold_mean   mean over folds; fold_weights optional, one per fold
-    weight      weight in the final mean (0 = feeds stackers only)
-    activation  "sigmoid", "softmax" or "none" (the family gives probabilities); None = by the family's output
-    value       what the member is worth to the plan (an out-of-fold score); None = all alike
+    name          unique, used in files and reports
+    family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
+    params        constructor values of the family
+    frontend      name in [frontends], for a net with one input
+    finish        steps of kernel.finish for that input, in order: names or tables with `kind`
+    inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
+    view          {kind = "full", ...}: kernel.views
+    weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
+    folds         fold numbers
+    fold_mean     mean over folds
+    fold_weights  one weight per fold; empty = all alike
+    weight        weight in the final mean (0 = feeds stackers only)
+    activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits, none otherwise
+    value         what the member is worth to the plan (an out-of-fold score); None = all alike
     """
 
     name: str
@@ -77,8 +83,17 @@ class Member:
 class Stacker:
     """A second-level net over the members' fold-averaged probabilities.
 
+    name             unique among members and stackers
+    family           key of kernel.models.FAMILIES, of a stacker
+    inputs           names of the members it reads, in order
+    params           constructor values of the family
     features         "concat" -> [B, n*K] in the order of `inputs`; "per_class" -> [B, K, n(+1)], the weighted average last
-    average_weights  weights of that average ("per_class" only)
+    average_weights  one weight per input for that average ("per_class" only); empty = no average
+    weights          file name, as for a member
+    folds            fold numbers
+    fold_mean        mean over folds
+    weight           weight in the final mean, beside the members
+    activation       as for a member
     """
 
     name: str
@@ -101,7 +116,8 @@ class Output:
     """Form of submission.csv.
 
     format        "probabilities" (one column per class) or "label" (one column with the best class)
-    label_column  name of the label column; labels: class -> text written (default: the class name)
+    label_column  name of the label column; None or not in the sample = the first column after the id
+    labels        class -> text written (default: the class name)
     smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]
     """
 
@@ -113,7 +129,11 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """One row per fixed window of a long recording; row id = pattern of {stem} and {end} (seconds)."""
+    """One row per fixed window of a long recording, cut from the waveform at its own rate.
+
+    seconds  length of a window
+    pattern  row id, of {stem} (the file name without suffix) and {end} (the window's end in seconds)
+    """
 
     seconds: float = 5.0
     pattern: str = "{stem}_{end}"
@@ -121,7 +141,23 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """A whole solution as data; see docs/ensembles.md for every key."""
+    """A whole solution as data; docs/ensembles.md lists every key.
+
+    name             a-z, 0-9, "_", "-" and ".": part of the dataset's default name
+    classes          class names, or a text file beside the TOML with one per line
+    members          [[members]]: the first-level nets
+    frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.frontends' keys
+    stackers         [[stackers]]: second-level nets
+    about            one sentence for the dataset's page
+    profile          limits it runs under: kernel.limits.PROFILES
+    mean             mean over members and stackers: kernel.blend.MEANS
+    mean_power       exponent of the mean "power"
+    row_independent  false where a mean or the metric compares rows: then only complete members count
+    max_seconds      longer clips are cut there; None = 60, or 900 with [windows]
+    prior            score of each class in rows that nothing could predict, or a text file beside the TOML; empty = uniform
+    output           [output]: form of submission.csv
+    windows          [windows]: rows are windows of long recordings
+    """
 
     name: str
     classes: tuple[str, ...]
