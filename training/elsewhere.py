@@ -33,6 +33,8 @@ def score(work: Run, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) 
     only = allowed(clips, work.clips, work.folds)
     by_name = {member.name: member for member in ensemble.members}
     for net in nets:
+        if net.member not in by_name:
+            continue  # a stacker: it runs on the members' scores
         member = by_name[net.member]
         stages = predict.build_recipe(ensemble, member)
         for stage in stages.stages.values():

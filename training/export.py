@@ -14,7 +14,7 @@ import numpy as np
 
 from kernel.spec import Ensemble, load_ensemble
 
-from .recipe import MemberRecipe, Recipe
+from .recipe import MemberRecipe, Recipe, StackerRecipe
 from .run import Trained
 
 
@@ -35,28 +35,51 @@ def _key(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
 
 
+def dumps_toml(data: Mapping[str, Any]) -> str:
+    """TOML text of plain values, then tables, then lists of tables; deeper tables are written inline."""
+    def is_list_of_tables(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+    def lines(table: Mapping[str, Any]) -> str:
+        return "".join(f"{_key(k)} = {toml_value(v)}\n" for k, v in table.items())
+
+    tables = {k: v for k, v in data.items() if isinstance(v, Mapping)}
+    lists = {k: v for k, v in data.items() if is_list_of_tables(v)}
+    parts = [lines({k: v for k, v in data.items() if k not in tables and k not in lists})]
+    for name, table in tables.items():
+        inner = {k: v for k, v in table.items() if isinstance(v, Mapping)} if name == "frontends" else {}
+        plain = {k: v for k, v in table.items() if k not in inner}
+        parts += [f"[{_key(name)}]\n" + lines(plain)] if plain else []
+        parts += [f"[{_key(name)}.{_key(k)}]\n" + lines(v) for k, v in inner.items()]
+    parts += [f"[[{_key(name)}]]\n" + lines(table) for name, rows in lists.items() for table in rows]
+    return "\n".join(parts)
+
+
 def weights_name(recipe: str, member: str) -> str:
     """Pattern of the weights files of one member; {fold} stands for the number."""
     return f"{recipe}_{member}_{{fold}}.safetensors"
 
 
-def _member_text(recipe: Recipe, member: MemberRecipe, numbers: Sequence[int], value: float) -> str:
-    lines = ["[[members]]", f"name = {toml_value(member.name)}", f"family = {toml_value(member.family)}"]
-    if member.params:
-        lines.append(f"params = {toml_value(member.params)}")
+def _member(recipe: Recipe, member: MemberRecipe, numbers: Sequence[int], value: float) -> dict[str, Any]:
+    keys: dict[str, Any] = {"name": member.name, "family": member.family, "params": dict(member.params)}
     if member.inputs:
-        inputs = {k: {"frontend": v.frontend, "finish": list(v.finish)} for k, v in member.inputs.items()}
-        lines.append(f"inputs = {toml_value(inputs)}")
+        keys["inputs"] = {k: {"frontend": v.frontend, "finish": list(v.finish)} for k, v in member.inputs.items()}
     else:
-        lines += [f"frontend = {toml_value(member.frontend)}", f"finish = {toml_value(list(member.finish))}"]
-    lines += [f"view = {toml_value(member.view)}", f"weights = {toml_value(weights_name(recipe.name, member.name))}",
-              f"folds = {toml_value(list(numbers))}"]
-    if member.activation:
-        lines.append(f"activation = {toml_value(member.activation)}")
-    if member.weight != 1.0:
-        lines.append(f"weight = {toml_value(member.weight)}")
-    lines.append(f"value = {value:.4f}")
-    return "\n".join(lines) + "\n"
+        keys.update(frontend=member.frontend, finish=list(member.finish))
+    keys.update(view=dict(member.view), weights=weights_name(recipe.name, member.name), folds=list(numbers),
+                activation=member.activation, weight=member.weight, fold_mean=member.fold_mean, value=round(value, 4))
+    # Left out: what is empty or the loader's own default. Whether a member has inputs or a front end decides the rest.
+    idle: dict[str, Any] = {"params": {}, "finish": [], "activation": None, "weight": 1.0, "fold_mean": "geometric"}
+    return {k: v for k, v in keys.items() if k not in idle or v != idle[k]}
+
+
+def _stacker(recipe: Recipe, stacker: StackerRecipe, numbers: Sequence[int]) -> dict[str, Any]:
+    keys = {"name": stacker.name, "family": stacker.family, "inputs": list(stacker.inputs), "params": dict(stacker.params),
+            "features": stacker.features, "weights": weights_name(recipe.name, stacker.name), "folds": list(numbers),
+            "weight": stacker.weight, "fold_mean": stacker.fold_mean}
+    if stacker.average_weights:
+        keys["average_weights"] = list(stacker.average_weights)
+    return keys
 
 
 def ensemble_text(recipe: Recipe, classes: Any, numbers: Sequence[int], values: Mapping[str, float], prior: Any = None) -> str:
@@ -64,18 +87,15 @@ def ensemble_text(recipe: Recipe, classes: Any, numbers: Sequence[int], values: 
 
     classes, prior  a file beside the TOML, or the values themselves; values: member name -> out-of-fold score
     """
-    keys: dict[str, Any] = {"name": recipe.name, "about": recipe.about, "classes": classes}
+    data: dict[str, Any] = {"name": recipe.name, "about": recipe.about, "classes": classes}
     if prior is not None:
-        keys["prior"] = prior
-    tables = {k: v for k, v in recipe.ensemble.items() if isinstance(v, Mapping)}
-    keys.update({k: v for k, v in recipe.ensemble.items() if k not in tables})
-    parts = [f"# Written by train.py from the recipe {recipe.name}; member values are out-of-fold scores.\n"
-             + "".join(f"{k} = {toml_value(v)}\n" for k, v in keys.items())]
-    tables.update({f"frontends.{name}": spec for name, spec in recipe.frontends.items()})
-    parts += [f"[{name}]\n" + "".join(f"{_key(k)} = {toml_value(v)}\n" for k, v in table.items())
-              for name, table in tables.items()]
-    parts += [_member_text(recipe, member, numbers, values.get(member.name, 0.0)) for member in recipe.members]
-    return "\n".join(parts)
+        data["prior"] = prior
+    data.update(recipe.ensemble)
+    data["frontends"] = recipe.frontends
+    data["members"] = [_member(recipe, member, numbers, values.get(member.name, 0.0)) for member in recipe.members]
+    if recipe.stackers:
+        data["stackers"] = [_stacker(recipe, stacker, numbers) for stacker in recipe.stackers]
+    return f"# Written by train.py from the recipe {recipe.name}; member values are out-of-fold scores.\n" + dumps_toml(data)
 
 
 def write_ensemble(path: Path, text: str) -> Ensemble:

@@ -14,11 +14,11 @@ import torch
 
 from kernel import backends, blend
 from kernel.metrics import lwlrap
-from kernel.spec import Ensemble
+from kernel.spec import Ensemble, Member, Stacker, load
 
-from . import card, data, elsewhere, export, measure
+from . import card, data, elsewhere, export, measure, stack
 from .progress import Progress
-from .recipe import Recipe, load_recipe, read_classes
+from .recipe import Recipe, Train, load_recipe, read_classes
 from .run import Run, Trained
 
 UNIFORM = None  # no prior file: the kernel then uses the uniform one
@@ -89,9 +89,26 @@ def write_toml(work: Run, recipe_path: Path, into: Path, values: dict[str, float
     return export.write_ensemble(ensembles / f"{recipe.name}.toml", text)
 
 
+def train_stackers(work: Run, ensemble: Ensemble, nets: Sequence[Trained]) -> list[Trained]:
+    """The recipe's stackers, trained on the members' out-of-fold scores.
+
+    Raises  SpecError
+    """
+    members = {member.name for member in ensemble.members}
+    board = measure.out_of_fold(ensemble, [net for net in nets if net.member in members], len(work.clips))
+    scores = {member.name: blend.merge_folds(member, board) for member in ensemble.members}
+    made: list[Trained] = []
+    for stacker, recipe in zip(ensemble.stackers, work.recipe.stackers, strict=True):
+        table = stack.make_table(stacker, ensemble, scores, work.clips.targets, work.folds)
+        settings = load(Train, recipe.train, f"{stacker.name}.train")
+        made += stack.train_stacker(stacker, table, settings, work.recipe.seed, work.folder)
+    return made
+
+
 def merged_scores(ensemble: Ensemble, board: blend.Board) -> dict[str, np.ndarray]:
     """Member name -> f64[N, K] out-of-fold probabilities, NaN rows where none; "" = the ensemble by kernel.blend."""
-    scores = {member.name: blend.merge_folds(member, board) for member in ensemble.members}
+    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
+    scores = {part.name: blend.merge_folds(part, board) for part in parts}
     whole = blend.blend(ensemble, board, np.full(len(ensemble.classes), 1 / len(ensemble.classes)))
     scores[""] = np.where(whole.prior_rows[:, None], np.nan, whole.values)
     return scores
@@ -105,6 +122,7 @@ def write_all(work: Run, nets: Sequence[Trained], order: Order, into: Path) -> c
     """
     recipe, clips = work.recipe, work.clips
     ensemble = write_toml(work, order.recipe, into, {})
+    nets = [*nets, *train_stackers(work, ensemble, nets)]
     scores = merged_scores(ensemble, measure.out_of_fold(ensemble, nets, len(clips)))
     labelled = clips.targets.any(axis=1)
     values = {name: lwlrap(clips.targets[rows], found[rows])

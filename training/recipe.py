@@ -5,13 +5,12 @@ Owns `Recipe`, `MemberRecipe` and `Train`. The steps named in them check their o
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kernel.errors import SpecError, did_you_mean
-from kernel.spec import NAME, Input, load
+from kernel.spec import NAME, Input, load, load_ensemble
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SAMPLINGS = ("uniform", "balanced")
@@ -35,6 +34,7 @@ class Train:
     patience       epochs without a better lwlrap before stopping, 0 = never; the best epoch is kept. Needs `validate`
     validate       epochs between measurements on the held-out fold, 0 = only at the end
     precision      arithmetic of the net; anything but float32 is autocast
+    pretrain       keys changed in an earlier training whose weights are the start, empty = none
     """
 
     epochs: int = 30
@@ -62,14 +62,12 @@ class Train:
     patience: int = 0
     validate: int = 0
     precision: str = "float32"
+    pretrain: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberRecipe:
-    """One member: the stages of kernel.spec.Member, and what its training changes in the recipe's [train].
-
-    init  member of the same recipe whose weights of the same fold are the start (warm-up, fine-tune)
-    """
+    """One member: the stages of kernel.spec.Member, and what its training changes in the recipe's [train]."""
 
     name: str
     family: str
@@ -80,7 +78,22 @@ class MemberRecipe:
     view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
     activation: str | None = None
     weight: float = 1.0
-    init: str | None = None
+    fold_mean: str = "geometric"
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackerRecipe:
+    """One stacker over members: the keys of kernel.spec.Stacker, and its own Train (epochs, batch, optimiser, schedule, loss)."""
+
+    name: str
+    family: str
+    inputs: tuple[str, ...]
+    params: dict[str, Any] = field(default_factory=dict)
+    features: str = "concat"
+    average_weights: tuple[float, ...] = ()
+    weight: float = 1.0
+    fold_mean: str = "geometric"
     train: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,11 +101,19 @@ class MemberRecipe:
 class Small:
     """What `--scale small` puts in place of the published values, so that a CPU can follow.
 
-    params, train  override every member's; clips: at most so many clips (0 = all); folds: trained of the recipe's folds
+    params, train  override every member's (params: by member name, "all" = every one)
+    members        kept members, empty = all; stackers are kept where their inputs are
+    frontends      front end name -> keys changed
+    data, classes  another source of clips, another class file
+    clips          at most so many clips, 0 = all; folds: trained of the recipe's folds, empty = all
     """
 
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    classes: str = ""
     clips: int = 0
     folds: tuple[int, ...] = (0,)
 
@@ -100,6 +121,9 @@ class Small:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole training: data, folds, members, and the ensemble that comes of it.
+
+    A recipe file may start from a published ensemble: base = "../../ensembles/argus.toml" gives front ends, members, stackers,
+    classes and means; the tables member_train and stacker_train (by name) then say how each part is trained.
 
     classes  file with one class a line, relative to the recipe
     prior    value per class for rows that cannot be predicted: a file beside the written ensemble, or "" = uniform
@@ -127,6 +151,7 @@ class Recipe:
     train: dict[str, Any] = field(default_factory=dict)
     prior: str = ""
     elsewhere: dict[str, Any] = field(default_factory=dict)
+    stackers: tuple[StackerRecipe, ...] = ()
     ensemble: dict[str, Any] = field(default_factory=dict)
     small: Small = field(default_factory=Small)
 
@@ -135,21 +160,43 @@ class Recipe:
 
         Raises  SpecError
         """
-        train = load(Train, {**self.train, **member.train}, f"{member.name}.train")
-        for key, value, choices in (("precision", train.precision, PRECISIONS), ("sampling", train.sampling, SAMPLINGS)):
-            if value not in choices:
-                raise SpecError(f"{member.name}.train.{key}: {value!r} is unknown; {did_you_mean(value, choices)}")
-        if min(train.epochs, train.batch, train.crop) < 1:
-            raise SpecError(f"{member.name}.train: epochs, batch and crop must be at least 1")
-        if train.patience and not train.validate:
-            raise SpecError(f"{member.name}.train.patience: needs validate = 1 (or more) to see the score")
-        return train
+        return _check_train(load(Train, {**self.train, **member.train}, f"{member.name}.train"), member.name)
+
+    def pretraining(self, member: MemberRecipe) -> Train | None:
+        """The Train of the member's earlier training, or None.
+
+        Raises  SpecError
+        """
+        keys = self.settings(member).pretrain
+        if not keys:
+            return None
+        merged = {**self.train, **member.train, "pretrain": {}, **keys}
+        return _check_train(load(Train, merged, f"{member.name}.train.pretrain"), member.name)
 
     def scaled_small(self) -> Recipe:
         """The recipe with its [small] table applied."""
-        members = tuple(replace(m, params={**m.params, **self.small.params}, train={**m.train, **self.small.train})
-                        for m in self.members)
-        return replace(self, members=members, folds={**self.folds, "run": list(self.small.folds)})
+        small = self.small
+        kept = [m for m in self.members if not small.members or m.name in small.members]
+        members = tuple(replace(m, params={**m.params, **small.params.get("all", {}), **small.params.get(m.name, {})},
+                                train={**m.train, **small.train}) for m in kept)
+        if all(m.weight == 0 for m in members):  # they fed stackers that are not trained at this scale
+            members = tuple(replace(m, weight=1.0) for m in members)
+        names = {m.name for m in members}
+        return replace(self, members=members, folds={**self.folds, "run": list(small.folds)}, data=small.data or self.data,
+                       classes=small.classes or self.classes, elsewhere={}, prior="" if small.classes else self.prior,
+                       stackers=tuple(s for s in self.stackers if set(s.inputs) <= names),
+                       frontends={k: {**v, **small.frontends.get(k, {})} for k, v in self.frontends.items()})
+
+
+def _check_train(train: Train, name: str) -> Train:
+    for key, value, choices in (("precision", train.precision, PRECISIONS), ("sampling", train.sampling, SAMPLINGS)):
+        if value not in choices:
+            raise SpecError(f"{name}.train.{key}: {value!r} is unknown; {did_you_mean(value, choices)}")
+    if min(train.epochs, train.batch, train.crop) < 1:
+        raise SpecError(f"{name}.train: epochs, batch and crop must be at least 1")
+    if train.patience and not train.validate:
+        raise SpecError(f"{name}.train.patience: needs validate = 1 (or more) to see the score")
+    return train
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -164,9 +211,38 @@ def load_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not TOML ({error})") from error
     try:
-        return _check(load(Recipe, data))
+        return _check(load(Recipe, _with_base(data, path)))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
+
+
+def _with_base(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Recipe keys with those of the ensemble TOML that `base` names put below them.
+
+    `member_train` and `stacker_train` (name -> keys of Train) add what an ensemble does not say.
+    """
+    named = data.pop("base", None)
+    extra = {"members": data.pop("member_train", {}), "stackers": data.pop("stacker_train", {})}
+    if named is None:
+        return data
+    listed = path.parent / named
+    load_ensemble(listed)  # its own rules and messages first
+    base = tomllib.loads(listed.read_text(encoding="utf-8"))
+    out: dict[str, Any] = {"frontends": base.pop("frontends", {})}
+    for key in ("classes", "prior"):
+        if isinstance(base.get(key), str):
+            out[key] = str((listed.parent / base.pop(key)).resolve())
+    for kind, form in (("members", MemberRecipe), ("stackers", StackerRecipe)):
+        known = {f.name for f in fields(form)}
+        parts = base.pop(kind, [])
+        for name in extra[kind]:
+            if name not in [part["name"] for part in parts]:
+                raise SpecError(f"{kind[:-1]}_train.{name}: no such part in {named}; "
+                                + did_you_mean(name, [part["name"] for part in parts]))
+        out[kind] = [{**{k: v for k, v in part.items() if k in known}, "train": extra[kind].get(part["name"], {})}
+                     for part in parts]
+    out["ensemble"] = {k: v for k, v in base.items() if k not in ("name", "about", "classes", "prior")}
+    return {**out, **data}
 
 
 def _check(recipe: Recipe) -> Recipe:
@@ -174,8 +250,6 @@ def _check(recipe: Recipe) -> Recipe:
     for i, member in enumerate(recipe.members):
         if not NAME.match(member.name) or names.count(member.name) > 1:
             raise SpecError(f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once")
-        if member.init is not None and member.init not in names[:i]:
-            raise SpecError(f"members[{i}].init: {member.init!r} is no member before it; {did_you_mean(member.init, names)}")
         recipe.settings(member)
     for key in recipe.folds:
         if key not in ("count", "run"):
@@ -193,8 +267,3 @@ def read_classes(recipe: Recipe, path: Path) -> tuple[str, ...]:
         return tuple(line for line in listed.read_text(encoding="utf-8").split("\n") if line)
     except OSError as error:
         raise SpecError(f"{path}: classes = {recipe.classes!r} cannot be read ({error.strerror})") from error
-
-
-def plain(value: Any) -> Mapping[str, Any]:
-    """A recipe part as a plain mapping, for run records."""
-    return asdict(value)

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from kernel import predict
 from kernel.errors import SpecError
 from kernel.spec import Ensemble, Member
 
-from . import effects, folds, loop
+from . import curves, effects, folds, loop
 from .data import Clips
 from .features import Features
 from .progress import Progress
@@ -91,14 +91,16 @@ class Run:
     def _train_one(self, member: MemberRecipe, stages: predict.Recipe, fold: int, folder: Path) -> None:
         usable = self.features.usable
         learn, hold = np.flatnonzero((self.folds != fold) & usable), np.flatnonzero((self.folds == fold) & usable)
-        start = None
-        if member.init:
-            start = load_file(self.folder / f"{member.init}_{fold}" / "weights.safetensors")
         job = loop.Job(recipe=stages, train=self.recipe.settings(member), fold=fold, seed=self.recipe.seed,
                        classes=len(self.clips.classes), rows=self.features.rows, targets=self.clips.targets,
-                       noisy=self.clips.noisy, learn=learn, hold=hold, folder=folder, start=start)
+                       noisy=self.clips.noisy, learn=learn, hold=hold, folder=folder)
+        earlier = self.recipe.pretraining(member)
+        if earlier is not None:
+            first = replace(job, train=earlier, folder=folder / "pretrain")
+            job = replace(job, start=loop.Loop(first, self.features, self.device, self.progress).run().weights)
         result = loop.Loop(job, self.features, self.device, self.progress).run()
         write_net(folder, job, result)
+        curves.draw(folder / "log.csv", folder / "curve.png")
 
 
 def write_net(folder: Path, job: loop.Job, result: loop.Result) -> None:

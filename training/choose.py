@@ -1,0 +1,171 @@
+"""Choose the members of an ensemble by out-of-fold score.
+
+    python -m training.choose out/train/default/oof.npz --ensemble ensembles/default.toml --out ensembles/best.toml
+
+Owns the search: every subset of up to 12 members, beyond that greedy forward selection with replacement (counts become weights).
+The score of the best subset flatters, so the same search is repeated with each fold held out, and that honest figure is printed.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernel import blend, metrics
+from kernel.errors import HourglassError, SpecError
+from kernel.spec import load_ensemble
+
+from . import export, measure
+
+ENUMERATE_UP_TO = 12  # 2^12 subsets; beyond, greedy
+ROUNDS = 40  # of the greedy search
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """weights: member -> weight > 0; score of that blend on the rows it was chosen on; honest: on folds it was not chosen on."""
+
+    weights: dict[str, float]
+    score: float
+    honest: float = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """Member scores of one or several oof.npz on the rows that all of them have: f64[N, K] each."""
+
+    members: dict[str, np.ndarray]
+    targets: np.ndarray
+    folds: np.ndarray
+
+
+def read_scores(paths: Sequence[Path]) -> OutOfFold:
+    """The members of all files, rows matched by clip id; only labelled clips that every member scored.
+
+    Raises  SpecError when files share no clip or name a member twice
+    """
+    members: dict[str, dict[str, np.ndarray]] = {}
+    about: dict[str, tuple[np.ndarray, int]] = {}
+    for path in paths:
+        try:
+            with np.load(path) as arrays:
+                ids = [str(id) for id in arrays["ids"]]
+                about.update(zip(ids, zip(arrays["targets"], arrays["folds"].tolist(), strict=True), strict=True))
+                for key in arrays.files:
+                    name = key.removeprefix("member/")
+                    if key.startswith("member/") and name:
+                        if name in members:
+                            raise SpecError(f"{path}: the member {name!r} is in two files; give each a name of its own")
+                        members[name] = dict(zip(ids, arrays[key].astype(np.float64), strict=True))
+        except (OSError, KeyError, ValueError) as error:
+            raise SpecError(f"{path}: no out-of-fold file ({error}); train.py writes oof.npz") from error
+    shared = [id for id, (target, _) in about.items() if target.any()
+              and all(id in rows and np.isfinite(rows[id]).all() for rows in members.values())]
+    if not members or not shared:
+        raise SpecError("oof: no labelled clip was scored by all members; give files of one data set")
+    return OutOfFold(members={name: np.stack([rows[id] for id in shared]) for name, rows in members.items()},
+                     targets=np.stack([about[id][0] for id in shared]), folds=np.array([about[id][1] for id in shared]))
+
+
+def score_of(scores: OutOfFold, weights: Mapping[str, float], mean: str, metric: Metric, rows: np.ndarray) -> float:
+    """The metric of a weighted blend on some rows."""
+    stack = np.stack([scores.members[name][rows] for name in weights])
+    return metric(scores.targets[rows], blend.mean(mean, stack, list(weights.values())))
+
+
+def enumerate_subsets(scores: OutOfFold, mean: str, metric: Metric, rows: np.ndarray) -> Choice:
+    """The best of all subsets with equal weights; the smaller one among equals."""
+    names = list(scores.members)
+    best = Choice(weights={}, score=-np.inf)
+    for size in range(1, len(names) + 1):
+        for subset in itertools.combinations(names, size):
+            weights = dict.fromkeys(subset, 1.0)
+            value = score_of(scores, weights, mean, metric, rows)
+            if value > best.score + 1e-12:
+                best = Choice(weights=weights, score=value)
+    return best
+
+
+def select_greedily(scores: OutOfFold, mean: str, metric: Metric, rows: np.ndarray) -> Choice:
+    """Starts with the best member and adds, again and again, the one that helps most; members may come twice.
+
+    Source: Caruana et al. 2004. Stops when nothing helps, after 40 rounds at most.
+    """
+    best = Choice(weights={}, score=-np.inf)
+    for _ in range(ROUNDS):
+        found = best
+        for name in scores.members:
+            weights = {**best.weights, name: best.weights.get(name, 0.0) + 1.0}
+            value = score_of(scores, weights, mean, metric, rows)
+            if value > found.score + 1e-12:
+                found = Choice(weights=weights, score=value)
+        if found is best:
+            break
+        best = found
+    return best
+
+
+def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.lwlrap) -> Choice:
+    """The best blend, with the honest score from choosing on all folds but one and measuring there."""
+    search = enumerate_subsets if len(scores.members) <= ENUMERATE_UP_TO else select_greedily
+    everything = np.arange(len(scores.targets))
+    best = search(scores, mean, metric, everything)
+    values, counts = [], []
+    for fold in np.unique(scores.folds):
+        inside, outside = np.flatnonzero(scores.folds == fold), np.flatnonzero(scores.folds != fold)
+        if len(outside) and scores.targets[inside].any():
+            picked = search(scores, mean, metric, outside)
+            values.append(score_of(scores, picked.weights, mean, metric, inside))
+            counts.append(scores.targets[inside].sum())
+    honest = float(np.average(values, weights=counts)) if len(values) > 1 else float("nan")
+    return Choice(weights=best.weights, score=best.score, honest=honest)
+
+
+def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
+    """Writes the ensemble with the chosen members and their weights; stackers whose inputs are gone are left out.
+
+    Raises  SpecError when a chosen member is not in the ensemble
+    """
+    data: dict[str, Any] = tomllib.loads(ensemble.read_text(encoding="utf-8"))
+    known = {member["name"]: member for member in data["members"]}
+    for name in choice.weights:
+        if name not in known:
+            raise SpecError(f"{ensemble}: has no member {name!r}; give the ensemble that the out-of-fold file belongs to")
+    data["members"] = [{**known[name], "weight": weight} for name, weight in choice.weights.items()]
+    kept = [s for s in data.pop("stackers", []) if set(s["inputs"]) <= set(choice.weights)]
+    if kept:
+        data["stackers"] = kept
+    export.write_ensemble(out, export.dumps_toml(data))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code: 0 done, 2 wrong files."""
+    parser = argparse.ArgumentParser(prog="python -m training.choose", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("oof", type=Path, nargs="+", help="oof.npz files of train.py")
+    parser.add_argument("--ensemble", type=Path, required=True, help="TOML with all the members")
+    parser.add_argument("--out", type=Path, required=True, help="TOML to write, in the same folder as the ensemble's class file")
+    options = parser.parse_args(arguments)
+    try:
+        ensemble = load_ensemble(options.ensemble)
+        metric = measure.accuracy if ensemble.output.format == "label" else metrics.lwlrap
+        choice = choose(read_scores(options.oof), ensemble.mean, metric)
+        write_choice(options.ensemble, choice, options.out)
+    except HourglassError as error:
+        print(f"training.choose: {error}", file=sys.stderr)
+        return 2
+    chosen = ", ".join(f"{name} x {weight:g}" for name, weight in choice.weights.items())
+    print(f"{chosen}: {choice.score:.4f} on the clips it was chosen on, {choice.honest:.4f} on folds left out of the choice; "
+          f"written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
