@@ -990,7 +990,7 @@ def attempt(run):
     end_status = run.engine.poll()
     end_engine(run, FAREWELL_S if why == "signal" else 0.0)
     beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
-    if why == "exit" and end_status == 0 and beat.get("finished", True):  # a decoder may end its process with code 0, too
+    if why == "exit" and beat.get("finished", end_status == 0):  # not the code alone: a library may end the process with 0
         run.finished = True
         return True
     verdict = read_json(os.path.join(run.state, "verdict.json"), {})

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from .errors import HourglassError, MemoryTooSmall
@@ -40,7 +42,7 @@ def main(state: str) -> None:
     run = json.loads((folder / "run.json").read_bytes())
     from .journal import Heartbeat
 
-    heartbeat = Heartbeat(folder / "heartbeat.json")
+    heartbeat, status = Heartbeat(folder / "heartbeat.json"), 0
     try:
         check_memory(int(run["limits"]["ram_bytes"]))
         from .engine import Engine
@@ -49,7 +51,21 @@ def main(state: str) -> None:
     except MemoryTooSmall as error:
         (folder / "verdict.json").write_text(json.dumps({"code": error.code, "message": str(error)}))
         print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_MEMORY)
+        status = EXIT_MEMORY
     except HourglassError as error:
         print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        status = 1
+    except BaseException:  # said here, because the interpreter's own exit is skipped
+        traceback.print_exc()
+        status = 1
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """End the process now: a thread that a library left behind must not keep it, nor a signal change its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            continue  # nobody reads any more
+    os._exit(status)
