@@ -19,6 +19,7 @@ from .errors import ClipError, ClipUnreadable, ModelLoadFailed
 
 PASSES_PER_BATCH = 16  # tiles of one clip per forward on a CPU (argus: batches of at most 16 tiles)
 ROWS_PER_BATCH = 512  # on a GPU (OsciiArt's cap per batch)
+UNFIT = np.array([np.nan])  # no answer: the row does not fit on the device even alone, or the net gave NaN or infinity
 PADDING = 0.02  # share of computed cells that may be padding (issue: under 2 %)
 
 
@@ -284,12 +285,20 @@ def predict_alone(net: LoadedNet, store: Any, row: audio.Row) -> np.ndarray:
         outs.append(net.runner(part))
         net.batches += 1
         net.cells += sum(v.shape[0] * v.shape[-1] for k, v in part.items() if k == net.recipe.timed)
-    return net.recipe.view.merge(np.concatenate(outs), net.activate)
+    return _merge(net, np.concatenate(outs))
+
+
+def _merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
+    """f64[K] of a row from the net's answers f32[P, K], UNFIT when one of them is not finite (an infinite logit is no vote)."""
+    return net.recipe.view.merge(answers, net.activate) if np.isfinite(answers).all() else UNFIT
 
 
 def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[audio.Row], max_cells: int,
                     failed: Callable[[audio.Row, ClipError], None]) -> Iterator[tuple[audio.Row, np.ndarray]]:
-    """(row, f64[K]) in length groups: the GPU schedule. Passes of many rows share batches; padding is masked or absent."""
+    """(row, f64[K]) in length groups: the GPU schedule. Passes of many rows share batches; padding is masked or absent.
+
+    A row that does not fit on the device even alone gives [NaN]: this net has no say in it.
+    """
     held: dict[int, dict[str, torch.Tensor]] = {}
     for index, row in enumerate(rows):
         try:
@@ -307,13 +316,13 @@ def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[audio.Row], max_c
         for (index, p), out in zip(chosen, _run_batch(net, held, chosen, batch.width), strict=True):
             logits[index][p] = out
     for index in held:
-        in_order = np.stack([logits[index][p] for p in range(held[index][timed].shape[0])])
-        yield rows[index], net.recipe.view.merge(in_order, net.activate)
+        in_order = [logits[index][p] for p in range(held[index][timed].shape[0])]
+        yield rows[index], UNFIT if any(x is UNFIT for x in in_order) else _merge(net, np.stack(in_order))
 
 
 def _run_batch(net: LoadedNet, held: dict[int, dict[str, torch.Tensor]], chosen: Sequence[tuple[int, int]],
-               width: int) -> np.ndarray:
-    """f32[B, K] of one batch; halves itself when memory runs out."""
+               width: int) -> list[np.ndarray]:
+    """f32[K] for each of a batch; halves itself when memory runs out, down to UNFIT for a row that fails alone."""
     timed = net.recipe.timed
     frames = torch.tensor([held[i][timed].shape[-1] for i, _ in chosen])
     collated = {}
@@ -326,15 +335,18 @@ def _run_batch(net: LoadedNet, held: dict[int, dict[str, torch.Tensor]], chosen:
     try:
         out = net.runner(collated, frames if padded else None)
     except Exception as error:
-        if not backends.is_out_of_memory(error) or len(chosen) == 1:
+        if not backends.is_out_of_memory(error):
             raise
         message = str(error)
     else:
         net.batches += 1
         net.cells += width * len(chosen)
         net.padded_cells += int(width * len(chosen) - frames.sum())
-        return out
+        return list(out)
     backends.release(net.runner.device)
+    if len(chosen) == 1:
+        net.runner.notes.append(f"out of memory at 1 x {width}: this net has no say in that row ({message[:80]})")
+        return [UNFIT]
     net.runner.notes.append(f"out of memory at {len(chosen)} x {width}: batch halved ({message[:80]})")
     half = len(chosen) // 2
-    return np.concatenate([_run_batch(net, held, chosen[:half], width), _run_batch(net, held, chosen[half:], width)])
+    return _run_batch(net, held, chosen[:half], width) + _run_batch(net, held, chosen[half:], width)
