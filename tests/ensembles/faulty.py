@@ -44,7 +44,7 @@ def ignore_sigterm(strike):
 
 def leave_a_thread(strike):
     """A thread that interpreter exit would wait for."""
-    threading.Thread(target=time.sleep, args=(strike.get("seconds", 60),)).start()
+    threading.Thread(target=time.sleep, args=(strike.get("seconds", 60),), daemon=False).start()
 
 
 def hold_memory(strike):
@@ -125,14 +125,15 @@ class Net(nn.Module):
 
     def __init__(self, classes: int, width: int = 4) -> None:
         super().__init__()
+        CURRENT.row = None
         self.conv = nn.Conv2d(1, width, 3, padding=1)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not isinstance(x, torch.Tensor):
+        if not isinstance(x, torch.Tensor) or torch.jit.is_tracing():
             raise TypeError("this net cannot be traced")  # a trace would run without its strikes
         y = self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-        for found in due("forward", getattr(CURRENT, "row", "")):
+        for found in due("forward", CURRENT.row) if getattr(CURRENT, "row", None) else ():  # not while a back end tries the net
             if found["do"] in ANSWERS:
                 y = ANSWERS[found["do"]](y)
             else:
