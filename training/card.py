@@ -98,14 +98,18 @@ def measurable_line(facts: Facts) -> str:
 
 
 def class_table(facts: Facts) -> str:
-    """Every class: clips, groups, lwlrap; classes that cannot be measured are marked."""
-    scored = np.isfinite(facts.scores[""]).all(axis=1)
-    kept = facts.clips.take(scored)
+    """Every class: clips, groups, and its lwlrap (label output: the share found); classes that cannot be measured are marked."""
+    scored = np.flatnonzero(np.isfinite(facts.scores[""]).all(axis=1))
+    kept, scores = facts.clips.take(scored), facts.scores[""][scored]
+    found = kept.targets[np.arange(len(kept)), scores.argmax(axis=1)] > 0
     rows = []
-    for entry in measure.per_class(kept, facts.scores[""][scored], facts.folds[scored]):
-        value = "no clip" if entry.clips == 0 else f"{entry.value:.3f}" + ("" if entry.measured else " (one fold only)")
-        rows.append([entry.name, entry.clips, entry.groups, value])
-    return table(["class", "clips", "groups", "lwlrap"], rows)
+    for k, entry in enumerate(measure.per_class(kept, scores, facts.folds[scored])):
+        value = entry.value
+        if facts.is_label and entry.clips:
+            value = float(found[kept.targets[:, k] > 0].mean())
+        text = f"{value:.3f}" + ("" if entry.measured else " (one fold only)") if entry.clips else "no clip"
+        rows.append([entry.name, entry.clips, entry.groups, text])
+    return table(["class", "clips", "groups", "found (recall)" if facts.is_label else "lwlrap"], rows)
 
 
 def data_table(clips: Clips) -> str:
@@ -140,6 +144,9 @@ def write(facts: Facts, notes: str) -> str:
     none = [name for k, name in enumerate(clips.classes) if not clips.targets[:, k].any()]
     single = [name for k, name in enumerate(clips.classes) if clips.targets[:, k].any() and not known[k]]
     sizes = sum(facts.sizes.values()) / 1e6
+    stopped = any(facts.recipe.settings(member).patience for member in facts.recipe.members)
+    epoch = "the best epoch on the held-out fold, so the scores flatter a little" if stopped else \
+        "the last epoch (averaged over steps where the recipe says so): no early stopping, no choice on the held-out folds"
     text = [f"# Model card: {facts.recipe.name}", facts.recipe.about + ".", notes.strip(), "## How to make them again",
             f"```\n{facts.command}\n```", "## Scores",
             "Out of fold: each clip is scored by the nets that never saw its group (recording, speaker or take), at full length, "
@@ -147,8 +154,7 @@ def write(facts: Facts, notes: str) -> str:
             "bootstrap rounds over groups.", score_table(facts)]
     if not facts.is_label:
         text += [measurable_line(facts)]
-    text += ["## Training", training_table(facts), f"{sizes:.2f} MB in all, fp16. Weights of the last epoch (averaged), no early "
-             "stopping and no choice on the held-out folds.", "## Data",
+    text += ["## Training", training_table(facts), f"{sizes:.2f} MB in all, fp16. Weights of {epoch}.", "## Data",
              f"{len(clips)} clips, {labelled} with a label, the others negatives; {len(set(clips.groups))} groups, "
              f"{len(set(facts.folds.tolist()))} folds; ESC-10 keeps its own folds." if not facts.is_label else
              f"{len(clips)} clips, {len(set(clips.groups))} speakers.", data_table(clips), "## Classes"]
