@@ -27,17 +27,6 @@ TOLERANCE = backends.AGREEMENT_FP32  # relative to max(1, |logit|), at two lengt
 SECONDS = (1.0, 2.3)
 
 
-class _Wrapped(nn.Module):
-    """The net called with positional inputs, its first output alone."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str]):
-        super().__init__()
-        self.module, self.names = module, list(names)
-
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        return backends.call_net(self.module, dict(zip(self.names, values, strict=True)), None)
-
-
 def export_net(module: nn.Module, inputs: dict[str, torch.Tensor], timed: str, fixed: bool) -> bytes:
     """ONNX bytes of a net: inputs by name, output "y", batch free, time free unless `fixed`.
 
@@ -49,7 +38,7 @@ def export_net(module: nn.Module, inputs: dict[str, torch.Tensor], timed: str, f
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns about every shape it fixes; the check below decides
         path = Path(folder) / "net.onnx"
-        torch.onnx.export(_Wrapped(module, list(inputs)).eval(), tuple(inputs.values()), path, input_names=list(inputs),
+        torch.onnx.export(backends.Positional(module, inputs).eval(), tuple(inputs.values()), path, input_names=list(inputs),
                           output_names=["y"], dynamic_axes=axes, opset_version=OPSET, dynamo=False)
         return path.read_bytes()
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from .graphs import GraphNet
 Inputs = Mapping[str, torch.Tensor]
 AGREEMENT_FP32 = 1e-5  # between back ends (DESIGN promise 3)
 AGREEMENT_HALF = 2e-2  # logits of half precision against fp32, relative to the largest: reliability.md 2.3, performance.md 2
+# What torch's errors say where they have no type of their own.
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+LOST = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED")
 log = logging.getLogger(__name__)
 
 
@@ -76,6 +81,15 @@ def find_devices(wanted: str) -> tuple[list[Device], list[str]]:
     return [probe("cpu")], notes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """Inputs on their device; `ready` marks the end of their copy, None where nothing was copied."""
+
+    inputs: Inputs
+    frames: torch.Tensor | None
+    ready: Any = None
+
+
 @dataclass
 class Runner:
     """A net ready to run: inputs -> logits or probabilities, f32[B, K] on the host.
@@ -93,18 +107,37 @@ class Runner:
     reruns: int = 0
     agreement: float | None = None
     notes: list[str] = field(default_factory=list)
+    copies: Any = None  # the CUDA stream that inputs travel on
 
-    def __call__(self, inputs: Inputs, frames: torch.Tensor | None = None) -> np.ndarray:
-        """f32[B, K]; frames i64[B] own lengths when the batch is padded, else None."""
-        moved = {k: v.to(self.device.name, non_blocking=True) for k, v in inputs.items()}
-        lengths = None if frames is None else frames.to(self.device.name)
+    def stage(self, inputs: Inputs, frames: torch.Tensor | None = None) -> Staged:
+        """Inputs on the device: to a GPU from pinned memory on a stream of their own, so that one batch travels while another
+        is computed. May be called in another thread than the runner.
+        """
+        if not self.device.cuda:
+            return Staged(inputs=inputs, frames=frames)
+        if self.copies is None:
+            self.copies = torch.cuda.Stream(self.device.name)
+        with torch.cuda.stream(self.copies):
+            moved = {k: v.pin_memory().to(self.device.name, non_blocking=True) for k, v in inputs.items()}
+            lengths = None if frames is None else frames.to(self.device.name)
+            ready = torch.cuda.Event()
+            ready.record(self.copies)
+        return Staged(inputs=moved, frames=lengths, ready=ready)
+
+    def __call__(self, inputs: Inputs | Staged, frames: torch.Tensor | None = None) -> np.ndarray:
+        """f32[B, K]; frames i64[B] own lengths when the batch is padded, else None (given to `stage` where that was called)."""
+        staged = inputs if isinstance(inputs, Staged) else self.stage(inputs, frames)
+        if staged.ready is not None:
+            stream = torch.cuda.current_stream(self.device.name)
+            stream.wait_event(staged.ready)
+            for value in staged.inputs.values():
+                value.record_stream(stream)  # its memory is not reused before this stream is done with it
         with torch.inference_mode():
             if self.half and self.agreement is None:
-                self._check_half(moved, lengths)
-            out = self.run(moved, lengths).float()
-            if self.half and not bool(torch.isfinite(out).all()):
-                self.reruns += out.shape[0]
-                out = self.exact(moved, lengths)
+                self._check_half(staged.inputs, staged.frames)
+            out = self.run(staged.inputs, staged.frames).float()
+            if self.half:
+                out = self._rerun_overflows(out, staged.inputs, staged.frames)
             return out.cpu().numpy()
 
     def _check_half(self, inputs: Inputs, frames: torch.Tensor | None) -> None:
@@ -114,6 +147,15 @@ class Runner:
         if not self.agreement <= AGREEMENT_HALF:
             self.half, self.run, self.path = False, self.exact, "torch cuda, fp32"
             self.notes.append(f"half precision differed from fp32 by {self.agreement:.2g}, above {AGREEMENT_HALF}; fp32 is used")
+
+    def _rerun_overflows(self, out: torch.Tensor, inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        """`out` with the rows that half precision could not hold computed in fp32."""
+        bad = torch.nonzero(~torch.isfinite(out).all(dim=1))[:, 0]
+        if len(bad):
+            self.reruns += len(bad)
+            part = {k: v[bad] for k, v in inputs.items()}
+            out = out.index_copy(0, bad, self.exact(part, None if frames is None else frames[bad]).float())
+        return out
 
 
 def call_net(module: nn.Module, inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
@@ -125,6 +167,43 @@ def call_net(module: nn.Module, inputs: Inputs, frames: torch.Tensor | None) -> 
 
 def _channels_last(inputs: Inputs) -> Inputs:
     return {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in inputs.items()}
+
+
+class Positional(nn.Module):
+    """A net called with positional tensors in the order of `names`, its first output alone: what tracers and exporters take."""
+
+    def __init__(self, module: nn.Module, names: Iterable[str]):
+        super().__init__()
+        self.module, self.names = module, tuple(names)
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        return call_net(self.module, dict(zip(self.names, values, strict=True)), None)
+
+
+class Frozen(nn.Module):
+    """A net recorded once and run without Python between its operations; called like the net itself, without `frames`.
+
+    The recording is run as it is: torch's run-time optimiser would specialise it to the first shapes it meets, and results could
+    then depend on the order of the clips.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Inputs):
+        """Record `module` on `inputs`. Raises ValueError where the recording would fix a shape, RuntimeError where it fails."""
+        super().__init__()
+        self.names = tuple(inputs)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", torch.jit.TracerWarning)  # a shape or value that became a constant
+            try:
+                traced = torch.jit.trace(Positional(module, self.names).eval(), tuple(inputs.values()), check_trace=False)
+            except torch.jit.TracerWarning as error:
+                raise ValueError(f"recording would fix a shape: {error}") from error
+            self._graph = torch.jit.freeze(traced)
+
+    def forward(self, x: torch.Tensor | Inputs) -> torch.Tensor:
+        values = x if isinstance(x, Mapping) else {self.names[0]: x}
+        with torch.jit.optimized_execution(False):
+            return self._graph(*(values[name] for name in self.names))
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
@@ -146,26 +225,49 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 def _agrees(fast: nn.Module, plain: nn.Module, inputs: Inputs) -> bool:
     with torch.inference_mode():
         a, b = call_net(plain, inputs, None), call_net(fast, _channels_last(inputs), None)
-    return float((a - b).abs().max()) <= AGREEMENT_FP32 * max(1.0, float(a.abs().max()))
+    return a.shape == b.shape and float((a - b).abs().max()) <= AGREEMENT_FP32 * max(1.0, float(a.abs().max()))
+
+
+def _quicken(module: nn.Module, samples: list[Inputs], notes: list[str]) -> tuple[nn.Module, str]:
+    """The net folded, channels-last and frozen as far as each step agrees with the plain net on every sample, and what was done.
+
+    Nothing is timed: the same net takes the same way in every run, so its bytes are the same. The net is recorded on the first
+    sample alone; the others, of other lengths and another batch size, tell whether the recording is really dynamic.
+    """
+    steps: list[tuple[str, Callable[[nn.Module], nn.Module]]] = [
+        ("folded", fold_batch_norm),
+        ("channels-last", lambda net: _own(net, module).to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
+        ("frozen", lambda net: Frozen(net, _channels_last(samples[0])))]
+    net, done = module, list[str]()
+    for name, step in steps:
+        try:
+            candidate = step(net)
+            if not all(_agrees(candidate, module, sample) for sample in samples):
+                raise ValueError("the result disagrees with the plain net")
+        except Exception as error:  # any failure of an optimisation means only that the net runs without it
+            notes.append(f"not {name}: {type(error).__name__}: {str(error)[:200]}")
+            continue
+        net, done = candidate, [*done, name]
+    return net, ", ".join(done) or "eager"
+
+
+def _own(net: nn.Module, original: nn.Module) -> nn.Module:
+    """A net that may be changed in place: a copy where it is still the original."""
+    return copy.deepcopy(net) if net is original else net
 
 
 def _prepare_cpu(module: nn.Module, device: Device, samples: list[Inputs]) -> Runner:
     def plain(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         return call_net(module, inputs, frames)
 
-    try:
-        folded = fold_batch_norm(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if not all(_agrees(folded, module, sample) for sample in samples):
-            raise ValueError("the folded net disagrees with the plain one")
-    except Exception as error:  # any failure of an optimisation means only that the plain net runs
-        runner = Runner(device=device, path="torch cpu, eager", run=plain, exact=plain)
-        runner.notes.append(f"batch norm not folded: {type(error).__name__}: {str(error)[:200]}")
-        return runner
+    notes: list[str] = []
+    quick, done = _quicken(module, samples, notes)
+    arrange = _channels_last if "channels-last" in done else dict
 
     def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
-        return call_net(folded, _channels_last(inputs), None) if frames is None else plain(inputs, frames)
+        return call_net(quick, arrange(inputs), None) if frames is None else plain(inputs, frames)
 
-    return Runner(device=device, path="torch cpu, folded, channels-last", run=fast, exact=plain)
+    return Runner(device=device, path=f"torch cpu, {done}", run=fast, exact=plain, notes=notes)
 
 
 def _prepare_cuda(module: nn.Module, device: Device, half: bool) -> Runner:
@@ -188,7 +290,7 @@ def _prepare_cuda(module: nn.Module, device: Device, half: bool) -> Runner:
 def prepare(module: nn.Module, device: Device, samples: list[Inputs], half: bool = True) -> Runner:
     """The fastest way to run `module` on `device` that agrees with plain torch.
 
-    samples  inputs of one or two lengths for the agreement check (CPU)
+    samples  inputs of several lengths and batch sizes for the agreement check (CPU); a net is recorded on the first
     half     allow half precision on CUDA, under its own check on the first batch
     """
     module = module.eval().requires_grad_(False)
@@ -225,12 +327,13 @@ def prefer_graph(runner: Runner, candidates: Iterable[Callable[[], GraphNet]], s
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for a GPU or host allocation failure, which halving a batch can cure."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in NO_MEMORY)
 
 
 def is_lost(error: BaseException) -> bool:
     """True for a CUDA error that poisons the context: only a new process helps."""
-    return "CUDA error" in str(error) and not is_out_of_memory(error)
+    return any(part in str(error) for part in LOST) and not is_out_of_memory(error)
 
 
 def release(device: Device) -> None:

@@ -111,6 +111,8 @@ class GraphNet(nn.Module):
 def _open_onnxruntime(graph: bytes, runtime: Any, threads: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would take cores from the loaders
+    options.enable_mem_pattern = False  # a plan kept for each new shape: nearly every clip brings one
     options.log_severity_level = 3
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return [entry.name for entry in session.get_inputs()], lambda feed: session.run(None, feed)[0]
