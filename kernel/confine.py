@@ -1,7 +1,7 @@
 """How close a rehearsal can come to Kaggle's walls on this machine.
 
-Owns the real walls: network off and a read-only input by namespaces, a memory limit by a control group. Each is tried by
-doing it once; what the system does not allow is said, never pretended. Linux only.
+Owns the real walls: network off and a read-only input by namespaces, a memory limit by a control group, cores by affinity.
+Each is tried by doing it once; what the system does not allow is said, never pretended. Linux only.
 """
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 GROUP = "hourglass-rehearsal"
+LEAVE_TRIES = 40  # of 50 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +23,33 @@ class Walls:
     """What is enforced for the kernel under rehearsal.
 
     prefix   command words put before the kernel's
+    cores    CPU cores the kernel may use; empty = all
     group    control group folder, or None
     lines    one line per wall for people: enforced by what, or why not
     """
 
     prefix: tuple[str, ...]
+    cores: tuple[int, ...]
     group: Path | None
     lines: tuple[str, ...]
 
     def enter(self) -> None:
-        """Put the calling process into the control group (used between fork and exec)."""
+        """Put the calling process onto its cores and into the control group (used between fork and exec)."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
         if self.group is not None:
             (self.group / "cgroup.procs").write_text(str(os.getpid()))
 
     def leave(self) -> None:
-        """Remove the control group once it is empty."""
-        if self.group is not None and self.group.exists():
-            self.group.rmdir()
+        """Remove the control group once it is empty; one that does not empty is left to the system."""
+        for _ in range(LEAVE_TRIES if self.group is not None else 0):
+            try:
+                self.group.rmdir()  # type: ignore[union-attr]
+                return
+            except FileNotFoundError:
+                return
+            except OSError:  # its last process is still ending
+                time.sleep(0.05)
 
 
 def _works(command: Sequence[str]) -> bool:
@@ -85,9 +97,18 @@ def _memory_group(ram_bytes: int) -> tuple[Path | None, str]:
     return None, "memory: NOT enforced by the system (no writable control group); the kernel's own meter has the cap"
 
 
-def build_walls(read_only: Path, ram_bytes: int) -> Walls:
+def _choose_cores(cores: int) -> tuple[tuple[int, ...], str]:
+    """As many of our cores as the profile has."""
+    own = sorted(os.sched_getaffinity(0))
+    if len(own) < cores:
+        return (), f"cores: {len(own)} here, {cores} at Kaggle"
+    return tuple(own[:cores]), f"cores: {cores} of {len(own)}"
+
+
+def build_walls(read_only: Path, ram_bytes: int, cores: int) -> Walls:
     """The strongest walls this machine allows."""
     prefix, lines = _namespaces(read_only)
     group, line = _memory_group(ram_bytes)
-    return Walls(prefix=prefix, group=group, lines=(
-        *lines, line, "disk: the kernel's own cap on its spill files (no quota is set on this file system)"))
+    chosen, words = _choose_cores(cores)
+    return Walls(prefix=prefix, group=group, cores=chosen, lines=(
+        *lines, line, words, "disk: the kernel's own cap on its spill files (no quota is set on this file system)"))

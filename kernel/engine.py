@@ -10,22 +10,23 @@ import json
 import signal
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import backends, blend, plan, report, steps, submission
+from . import account, backends, blend, plan, progress, report, steps, submission
 from .errors import ClipError, HourglassError
 from .journal import Heartbeat, write_atomically
-from .scene import Scene, Timing, open_scene
+from .pictures import draw_rows
+from .report_page import encode_page, page
+from .scene import LOADING_S, Scene, open_scene
 
 PUBLISH_EVERY_S = 60.0
-LINE_EVERY_S = 15.0
+LINE_EVERY_S = 1.0  # figures for the progress, which decides what is printed
+PAGE_S = 8.0  # report.html may take this long
 TICK_S = 0.25
-ROW_LOADING_S = 0.004  # per second of audio, decode + front end with two loaders, before anything was measured: performance.md 1
 
 
 class Engine:
@@ -51,8 +52,9 @@ class Engine:
         self.fatal: BaseException | None = None
         self.publish_due = False
         self.peak_ram = 0
+        self.progress = progress.Progress()
         self.last_publish = self.last_line = time.monotonic()
-        self.setup_s = self.recorder.now()
+        self.last_unit = ""
 
     def execute(self) -> None:
         """Run to the end or to the stop mark, then publish and report.
@@ -72,6 +74,8 @@ class Engine:
             raise self.fatal
         self.scene.heartbeat.step("publish")
         self._tick(final=True)
+        self.progress.close()
+        self._write_page()
         print(report.table(self.described), flush=True)
         self.scene.store.close()
         self.scene.heartbeat.close()
@@ -168,7 +172,7 @@ class Engine:
     def _loading_rate(self) -> float:
         """Wall seconds per second of audio for one front end, as measured so far."""
         seconds, audio = np.sum(list(self.scene.loading.values()) or [[0.0, 0.0]], axis=0)
-        return float(seconds / audio) if audio > 0 else ROW_LOADING_S
+        return float(seconds / audio) if audio > 0 else LOADING_S
 
     def _forget_finished_frontends(self) -> None:
         """Drop a front end's arrays once no live net needs them any more."""
@@ -189,6 +193,7 @@ class Engine:
         """The main thread's round: memory, a line, a publication when one is due."""
         scene = self.scene
         reading, stats = scene.meter.read(), scene.store.stats()
+        scene.meter.own_bytes()  # it remembers the peak
         self.peak_ram = max(self.peak_ram, reading.used_bytes)
         self.recorder.sample(used=reading.used_bytes, store=stats["ram_bytes"], limit=reading.limit_bytes,
                              disk=stats["disk_bytes"])
@@ -198,11 +203,13 @@ class Engine:
         now = time.monotonic()
         if final or self.publish_due or now - self.last_publish >= PUBLISH_EVERY_S:
             self.publish_due, self.last_publish = False, now
-            self.described = self.describe(self._publish())
-            write_atomically(Path(self.run["working"]) / "report.json", (json.dumps(self.described, indent=1) + "\n").encode())
-        if not final and now - self.last_line >= LINE_EVERY_S:
-            self.last_line = now
-            self._print_line(reading.used_bytes, stats["disk_bytes"])
+            with self.recorder.stage("publish", device="main"):
+                merged = self._publish()
+            self.described = account.describe(scene, merged, self.outcomes, self.peak_ram)
+            self._write_report()
+        if not final and (now - self.last_line >= LINE_EVERY_S or scene.heartbeat.unit != self.last_unit):
+            self.last_line, self.last_unit = now, scene.heartbeat.unit
+            self.progress.update(self._state(reading.used_bytes, stats["disk_bytes"]))
 
     def _publish(self) -> blend.Blend:
         """Blend what is there and replace the submission; a refused candidate leaves the old one and is named."""
@@ -222,89 +229,43 @@ class Engine:
             self.recorder.error("submission.csv", error)
         return merged
 
-    def _print_line(self, used: int, disk: int) -> None:
-        scene = self.scene
+    def _state(self, used: int, disk: int) -> progress.State:
+        """Figures for the progress line."""
+        scene, unit = self.scene, self.scene.heartbeat.unit
         with self.changed:
-            unit = scene.heartbeat.unit
             todo, _ = self._todo()
             left = plan.remaining(self.costs, todo, self.speeds) / len(scene.devices)
-        net = scene.nets.get(unit)
-        total = len(scene.wanted)
-        done = total - len(scene.missing(unit)) if net else scene.heartbeat.scored_rows
-        rate = sum(n.rows for n in scene.nets.values()) / max(1e-3, self.recorder.now())
-        number = sum(not scene.missing(n) for n in scene.nets)
-        print(report.progress_line(f"{unit} ({number}/{len(scene.nets)} nets done)", done, total, rate, ram=used,
-                                   ram_limit=scene.limits.ram_bytes, disk=disk, left_s=left,
-                                   budget_s=self.marks["stop_s"] - self.recorder.now()), flush=True)
+        missing = {net_id: len(scene.missing(net_id)) for net_id, net in scene.nets.items() if not net.failed}
+        done = sum(not count for count in missing.values())
+        total, t = len(scene.wanted), self.recorder.now()
+        return progress.State(
+            t=t, step=f"{unit} ({done}/{len(scene.nets)} nets done)", total=total,
+            done=total - missing[unit] if unit in missing else scene.heartbeat.scored_rows,
+            scored=sum(n.rows for n in scene.nets.values()), to_score=total * len(missing), ram=used,
+            ram_limit=scene.limits.ram_bytes, disk=disk, left_s=left, deadline_s=self.marks["stop_s"] - t)
 
-    def describe(self, merged: blend.Blend) -> dict[str, Any]:
-        """The report so far."""
-        scene = self.scene
-        merged_rows = ~merged.prior_rows
-        return {
-            "wall_s": round(self.recorder.now(), 2), "peak_ram_bytes": self.peak_ram, "limits": asdict(scene.limits),
-            "marks": self.marks, "rows": len(scene.rows), "prior_rows": int(merged.prior_rows.sum()),
-            "partial_rows": int((merged_rows & ~merged.full).sum()), "broken_rows": scene.broken,
-            "extra_clips": scene.extra_clips, "bundle": scene.manifest.bundle, "ensemble": scene.ensemble.name,
-            "random_weights": scene.manifest.random_weights, "attempt": self.run["attempt"],
-            "crashes": scene.journal.crashes, "quarantined": sorted(scene.journal.quarantined),
-            "device": {"names": [d.name for d in scene.devices], "about": ", ".join(d.about for d in scene.devices),
-                       "path": ", ".join(sorted({n.path for n in scene.nets.values() if n.path}))},
-            "members": [self._describe_part(part) for part in (*scene.ensemble.members, *scene.ensemble.stackers)],
-            "store": {**scene.store.stats(), "stored_bytes": sum(sum(rows.values()) for rows in scene.stored.values())},
-            "setup_s": round(self.setup_s, 3), "meter": scene.meter.read().source, "forecast": plan.accuracy(self.outcomes),
-            "costs": self._measured_costs(), "stages": self.recorder.stages, "timeline": self.recorder.timeline,
-            "publications": self.recorder.publications, "clip_notes": self.recorder.notes,
-            "seconds_of_audio": round(float(scene.seconds.sum()), 1), "lengths_s": self._lengths(),
-            "uncertain": self._uncertain(merged), "faults": self.recorder.faults, "fault_counts": dict(self.recorder.counts),
-        }
+    def _write_page(self) -> None:
+        """report.html beside report.json, if there is time: the last thing, once, and no failure of it is one of the run."""
+        scene, begun = self.scene, Path(self.run["state"]) / "page"
+        until = min(self.recorder.now() + PAGE_S, self.marks["term_s"])
 
-    def _describe_part(self, part: Any) -> dict[str, Any]:
-        nets = [n for n in self.scene.nets.values() if n.part.name == part.name]
-        return {"name": part.name, "family": part.family, "weight": part.weight,
-                "rows": int(np.isfinite(blend.merge_folds(part, self.scene.board)).all(axis=1).sum()),
-                "seconds": round(sum(n.seconds for n in nets), 3),
-                "nets_done": sum(not n.failed and not self.scene.missing(n.net_id) for n in nets),
-                "nets": [{"id": n.net_id, "rows": n.rows, "seconds": round(n.seconds, 3), "loading_s": round(n.loading_s, 3),
-                          "batches": n.batches, "cells": n.cells, "padded_cells": n.padded_cells, "tiled_rows": n.tiled_rows,
-                          "skipped_rows": len(n.skipped), "path": n.path, "failed": n.failed, "notes": n.notes} for n in nets]}
+        def late() -> bool:
+            return self.stopping.is_set() or self.recorder.now() > until - PAGE_S / 2
 
-    def _measured_costs(self) -> dict[str, Any]:
-        """Seconds per row and per frame by member, and per second of audio by front end: what --costs and a rehearsal read."""
-        members = {}
-        for member in self.scene.ensemble.members:
-            timing, setups = Timing(), []
-            for net in self.scene.nets.values():
-                if net.part is member and net.timing.rows:
-                    timing.merge(net.timing)
-                    setups.append(net.setup_s)
-            if timing.rows:
-                a, b = timing.solve()
-                members[member.name] = {"seconds_a": a, "seconds_b": b, "setup_s": float(np.mean(setups)),
-                                        "frames_per_row": timing.frames / timing.rows}
-        keys = {stage.fe.key: name for name, stage in self._frontends().items()}
-        return {"members": members, "frontends": {keys[k]: s / a for k, (s, a) in self.scene.loading.items() if a > 0}}
+        if late() or begun.exists():
+            reason = "an engine died while it was drawn" if begun.exists() else "too little time was left"
+            self.described["page"] = f"report.html was not written: {reason}"
+        else:
+            begun.touch()
+            scene.heartbeat.step("page", PAGE_S)
+            try:
+                shown = {entry["row"] for entry in self.described["uncertain"]}
+                pictures = draw_rows([row for row in scene.rows if row.id in shown], scene.max_seconds, late)
+                write_atomically(Path(self.run["working"]) / "report.html", encode_page(page(self.described, pictures)))
+                self.described["page"] = "report.html"
+            except Exception as error:  # the submission is complete; report.json says why the page is not there
+                self.described["page"] = f"report.html was not written: {type(error).__name__}: {error}"
+        self._write_report()
 
-    def _frontends(self) -> dict[str, Any]:
-        """Front end name -> a stage that uses it."""
-        found = {}
-        for name, recipe in self.scene.recipes.items():
-            member = next(m for m in self.scene.ensemble.members if m.name == name)
-            for key, entry in member.named_inputs().items():
-                found[entry.frontend] = recipe.stages[key]
-        return found
-
-    def _lengths(self) -> dict[str, list[float]]:
-        counts, edges = np.histogram(self.scene.seconds, bins=20)
-        return {"counts": counts.tolist(), "edges_s": [round(float(e), 2) for e in edges]}
-
-    def _uncertain(self, merged: blend.Blend, most: int = 12) -> list[dict[str, Any]]:
-        """The predicted rows whose best two classes are closest, in the log domain."""
-        rows = np.flatnonzero(~merged.prior_rows)
-        if not len(rows):
-            return []
-        top = np.sort(np.log(merged.values[rows]), axis=1)[:, -2:]
-        order = rows[np.argsort(top[:, 1] - top[:, 0], kind="stable")[:most]]
-        classes = self.scene.ensemble.classes
-        return [{"row": self.scene.rows[i].id, "best": [classes[k] for k in np.argsort(-merged.values[i])[:3]],
-                 "scores": [round(float(v), 4) for v in np.sort(merged.values[i])[::-1][:3]]} for i in order]
+    def _write_report(self) -> None:
+        write_atomically(Path(self.run["working"]) / "report.json", (json.dumps(self.described, indent=1) + "\n").encode())

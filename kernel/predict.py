@@ -7,7 +7,7 @@ Does not choose what runs next (plan), keep spectrograms (store) or merge member
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,11 @@ class Recipe:
         stored = stage.fe.max_frames(int(seconds * stage.fe.rate) + 1)
         return float(self.view.count(stored) * stage.finish.frames(self.view.fixed or stored))
 
+    def cells_at_once(self, cells: float) -> float:
+        """Frames of the largest forward of a row of `cells` frames on a CPU: long rows of cuts run in several."""
+        fixed = self.view.fixed
+        return cells if fixed is None else min(cells, PASSES_PER_BATCH * self.stages[self.timed].finish.frames(fixed))
+
     def smallest(self, min_frames: int) -> int:
         """Stored frames needed so that the finish gives at least `min_frames`."""
         have = self.stages[self.timed].finish.frames
@@ -163,6 +168,14 @@ class LoadedNet:
     batches: int = 0
     cells: int = 0
     padded_cells: int = 0
+    widths: dict[int, list[int]] = field(default_factory=dict)  # frames of a forward -> [cells, padded cells] in all
+
+    def count(self, width: int, cells: int, padded: int = 0) -> None:
+        """Note one forward of `cells` frames in passes `width` wide, for the report."""
+        self.batches, self.cells, self.padded_cells = self.batches + 1, self.cells + cells, self.padded_cells + padded
+        of_width = self.widths.setdefault(width, [0, 0])
+        of_width[0] += cells
+        of_width[1] += padded
 
 
 def load_net(recipe: Recipe, state: dict[str, torch.Tensor], classes: int, device: backends.Device,
@@ -232,18 +245,17 @@ def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
 
 
 def _samples(recipe: Recipe, module: nn.Module) -> list[backends.Inputs]:
-    """Seeded random inputs at two lengths for the agreement check of a back end."""
-    stages, out = recipe.stages, list[backends.Inputs]()
+    """Seeded random inputs for the agreement check of a back end: three lengths where the net takes any, one and two passes."""
     least = recipe.smallest(int(getattr(module, "min_frames", 1)))
-    fixed = recipe.view.fixed
+    fixed, most = recipe.view.fixed, getattr(module, "max_frames", None) or np.iinfo(np.int64).max
     generator = np.random.default_rng(0)
-    for frames in ([fixed] if fixed else [least + 64, 2 * least + 157]):
+    out = list[backends.Inputs]()
+    for passes, frames in ((1, least + 64), (1, 2 * least + 157), (2, 3 * least + 90)):
+        frames = fixed or min(frames, most)
         inputs = {}
-        for name, stage in stages.items():
-            bins = stage.fe.bins
-            t = frames if stage.fe.time else stage.fe.fixed
-            values = generator.uniform(0, 255, (1, stage.fe.channels, bins, t)) if np.dtype(stage.fe.dtype) == np.uint8 \
-                else generator.normal(0, 1, (1, stage.fe.channels, bins, t))
+        for name, stage in recipe.stages.items():
+            shape = (passes, stage.fe.channels, stage.fe.bins, frames if stage.fe.time else stage.fe.fixed)
+            values = generator.uniform(0, 255, shape) if np.dtype(stage.fe.dtype) == np.uint8 else generator.normal(0, 1, shape)
             inputs[name] = stage.finish(torch.from_numpy(values.astype(np.float32)))
         out.append(inputs)
     return out
@@ -283,8 +295,8 @@ def predict_alone(net: LoadedNet, store: Any, row: audio.Row) -> np.ndarray:
     for start in range(0, passes, PASSES_PER_BATCH):
         part = {k: v[start:start + PASSES_PER_BATCH] for k, v in inputs.items()}
         outs.append(net.runner(part))
-        net.batches += 1
-        net.cells += sum(v.shape[0] * v.shape[-1] for k, v in part.items() if k == net.recipe.timed)
+        timed = part[net.recipe.timed]
+        net.count(timed.shape[-1], timed.shape[0] * timed.shape[-1])
     return _merge(net, np.concatenate(outs))
 
 
@@ -339,9 +351,7 @@ def _run_batch(net: LoadedNet, held: dict[int, dict[str, torch.Tensor]], chosen:
             raise
         message = str(error)
     else:
-        net.batches += 1
-        net.cells += width * len(chosen)
-        net.padded_cells += int(width * len(chosen) - frames.sum())
+        net.count(width, width * len(chosen), int(width * len(chosen) - frames.sum()))
         return list(out)
     backends.release(net.runner.device)
     if len(chosen) == 1:

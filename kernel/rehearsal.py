@@ -1,55 +1,49 @@
 """A rehearsal: the very kernel that is pushed, in a fake /kaggle tree, under the competition's limits, and what it foretells.
 
-Owns the fake tree, the walls around the run, the forecast for the hidden test set and the PASS or FAIL per limit.
-Started by the guard (`infer_kernel.py --rehearse`). Does not predict anything itself: the pushed kernel does, in its own process.
+Owns the command line, the run inside its walls and the verdict. The tree is replica's, the walls are confine's, the forecast
+is outlook's. Started by the guard (`infer_kernel.py --rehearse`). Does not predict anything itself: the pushed kernel does,
+in its own process. Linux only.
 """
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import confine, pushed, spec
-from .audio import probe, window_ids
-from .clips import SUFFIXES
-from .errors import HourglassError, SampleMissing, SpecError
+from . import confine, pushed, replica, spec, truth
+from .audio import window_ids
+from .errors import HourglassError, SpecError
 from .journal import write_atomically
-from .limits import Limits, limits, marks, parse_bytes
-from .report import gigabytes, seconds_text
+from .limits import Limits, limits, parse_bytes
+from .outlook import SLOWDOWN, Line, foretell, unmeasured
+from .pictures import draw_rows
+from .report_page import encode_page, page
 
-SLOWDOWN = 1.3  # a Kaggle machine may be this much slower than this one: kaggle.md 2.1
-GUARD_S = 3.0  # guard, imports and set-up, before and after the engine's own clock
+DRAWN_S = 60.0  # most seconds of a clip in a picture
+STUB_ROWS = 3  # what the public test set of many code competitions holds when a version is saved
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One limit of the verdict: what is foretold, raw and on a slower machine, against what is allowed."""
+def _count(text: str) -> int:
+    """A number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 1")
+    return value
 
-    what: str
-    raw: float
-    scaled: float
-    allowed: float
-    unit: str
 
-    @property
-    def passed(self) -> bool:
-        return self.scaled <= self.allowed
-
-    def text(self) -> str:
-        show = {"s": seconds_text, "B": gigabytes}.get(self.unit, lambda v: f"{v:.0f}")
-        margin = (1 - self.scaled / self.allowed) * 100 if self.allowed else 0.0
-        return (f"{'PASS' if self.passed else 'FAIL'}  {self.what:<26}{show(self.raw):>12}{show(self.scaled):>14}"
-                f"{show(self.allowed):>12}   {margin:+.0f} %")
+def _factor(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+    return value
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -63,69 +57,18 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ram", type=parse_bytes)
     parser.add_argument("--disk", type=parse_bytes)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--loaders", type=int)
-    parser.add_argument("--first", type=int)
+    parser.add_argument("--loaders", type=_count)
+    parser.add_argument("--first", type=_count)
     parser.add_argument("--strict", action="store_true")
-    parser.add_argument("--expect-clips", type=int, help="rows of the hidden test set (FAT2019: 3361)")
-    parser.add_argument("--expect-hours", type=float, help="hours of audio in the hidden test set (FAT2019: 9.7)")
-    parser.add_argument("--repeat-to", type=int, help="repeat the clips up to this many rows: a full-size run from few clips")
-    parser.add_argument("--slowdown", type=float, default=SLOWDOWN, help="factor for a slower machine (default 1.3)")
-    parser.add_argument("--labels", type=Path, help="CSV fname,labels of the clips: shows the worst predictions")
-    parser.add_argument("--simulate-commit", action="store_true", help="also run with an empty test folder, as at 'Save version'")
+    parser.add_argument("--expect-clips", type=_count, help="rows of the hidden test set (FAT2019: 3361)")
+    parser.add_argument("--expect-hours", type=_factor, help="hours of audio in the hidden test set (FAT2019: 9.7)")
+    parser.add_argument("--repeat-to", type=_count, help="repeat the clips up to this number, cut or repeated to --expect-hours "
+                        "if that is given: a full-size run from few clips")
+    parser.add_argument("--slowdown", type=_factor, default=SLOWDOWN, help="factor for a slower machine (default 1.3)")
+    parser.add_argument("--labels", type=Path, help="CSV with fname and labels of the clips: score, and the worst predictions")
+    parser.add_argument("--simulate-commit", action="store_true",
+                        help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips (train clips)")
     return parser.parse_args(list(arguments))
-
-
-def link(source: Path, target: Path) -> None:
-    """`target` holds the bytes of `source`: a hard link where possible, a copy elsewhere."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def find_audio(folder: Path) -> list[Path]:
-    """Audio files below a folder, sorted by path.
-
-    Raises  SampleMissing when there is none
-    """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise SampleMissing(f"--clips {folder}: no audio file; give a folder of wav, flac, ogg, mp3 or aiff files")
-    return files
-
-
-def make_tree(tree: Path, bundle: Path, clips: Path, ensemble: spec.Ensemble, repeat_to: int | None) -> int:
-    """A fake /kaggle below `tree`: attached dataset, competition with sample and test folder; gives the number of rows."""
-    dataset, competition = tree / "input/datasets/owner/bundle", tree / "input/competitions/rehearsal"
-    for path in bundle.iterdir():
-        if path.is_file():
-            link(path, dataset / path.name)
-    files = find_audio(clips)
-    ids: list[str] = []
-    wanted = repeat_to or len(files)
-    for number in range(wanted):
-        source = files[number % len(files)]
-        name = source.relative_to(clips).as_posix()
-        name = name if number < len(files) else f"again{number // len(files)}/{name}"
-        link(source, competition / "test" / name)
-        ids += _row_ids(name, source, ensemble)
-    header = ["fname", *ensemble.classes] if ensemble.output.format == "probabilities" else \
-        ["fname", ensemble.output.label_column or "label"]
-    with open(competition / "sample_submission.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([id, *["0"] * (len(header) - 1)] for id in ids)
-    return len(ids)
-
-
-def _row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
-    """The sample's ids for one clip: itself, or one per window."""
-    if ensemble.windows is None:
-        return [name]
-    clip = probe(name, path, path.parent)
-    seconds = clip.samples_claimed / clip.rate if clip.rate else 0.0
-    return window_ids(Path(name).stem, min(seconds, ensemble.max_seconds or 900.0), ensemble.windows)
 
 
 def find_pushed(kernel_file: Path, bundle: Path, manifest: spec.Manifest, text: bytes, tree: Path) -> Path:
@@ -144,50 +87,82 @@ def find_pushed(kernel_file: Path, bundle: Path, manifest: spec.Manifest, text: 
     return target
 
 
-def run_kernel(script: Path, tree: Path, chosen: argparse.Namespace, run_limits: Limits, walls: confine.Walls) -> int:
-    """Exit code of the kernel inside the walls; its lines appear as they come."""
-    command = [*walls.prefix, sys.executable, "-I", "-u", str(script), "--input", str(tree / "input"), "--working",
-               str(chosen.working), "--limits", run_limits.name, "--seconds", str(run_limits.seconds), "--offset", "0",
-               "--ram", str(run_limits.ram_bytes), "--disk", str(run_limits.disk_bytes), "--device", chosen.device]
+def run_kernel(script: Path, root: Path, working: Path, chosen: argparse.Namespace,
+               run_limits: Limits) -> tuple[int, list[str]]:
+    """Exit code of the kernel inside the walls around its input `root`, and the walls in words; its lines appear as they come."""
+    command = [sys.executable, "-I", "-u", str(script), "--input", str(root), "--working", str(working), "--limits",
+               run_limits.name, "--seconds", str(run_limits.seconds), "--offset", "0", "--ram", str(run_limits.ram_bytes),
+               "--disk", str(run_limits.disk_bytes), "--device", chosen.device]
     for name in ("loaders", "first"):
         if getattr(chosen, name) is not None:
             command += [f"--{name}", str(getattr(chosen, name))]
     command += ["--strict"] if chosen.strict else []
-    return subprocess.run(command, preexec_fn=walls.enter, check=False).returncode
+    walls = confine.build_walls(root, run_limits.ram_bytes, run_limits.cores)
+    print(f"[rehearsal] profile {run_limits.name}: " + "; ".join(walls.lines), flush=True)
+    try:
+        code = subprocess.run([*walls.prefix, *command], preexec_fn=walls.enter, check=False).returncode
+    finally:
+        walls.leave()
+    return code, list(walls.lines)
 
 
-def foretell(report: dict[str, Any], clips: int, hours: float, run_limits: Limits, slowdown: float) -> list[Line]:
-    """What a hidden test set of `clips` rows and `hours` of audio needs, by the costs this run measured.
+def run_commit(tree: Path, script: Path, chosen: argparse.Namespace, run_limits: Limits, ensemble: spec.Ensemble) -> str:
+    """What the kernel leaves when a version is saved: a sample of three rows and an empty test folder.
 
-    time  guard + set-up + per net (set-up + a x rows + b x frames) + loading per second of audio
+    Raises  SpecError when that is no valid submission
     """
-    seen_s, seen = max(1e-9, report["seconds_of_audio"]), max(1, report["rows"] - report["prior_rows"])
-    audio_s = hours * 3600
-    total = GUARD_S + report["setup_s"]
-    for member in report["members"]:
-        cost = report["costs"]["members"].get(member["name"])
-        if cost is not None:
-            frames = cost["frames_per_row"] * seen / seen_s * audio_s / clips  # frames follow the audio, not the rows
-            total += len(member["nets"]) * (cost["setup_s"] + clips * (cost["seconds_a"] + cost["seconds_b"] * frames))
-    total += audio_s * sum(report["costs"]["frontends"].values())
-    stored = report["store"]["stored_bytes"] * audio_s / seen_s
-    base = report["peak_ram_bytes"] - report["store"]["ram_peak_bytes"]
-    mark = 0.95 * run_limits.ram_bytes
-    in_ram = min(stored, max(0.0, mark - base))
-    stop = marks(run_limits.seconds).stop_s
-    return [Line(what="time of everything", raw=total, scaled=total * slowdown, allowed=stop, unit="s"),
-            Line(what="memory beside the cache", raw=base, scaled=base, allowed=mark, unit="B"),
-            Line(what="memory with the cache", raw=base + in_ram, scaled=base + in_ram, allowed=mark, unit="B"),
-            Line(what="spill to disk", raw=stored - in_ram, scaled=stored - in_ram, allowed=run_limits.disk_bytes, unit="B")]
+    root, working = tree / "commit/input", tree / "commit/working"
+    replica.lay_bundle(root, chosen.bundle)
+    ids = [f"clip{i}.wav" for i in range(STUB_ROWS)] if ensemble.windows is None else \
+        window_ids("clip", STUB_ROWS * ensemble.windows.seconds, ensemble.windows)
+    replica.write_sample(root / "competitions/rehearsal", ids, ensemble)
+    (root / "competitions/rehearsal/test").mkdir()
+    print("[rehearsal] as at 'Save Version': three rows in the sample, an empty test folder", flush=True)
+    code, _ = run_kernel(script, root, working, argparse.Namespace(**{**vars(chosen), "strict": False}), run_limits)
+    path = working / "submission.csv"
+    found = [line.split(",")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:]] if path.exists() else []
+    if code != 0 or found != ids:
+        raise SpecError(f"at 'Save Version' the kernel ended with exit code {code} and rows {found}: do not push it")
+    return ("'Save Version': with an empty test folder the kernel left a valid submission of three prior rows. Kaggle shows the "
+            "hidden test set to the rerun only, so this rehearsal ran on the clips of --clips instead")
 
 
-def print_verdict(lines: list[Line], clips: int, hours: float, slowdown: float) -> bool:
-    """The table for the hidden test set; True when every limit passes."""
-    print(f"\nforecast for {clips} rows, {hours:.2f} h of audio (allowed time = the kernel's own stop mark)")
-    print(f"      {'':<26}{'here':>12}{f'x {slowdown:g} slower':>14}{'allowed':>12}   margin")
+def find_problems(report: dict[str, Any], code: int, lines: Sequence[Line]) -> list[str]:
+    """Why the rehearsal fails; empty when it passes."""
+    problems = [f"{line.what}: {line.text()[6:].strip()}" for line in lines if not line.passed]
+    if code != 0:
+        problems.append(f"the kernel ended with exit code {code}")
+    if not report["guard"]["finished"]:
+        problems.append("the engine did not finish; the last published submission stayed")
+    if unmeasured(report):
+        problems.append("no forecast for " + ", ".join(unmeasured(report)) + ": no net of it ran here; see the faults")
+    return problems
+
+
+def print_verdict(report: dict[str, Any], lines: Sequence[Line]) -> None:
+    """The table for the hidden test set."""
+    verdict = report["rehearsal"]
+    slower = f"x {verdict['slowdown']:g} slower"
+    print(f"\nforecast for {verdict['clips']} rows, {verdict['hours']:.2f} h of audio (allowed time: the kernel's own stop mark)")
+    print(f"      {'':<26}{'here':>12}{slower:>14}{'allowed':>12}   margin")
     for line in lines:
         print(line.text())
-    return all(line.passed for line in lines)
+    for note in verdict["notes"]:
+        print(f"      {note}")
+
+
+def judge(report: dict[str, Any], code: int, chosen: argparse.Namespace, run_limits: Limits, notes: list[str]) -> list[Line]:
+    """The forecast's lines; puts the verdict into the report."""
+    seen = max(1, report["rows"])
+    clips = chosen.expect_clips or seen
+    hours = chosen.expect_hours or report["seconds_of_audio"] / 3600 * clips / seen
+    lines = foretell(report, clips, hours, run_limits, chosen.slowdown)
+    problems = find_problems(report, code, lines)
+    notes = [*notes, f"longest clip here: {report['longest_s']:g} s; longer hidden clips need more memory and time each"]
+    report["rehearsal"] |= {"clips": clips, "hours": hours, "slowdown": chosen.slowdown, "passed": not problems,
+                            "problems": problems, "notes": notes,
+                            "verdict": [{**asdict(line), "passed": line.passed, "margin": line.margin} for line in lines]}
+    return lines
 
 
 def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
@@ -199,37 +174,44 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     manifest = spec.load_manifest(text)
     run_limits = limits(chosen.limits or manifest.ensemble.profile, chosen.seconds, chosen.ram, chosen.disk)
     chosen.working.mkdir(parents=True, exist_ok=True)
+    report_path = chosen.working / "report.json"
     with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=chosen.working.parent) as folder:
         tree = Path(folder)
-        rows = make_tree(tree, chosen.bundle, chosen.clips, manifest.ensemble, chosen.repeat_to)
         script = find_pushed(kernel_file, chosen.bundle, manifest, text, tree)
-        walls = confine.build_walls(tree / "input", run_limits.ram_bytes)
-        print(f"[rehearsal] {rows} rows, profile {run_limits.name}: " + "; ".join(walls.lines), flush=True)
-        try:
-            code = run_kernel(script, tree, chosen, run_limits, walls)
-        finally:
-            walls.leave()
-    report_path = chosen.working / "report.json"
-    report = json.loads(report_path.read_bytes())
-    if code not in (0, 1) or "costs" not in report:
-        print(f"[rehearsal] FAIL: the kernel ended with exit code {code} without a full report; see {report_path}")
-        return 1
-    seen = max(1, report["rows"])
-    clips = chosen.expect_clips or seen
-    hours = chosen.expect_hours or report["seconds_of_audio"] / 3600 * clips / seen
-    lines = foretell(report, clips, hours, run_limits, chosen.slowdown)
-    passed = print_verdict(lines, clips, hours, chosen.slowdown) and code == 0
-    report["rehearsal"] = {"walls": list(walls.lines), "clips": clips, "hours": hours, "slowdown": chosen.slowdown,
-                           "passed": passed, "verdict": [{**asdict(line), "passed": line.passed} for line in lines]}
+        notes = [run_commit(tree, script, chosen, run_limits, manifest.ensemble)] if chosen.simulate_commit else []
+        replica.lay_bundle(tree / "input", chosen.bundle)
+        laid = replica.lay_clips(tree / "input", chosen.clips, manifest.ensemble, chosen.repeat_to, chosen.expect_hours)
+        print(f"[rehearsal] {len(laid.ids)} rows" + "".join(f"; {note}" for note in laid.notes), flush=True)
+        code, walls = run_kernel(script, tree / "input", chosen.working, chosen, run_limits)
+        report = json.loads(report_path.read_bytes())
+        if code not in (0, 1) or "costs" not in report:
+            print(f"[rehearsal] FAIL: the kernel ended with exit code {code} without a full report; see {report_path}")
+            return 1
+        report["rehearsal"] = {"walls": walls}
+        lines = judge(report, code, chosen, run_limits, [*notes, *laid.notes])
+        if chosen.labels is not None:
+            truth.add_truth(report, chosen.labels, chosen.working / "submission.csv", manifest.ensemble)
+        shown = {entry["row"] for entry in [*report["uncertain"], *report.get("worst", [])]}
+        drawn = replica.rows_of(laid, manifest.ensemble, shown)
+        pictures = draw_rows(drawn, manifest.ensemble.max_seconds or DRAWN_S, lambda: False)
     write_atomically(report_path, (json.dumps(report, indent=1) + "\n").encode())
-    print(f"\n{'PASS' if passed else 'FAIL'}: {chosen.working / 'submission.csv'}, {report_path}")
+    write_atomically(chosen.working / "report.html", encode_page(page(report, pictures)))
+    print_verdict(report, lines)
+    passed = report["rehearsal"]["passed"]
+    for problem in report["rehearsal"]["problems"]:
+        print(f"FAIL  {problem}")
+    print(f"\n{'PASS' if passed else 'FAIL'}: submission.csv, report.html and report.json in {chosen.working}")
     return 0 if passed else 1
 
 
 def main(arguments: Sequence[str], kernel_file: str) -> int:
     """Exit code of a rehearsal: 0 PASS, 1 FAIL, 2 nothing to rehearse."""
+    chosen = read_arguments(arguments)
+    if not sys.platform.startswith("linux"):
+        print("[rehearsal] a rehearsal needs Linux: its walls are Linux's own; use a container there", file=sys.stderr)
+        return 2
     try:
-        return rehearse(read_arguments(arguments), Path(kernel_file))
+        return rehearse(chosen, Path(kernel_file))
     except (HourglassError, OSError) as error:
         print(f"[rehearsal] {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 2

@@ -1,7 +1,7 @@
-"""What happened, as data and as text: report.json, the table at the end, one line per step.
+"""What happened, as data and as text: what report.json is made of, and the table at the end.
 
-Owns the `Recorder` (faults, stages, memory timeline of one run), the text table and the progress line.
-Does not draw (report_page) and does not decide: no fault passes without a line here.
+Owns the `Recorder` (faults, stages, memory timeline of one run) and the text table.
+Does not draw (report_page), tell how far a run is (progress) or decide: no fault passes without a line here.
 """
 from __future__ import annotations
 
@@ -89,13 +89,6 @@ def seconds_text(seconds: float) -> str:
 
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
-
-
-def progress_line(step: str, done: int, total: int, rate: float, *, ram: float, ram_limit: float, disk: float,
-                  left_s: float, budget_s: float) -> str:
-    """One line for a line log: what, how far, how fast, what it holds, and the time left against the deadline."""
-    return (f"[hourglass] {step} | {done}/{total} rows | {rate:.1f} rows/s | RAM {ram / 1e9:.2f}/{ram_limit / 1e9:.1f} GB"
-            f" | spill {disk / 1e9:.2f} GB | ETA {seconds_text(left_s)} of {seconds_text(budget_s)} left")
 
 
 def table(report: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from .report import Recorder
 from .store import Store, StoreLimits
 
 MAX_SECONDS, MAX_SECONDS_WINDOWED = 60.0, 900.0  # DESIGN 5
+LOADING_S = 0.004  # per second of audio, decode + front end with two loaders, before anything is measured: performance.md 1
 LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
 
 
@@ -71,6 +72,7 @@ class Timing:
 class NetState:
     """How far one net is.
 
+    widths   frames of a forward -> [cells, padded cells] in all
     skipped  row id -> why this net cannot do that row
     failed   why the net was dropped, or None
     """
@@ -83,6 +85,7 @@ class NetState:
     batches: int = 0
     cells: int = 0
     padded_cells: int = 0
+    widths: dict[int, list[int]] = field(default_factory=dict)
     tiled_rows: int = 0
     setup_s: float = 0.0
     timing: Timing = field(default_factory=Timing)
@@ -171,13 +174,16 @@ def open_scene(run: dict[str, Any], heartbeat: Heartbeat) -> Scene:
     manifest = spec.load_manifest(Path(run["manifest"]).read_bytes(), "manifest.json")
     recorder = Recorder(started=run["started"] - run["offset_s"])
     journal = Journal(Path(run["state"]), run["attempt"])
+    recorder.stages.append({"name": "start", "device": "main", "start_s": 0.0, "end_s": round(recorder.now(), 3)})
     heartbeat.step("devices")
-    devices, notes = backends.find_devices(run["device"])
+    with recorder.stage("devices", device="main"):
+        devices, notes = backends.find_devices(run["device"])
     for text in notes:
         recorder.fault("DeviceError", run["device"], text)
     ensemble = manifest.ensemble
     heartbeat.step("clips")
-    rows, extra = _list_rows(run, ensemble, journal, heartbeat)
+    with recorder.stage("clips", device="main", rows=len(run["sample"]["ids"])):
+        rows, extra = _list_rows(run, ensemble, journal, heartbeat)
     scene = Scene(
         run=run, limits=limits, manifest=manifest, bundle=open_bundle(Path(run["bundle"]), manifest),
         meter=Meter(cap_bytes=limits.ram_bytes), journal=journal, recorder=recorder, heartbeat=heartbeat, devices=devices,
@@ -257,7 +263,7 @@ def _open_store(scene: Scene) -> Store:
     longest = float(scene.seconds.max(initial=1.0))
     stages = [stage for recipe in scene.recipes.values() for stage in recipe.stages.values()]
     clip = max((stage.fe.max_bytes(int(longest * stage.fe.rate) + 1) for stage in stages), default=0)
-    batch = max((int(c.bytes_a + c.bytes_b * float(scene.frames[name].max(initial=0.0)))
+    batch = max((int(c.bytes_a + c.bytes_b * scene.recipes[name].cells_at_once(float(scene.frames[name].max(initial=0.0))))
                  for name, c in scene.manifest.costs.items() if name in scene.frames), default=0)
     return Store(produce=scene.produce, meter=scene.meter, scratch=Path(scene.run["state"]) / "spill",
                  loaders=scene.run["loaders"] or max(1, scene.limits.cores), enter_loader=lambda: torch.set_num_threads(1),

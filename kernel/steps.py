@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,6 +98,9 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     state.batches += net.batches
     state.cells += net.cells
     state.padded_cells += net.padded_cells
+    for width, (cells, padded) in net.widths.items():
+        known = state.widths.setdefault(width, [0, 0])
+        state.widths[width] = [known[0] + cells, known[1] + padded]
     state.path = net.runner.path
     state.notes += net.runner.notes
 
@@ -112,14 +116,24 @@ def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[
     for stage in recipe.stages.values():
         rows = [scene.rows[i] for i in window]
         fresh = [i for i in window if scene.store.frames(stage.fe, scene.rows[i]) is None]
-        started = time.monotonic()
-        scene.store.warm(stage.fe, rows, stop)
-        waited = time.monotonic() - started
-        scene.nets[net_id].loading_s += waited
+        if fresh and stage.fe.key not in scene.loading:  # filter banks and caches are made once: no part of the rate
+            _load_timed(scene, net_id, stage.fe, [scene.rows[fresh[0]]], stop)
+            scene.loading.setdefault(stage.fe.key, [0.0, 0.0])
+            fresh = fresh[1:]
+        waited = _load_timed(scene, net_id, stage.fe, rows, stop)
         if fresh and not stop():
-            total = scene.loading.setdefault(stage.fe.key, [0.0, 0.0])
+            total = scene.loading[stage.fe.key]
             total[0] += waited
             total[1] += float(scene.seconds[fresh].sum())
+
+
+def _load_timed(scene: Scene, net_id: str, fe: Any, rows: list[Row], stop: Stop) -> float:
+    """Seconds waited until the rows' arrays are there."""
+    started = time.monotonic()
+    scene.store.warm(fe, rows, stop)
+    waited = time.monotonic() - started
+    scene.nets[net_id].loading_s += waited
+    return waited
 
 
 def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
@@ -150,7 +164,8 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
 
 def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
     """True when the forward of row i fits into memory beside everything but the store, which can give way."""
-    need = net.cost.bytes_a + net.cost.bytes_b * float(scene.frames[net.recipe.member.name][i])
+    cells = net.recipe.cells_at_once(float(scene.frames[net.recipe.member.name][i]))
+    need = net.cost.bytes_a + net.cost.bytes_b * cells
     if need < 1 << 26:  # 64 MB: within the store's reserve
         return True
     reading = scene.meter.read()

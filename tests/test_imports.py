@@ -21,9 +21,9 @@ LAYERS = (  # a module imports only from layers above its own line
     ("pushed", "confine", "store", "batches", "views", "finish", "bundle", "blend", "submission"),
     ("graphs",),
     ("backends",),
-    ("predict", "plan", "report"),
-    ("scene", "rehearsal"),
-    ("steps",),
+    ("predict", "plan", "report", "charts", "replica"),
+    ("scene", "progress", "outlook", "pictures", "report_page", "truth"),
+    ("steps", "account", "rehearsal"),
     ("engine",),
     ("run",),
 )
