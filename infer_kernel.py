@@ -49,7 +49,7 @@ START_FORECAST_S = 30.0  # importing torch from a cold disk
 POLL_S, HEARTBEAT_S, PAUSE_S = 0.05, 0.3, 2.0  # a gap of PAUSE_S between two polls: the whole machine stood still
 FAREWELL_S, EXIT_S = 1.0, 1.8  # after a signal: what the engine gets to publish, and the whole exit
 REHEARSAL_FAREWELL_S = 4.0  # a rehearsal ends a guard of its own first
-TEMPORARY = (".submission.csv.", ".report.json.")  # .NAME.*.tmp in the working folder are ours
+TEMPORARY = (".submission.csv.", ".report.json.", ".report.html.")  # .NAME.*.tmp in the working folder are ours
 
 # What the engine process runs. It dies with the guard, whatever it is doing: the end of a pipe that only the guard holds makes
 # Linux send SIGKILL to the whole group (no thread of ours has to run for it), and the parent-death signal stands behind it.
@@ -1140,6 +1140,7 @@ def set_folders(run):
     try:
         os.makedirs(run.working, exist_ok=True)
         remove(os.path.join(run.working, "report.json"))
+        remove(os.path.join(run.working, "report.html"))
         sweep_temporary(run)
     except OSError as error:
         raise Refusal("OutputUnwritable", f"{run.working}: {error}; give --working a folder that takes files") from error

@@ -18,7 +18,8 @@ import numpy as np
 WIDTH = 1100  # SVG units; pages scale it to their own width
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 12, 30
 SERIES = 8  # colours before they repeat
-LEVELS = 64  # colours of a picture: enough for a spectrogram, and a third of the bytes of 256
+PICTURE_WIDTH, PICTURE_HEIGHT = 240, 56
+LEVELS = 32  # colours of a picture: enough for a spectrogram, and half the bytes of 256
 BROKEN = 0.74  # share of the height below the break of a broken axis
 
 
@@ -235,7 +236,7 @@ def palette(levels: int = LEVELS) -> bytes:
 
 
 def png(levels: np.ndarray) -> bytes:
-    """A PNG of palette indices u8[H, W] below 64, row 0 on top."""
+    """A PNG of palette indices u8[H, W] below LEVELS, row 0 on top."""
     height, width = levels.shape
     rows = np.zeros((height, width + 1), dtype=np.uint8)  # a filter byte 0 leads each row
     rows[:, 1:] = levels
@@ -247,7 +248,7 @@ def png(levels: np.ndarray) -> bytes:
             + chunk(b"PLTE", palette()) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
 
 
-def picture(spectrogram: np.ndarray, width: int = 260, height: int = 64) -> bytes:
+def picture(spectrogram: np.ndarray, width: int = PICTURE_WIDTH, height: int = PICTURE_HEIGHT) -> bytes:
     """A PNG of a log-mel array [M, T], low bins below; contrast from its own 2nd to 99.8th percentile."""
     values = np.asarray(spectrogram, dtype=np.float32)
     bins = np.linspace(0, values.shape[0], height + 1).astype(int)

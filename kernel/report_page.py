@@ -143,6 +143,7 @@ def _top(report: Mapping[str, Any]) -> str:
         about = "One run of the kernel: what it predicted, what it cost, and what went wrong."
     if report.get("random_weights"):
         about += " Random weights: this bundle was built to be timed; its scores mean nothing."
+    about = " ".join([about, *(text[0].upper() + text[1:] for text in report.get("remarks", []))])
     return (f'<h1>Hourglass: {escape(str(report.get("ensemble", "run")))}<span class="badge {badge[0]}">{badge[1]}</span></h1>'
             f'<p class="soft">{escape(about)}</p>')
 
@@ -180,7 +181,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
     problems = "".join(f'<p class="bad">{escape(text)}</p>' for text in verdict.get("problems", []))
     return section("Will it fit?", f"Forecast for the hidden test set from the costs measured in this rehearsal; time is also "
                    f"shown for a machine {verdict['slowdown']:g} times slower. Allowed time is the kernel's own stop mark.",
-                   problems + body + f'<p class="note" style="margin-top:8px">Walls of this rehearsal: {escape(walls)}.{notes}</p>')
+                   f'{problems}{body}<p class="note">Walls of this rehearsal: {escape(walls)}.{notes}</p>')
 
 
 def _faults(report: Mapping[str, Any]) -> str:
@@ -262,8 +263,8 @@ def _lengths(report: Mapping[str, Any]) -> str:
     for name, group in list(groups.items())[:3]:
         cells, padding = sum(group["cells"]), sum(group["padding"])
         body += (f'<p class="note" style="margin-top:10px"><b>{escape(name)}</b>: {group["forwards"]:,} forward passes in '
-                 f'{group["widths"]:,} different length{"s" if group["widths"] != 1 else ""}; {100 * padding / max(1, cells):.2f} % of the computed frames are '
-                 f"padding{' (drawn in red)' if padding else ''}.</p>")
+                 f'{group["widths"]:,} different length{"s" if group["widths"] != 1 else ""}; '
+                 f'{100 * padding / max(1, cells):.2f} % of the computed frames are padding.</p>')
         if group["widths"] > 1:
             body += charts.histogram([c - p for c, p in zip(group["cells"], group["padding"], strict=True)], group["padding"],
                                      group["edges"], ("frames per clip", "frames computed"), f"length groups of {name}", 150)
