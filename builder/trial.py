@@ -105,7 +105,14 @@ def try_member(ensemble: Ensemble, member: Member, state: dict[str, torch.Tensor
     if tuple(out.shape) != (1, classes) or not bool(torch.isfinite(out).all()):
         raise SpecError(f"member {member.name}: gave {list(out.shape)}, expected [1, {classes}] finite values")
     timed = inputs[recipe.timed]
-    return measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
+    cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
+    return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
+
+
+def spread(cost: Cost, frames: int) -> Cost:
+    """Cost of a net whose cuts all have `frames` frames: the whole of it per frame, since every further cut costs the same."""
+    return replace(cost, gmac_a=0.0, gmac_b=cost.gmac_a / frames + cost.gmac_b,
+                   bytes_a=0.0, bytes_b=cost.bytes_a / frames + cost.bytes_b)
 
 
 def try_stacker(stacker: Stacker, classes: int, state: dict[str, torch.Tensor], module: nn.Module) -> Cost:

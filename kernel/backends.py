@@ -7,6 +7,7 @@ Does not group rows, cut views or turn logits into probabilities.
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -340,3 +341,9 @@ def release(device: Device) -> None:
     """Give cached GPU memory back after an out-of-memory error."""
     if device.cuda:
         torch.cuda.empty_cache()
+
+
+def forget_nets() -> None:
+    """Give back nets that nobody uses: traced ones refer to themselves, and torch keeps recorded weights until told otherwise."""
+    torch._C._jit_clear_class_registry()
+    gc.collect()

@@ -149,8 +149,8 @@ class Ensemble:
     frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.frontends' keys
     stackers         [[stackers]]: second-level nets
     about            one sentence for the dataset's page
-    profile          limits it runs under: kernel.limits.PROFILES
-    mean             mean over members and stackers: kernel.blend.MEANS
+    profile          limits it runs under: fat2019, code-gpu, code-cpu or birdclef-cpu90 (kernel.limits.PROFILES)
+    mean             over members and stackers: kernel.blend.MEANS
     mean_power       exponent of the mean "power"
     row_independent  false where a mean or the metric compares rows: then only complete members count
     max_seconds      longer clips are cut there; None = 60, or 900 with [windows]

@@ -46,6 +46,7 @@ def run_step(scene: Scene, step: plan.Step, device: backends.Device, stop: Stop)
             if backends.is_lost(error):
                 raise
             drop(scene, step.net_id, error)
+    backends.forget_nets()
     seconds = time.monotonic() - before
     net.seconds += seconds
     return plan.Outcome(net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,

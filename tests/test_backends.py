@@ -1,6 +1,7 @@
 """Back ends: every fast path gives the numbers of plain eager torch, at lengths it was not recorded on, or is not taken."""
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,18 @@ def test_the_runtime_does_not_spin(tmp_path: Path) -> None:
     fake: Any = type("Runtime", (), parts)()
     graphs.GraphNet(b"", fake, 3)
     assert seen[0].get_session_config_entry("session.intra_op.allow_spinning") == "0" and seen[0].intra_op_num_threads == 3
+
+
+def test_used_nets_leave_no_weights_behind() -> None:
+    def weigh() -> int:
+        backends.forget_nets()
+        return sum(o.numel() for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter))
+
+    sample = {"x": torch.randn(1, 1, 64, 64)}
+    before = weigh()
+    for _ in range(3):
+        runner = backends.prepare(build_tiny("simple_cnn", {"base": 16, "channels": 1}), CPU, [sample])
+        assert "frozen" in runner.path
+        runner(sample)
+        del runner
+    assert weigh() <= before

@@ -1,0 +1,190 @@
+"""The tables of docs/ensembles.md, made from the code they describe; `python -m builder.ensemble_docs` writes them into the page.
+
+Owns the tables and their places in the page, between `<!-- table NAME -->` and `<!-- end -->`. The prose around them is the
+page's own. A key without a description in its docstring is an error here, so no key can be added and forgotten.
+"""
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+from kernel import blend, finish, spec, views
+from kernel.errors import SpecError
+from kernel.frontends import FrontEnd
+from kernel.models import FAMILIES
+from kernel.presets import PRESETS
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "ensembles.md"
+PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+ENTRY = re.compile(r"^( *)((?:\w+, )*\w+) {2,}(\S.*)$")
+TYPES = (("tuple[str", "list of texts"), ("tuple[float", "list of numbers"), ("tuple[int", "list of whole numbers"),
+         ("tuple[Any", "list of steps"), ("tuple", "list of tables"), ("dict", "table"), ("bool", "true or false"),
+         ("float", "number"), ("int", "whole number"), ("str", "text"))
+
+
+def describe_keys(documented: type) -> dict[str, str]:
+    """Key -> meaning, from the two-column part of a class's docstring; lines indented further continue a meaning."""
+    found: dict[str, str] = {}
+    keys: list[str] = []
+    for line in (inspect.getdoc(documented) or "").splitlines():
+        entry = ENTRY.match(line)
+        if entry and not entry[1]:
+            keys = entry[2].split(", ")
+            found |= dict.fromkeys(keys, entry[3])
+        elif keys and line.startswith("  "):
+            found |= {key: f"{found[key]} {line.strip()}" for key in keys}
+        else:
+            keys = []
+    return found
+
+
+def toml(value: Any) -> str:
+    """A default as TOML would write it; None as a dash, since TOML has no null."""
+    if value is None or value is MISSING:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }" if value else "{}"
+    return f"{value:.6g}" if isinstance(value, float) and value != int(value) else str(value)
+
+
+def type_name(annotation: str) -> str:
+    """An annotation in a TOML author's words; the name of a table of its own in brackets."""
+    plain = annotation.removesuffix(" | None")
+    if plain in ("Output", "Windows"):
+        return f"table [{plain.lower()}]"
+    if plain == "dict[str, Input]":
+        return "table of inputs"
+    return next((name for start, name in TYPES if plain.startswith(start)), "number or text")
+
+
+def default_of(field: Field[Any]) -> str:
+    """The default as text, or that there is none."""
+    if field.default_factory is not MISSING:
+        made = field.default_factory()
+        return "-" if isinstance(made, spec.Output) else toml(made)
+    return "**required**" if field.default is MISSING else toml(field.default)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells)
+
+
+def key_table(documented: type, leave_out: Sequence[str] = ()) -> str:
+    """Every key of a dataclass with type, default and meaning.
+
+    Raises  SpecError for a key without a meaning
+    """
+    meanings = describe_keys(documented)
+    rows = []
+    for field in fields(documented):
+        if field.name in leave_out:
+            continue
+        if field.name not in meanings:
+            raise SpecError(f"{documented.__name__}.{field.name}: no line in the docstring; add `{field.name}  what it means`")
+        rows.append((f"`{field.name}`", type_name(str(field.type)), f"{default_of(field)}", meanings[field.name]))
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def first_paragraph(documented: Any) -> str:
+    """The docstring up to its first empty line, on one line."""
+    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
+
+
+def whole_text(documented: Any) -> str:
+    """The docstring on one line."""
+    return " ".join((inspect.getdoc(documented) or "").split())
+
+
+def settings(pairs: Iterable[tuple[str, Any]]) -> str:
+    """`key = default` of each pair, or a dash."""
+    return ", ".join(f"`{key}`" if value is MISSING else f"`{key} = {toml(value)}`" for key, value in pairs) or "-"
+
+
+def view_table() -> str:
+    """Every view kind with its own keys."""
+    shared = {field.name for field in fields(views.View)} | {"merge"}
+    return table(("kind", "what it cuts", "own keys and defaults"), (
+        (f"`{kind}`", whole_text(made), settings((k, v) for k, (_, v) in views.keys(kind).items() if k not in shared))
+        for kind, made in views.VIEWS.items()))
+
+
+def shared_view_table() -> str:
+    """The keys that every view has."""
+    meanings = describe_keys(views.View)
+    return table(("key", "default", "meaning"), ((f"`{key}`", toml(views.keys("full")[key][1]), meanings[key])
+                                                 for key in ("merge", "pass_weights", "flip", "domain")))
+
+
+def finish_table() -> str:
+    """Every finish step with its keys."""
+    return table(("step", "what it does", "keys and defaults"), (
+        (f"`{kind}`", whole_text(made), settings((f.name, f.default) for f in fields(made)))
+        for kind, made in finish.STEPS.items()))
+
+
+def mean_table() -> str:
+    """Every mean."""
+    return table(("mean", "what it is"), ((f"`{name}`", MEAN_WORDS.get(name) or whole_text(made))
+                                          for name, made in blend.MEANS.items()))
+
+
+MEAN_WORDS = {"geometric": f"exp of the mean log; values below {blend.FLOOR:g} count as that. The default."}
+
+
+def family_table() -> str:
+    """Every family with its parameters."""
+    rows = []
+    for name, family in FAMILIES.items():
+        known = [p for p in inspect.signature(family.build).parameters.values() if p.name != "classes"]
+        rows.append((f"`{name}`", family.about,
+                     settings((p.name, MISSING if p.default is inspect.Parameter.empty else p.default) for p in known)))
+    return table(("family", "what it is", "`params` and defaults"), rows)
+
+
+def preset_table() -> str:
+    """Every front-end preset with what it changes of the defaults."""
+    return table(("preset", "keys it sets"), ((f"`{name}`", settings(keys.items())) for name, keys in PRESETS.items()))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "ensemble": lambda: key_table(spec.Ensemble), "member": lambda: key_table(spec.Member),
+    "input": lambda: key_table(spec.Input), "stacker": lambda: key_table(spec.Stacker),
+    "output": lambda: key_table(spec.Output), "windows": lambda: key_table(spec.Windows),
+    "frontend": lambda: key_table(FrontEnd, leave_out=("name",)), "presets": preset_table, "shared_views": shared_view_table,
+    "views": view_table, "finish": finish_table, "means": mean_table, "families": family_table,
+}
+
+
+def fill(page: str) -> str:
+    """The page with every table made anew.
+
+    Raises  SpecError for a place that names no table, or a table without a place
+    """
+    named = PLACE.findall(page)
+    if sorted(named) != sorted(TABLES):
+        raise SpecError(f"docs/ensembles.md has places for {sorted(named)}, the tables are {sorted(TABLES)}; give each one place")
+    return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{TABLES[place[1]]()}\n<!-- end -->", page)
+
+
+def main() -> int:
+    """Write the page; 0."""
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"{PAGE}: {len(TABLES)} tables")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
