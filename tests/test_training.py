@@ -242,6 +242,13 @@ def test_early_stopping_keeps_the_best_epoch(folder, tmp_path):
     assert all(net.record["epochs"] < 12 and net.record["best_epoch"] < net.record["epochs"] for net in nets)
 
 
+def test_other_settings_do_not_go_on_in_an_old_run_folder(facts, folder):
+    _, out = facts
+    (folder / "other.toml").write_text(RECIPE.replace("lr = 1e-2", "lr = 2e-2"))
+    with pytest.raises(SpecError, match="other settings"):
+        list(run.Run(recipe.load_recipe(folder / "other.toml"), clips_of(folder), out / "run", jobs=1).train())
+
+
 def test_recipe_errors_name_the_key(folder):
     (folder / "bad.toml").write_text(RECIPE.replace("epochs = 12", "epoch = 12"))
     with pytest.raises(SpecError, match="epochs"):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kernel.errors import SpecError, did_you_mean
 
-SINGLE_SOUND = ("kitchen20",)  # sources whose unlabelled clips may still hold one of the classes: left out
+MANY_SOUNDS = ("kitchen20",)  # sources whose unlabelled clips may still hold one of the classes: left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def _make(folder: Path, classes: Sequence[str], ids: Sequence[str], targets: np.
 
 
 def read_labelled(data: Path, classes: Sequence[str], *, licences: Sequence[str] = ("permissive", "copyleft"),
-                  unlabelled_out: Sequence[str] = SINGLE_SOUND, target: str = "labels") -> Clips:
+                  unlabelled_out: Sequence[str] = MANY_SOUNDS, target: str = "labels") -> Clips:
     """Clips of a folder with labels.csv (fname, labels, licence_class, label_quality, group, fold, ...) and clips/.
 
     licences        licence classes that are used; empty = all

@@ -6,6 +6,7 @@ not score by its own rules: held-out clips go through kernel.predict at full len
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import time
 import zlib
@@ -56,6 +57,16 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.recipe.member.name}.{self.fold}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the weights, save the code and the audio: what is resumed must have the same."""
+        member = self.recipe.member
+        fronts = {name: stage.fe.key for name, stage in self.recipe.stages.items()}
+        learnt = [(self.rows[i].id, self.targets[i].tolist(), bool(self.noisy[i])) for i in self.learn]
+        text = repr((member.family, sorted(member.params.items()), member.named_inputs(), fronts, self.train, self.seeds, learnt,
+                     self.classes))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -215,7 +226,8 @@ class Loop:
 
     def _save(self) -> None:
         """Atomic: a kill at any moment leaves the last whole checkpoint."""
-        parts = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(),
+        parts = {"job": self.job.fingerprint, "net": self.net.state_dict(),
+                 "optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(),
                  "ema": None if self.ema is None else self.ema.state_dict(), "state": dict(vars(self.state))}
         fresh = self.checkpoint.with_suffix(".new")
         torch.save(parts, fresh)
@@ -223,13 +235,12 @@ class Loop:
 
     def _load(self) -> None:
         parts = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        try:
-            self.net.load_state_dict(parts["net"])
-            self.optimiser.load_state_dict(parts["optimiser"])
-            if self.ema is not None:
-                self.ema.load_state_dict(parts["ema"])
-        except (RuntimeError, ValueError, AttributeError) as error:
-            raise SpecError(f"{self.checkpoint}: belongs to another recipe ({error}); give another --out or remove it") from error
+        if parts.get("job") != self.job.fingerprint:
+            raise SpecError(f"{self.checkpoint}: was made with other settings or clips; give another --out or remove it")
+        self.net.load_state_dict(parts["net"])
+        self.optimiser.load_state_dict(parts["optimiser"])
+        if self.ema is not None:
+            self.ema.load_state_dict(parts["ema"])
         self.scaler.load_state_dict(parts["scaler"])
         for key, value in parts["state"].items():
             setattr(self.state, key, value)

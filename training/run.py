@@ -78,37 +78,45 @@ class Run:
             for id, error in self.features.errors.items():
                 self.progress.say(f"left out: {id}: {error}")
             for fold in self.numbers:
-                folder = self.folder / f"{member.name}_{fold}"
-                if not (folder / "done.json").exists():
-                    self._train_one(member, stages, fold, folder)
-                self.progress.finish(f"{member.name}.{fold}")
-                yield read_net(folder)
+                job = self._job(member, stages, fold)
+                if not (job.folder / "done.json").exists():
+                    self._train_one(member, job)
+                self.progress.finish(job.name)
+                net = read_net(job.folder)
+                if net.record["job"] != job.fingerprint:
+                    raise SpecError(f"{job.folder}: was trained with other settings or clips; give another --out or remove it")
+                yield net
 
     def _ensemble(self, member: MemberRecipe) -> Ensemble:
         return Ensemble(name=self.recipe.name, classes=self.clips.classes, members=(kernel_member(member),),
                         frontends=self.recipe.frontends)
 
-    def _train_one(self, member: MemberRecipe, stages: predict.Recipe, fold: int, folder: Path) -> None:
+    def _job(self, member: MemberRecipe, stages: predict.Recipe, fold: int) -> loop.Job:
         usable = self.features.usable
-        learn, hold = np.flatnonzero((self.folds != fold) & usable), np.flatnonzero((self.folds == fold) & usable)
-        job = loop.Job(recipe=stages, train=self.recipe.settings(member), fold=fold, seed=self.recipe.seed,
-                       classes=len(self.clips.classes), rows=self.features.rows, targets=self.clips.targets,
-                       noisy=self.clips.noisy, learn=learn, hold=hold, folder=folder)
+        return loop.Job(recipe=stages, train=self.recipe.settings(member), fold=fold, seed=self.recipe.seed,
+                        classes=len(self.clips.classes), rows=self.features.rows, targets=self.clips.targets,
+                        noisy=self.clips.noisy, learn=np.flatnonzero((self.folds != fold) & usable),
+                        hold=np.flatnonzero((self.folds == fold) & usable), folder=self.folder / f"{member.name}_{fold}")
+
+    def _train_one(self, member: MemberRecipe, job: loop.Job) -> None:
+        started = job
         earlier = self.recipe.pretraining(member)
         if earlier is not None:
-            first = replace(job, train=earlier, folder=folder / "pretrain")
-            job = replace(job, start=loop.Loop(first, self.features, self.device, self.progress).run().weights)
-        result = loop.Loop(job, self.features, self.device, self.progress).run()
-        write_net(folder, job, result)
-        curves.draw(folder / "log.csv", folder / "curve.png")
+            first = replace(job, train=earlier, folder=job.folder / "pretrain")
+            started = replace(job, start=loop.Loop(first, self.features, self.device, self.progress).run().weights)
+        result = loop.Loop(started, self.features, self.device, self.progress).run()
+        write_net(job, result)
+        curves.draw(job.folder / "log.csv", job.folder / "curve.png")
 
 
-def write_net(folder: Path, job: loop.Job, result: loop.Result) -> None:
-    """Writes weights.safetensors (fp16), held.npz and, last, done.json."""
+def write_net(job: loop.Job, result: loop.Result) -> None:
+    """Writes weights.safetensors (fp16), held.npz and, last, done.json into the job's folder."""
+    folder = job.folder
     save_file(result.weights, folder / "weights.safetensors")
     np.savez_compressed(folder / "held.npz", hold=job.hold, held=result.held.astype(np.float32))
     state = result.state
-    record = {"member": job.recipe.member.name, "fold": job.fold, "epochs": state.epoch, "seconds": round(state.seconds, 1),
+    record = {"job": job.fingerprint, "member": job.recipe.member.name, "fold": job.fold,
+              "epochs": state.epoch, "seconds": round(state.seconds, 1),
               "losses": state.losses, "scores": state.scores, "best_epoch": state.best_epoch, "threads": torch.get_num_threads()}
     (folder / "done.json").write_text(json.dumps(record))
 

@@ -14,8 +14,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,9 @@ def score(scoring: Scoring, ids: Sequence[str], shards: int, jobs: int, backend:
     return np.concatenate(found)
 
 
-def dask_backend(address: str | None) -> AbstractContextManager[Any]:
-    """joblib over a Dask cluster at `address` ("" or None: whatever client exists).
+@contextmanager
+def dask_backend(address: str | None) -> Iterator[None]:
+    """joblib over the Dask cluster at `address`, or over the client that already exists when it is None or "".
 
     Raises  SpecError without dask
     """
@@ -118,9 +119,8 @@ def dask_backend(address: str | None) -> AbstractContextManager[Any]:
         from dask.distributed import Client
     except ImportError as error:
         raise SpecError("--dask: dask is not installed; pip install 'hourglass[dask]'") from error
-    if address:
-        Client(address)
-    return parallel_config(backend="dask")
+    with Client(address) if address else nullcontext(), parallel_config(backend="dask"):
+        yield
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -95,7 +95,7 @@ def _train_one(stacker: Stacker, table: Table, train: Train, seed: int, fold: in
     save_file(shipped, place / "weights.safetensors")
     np.savez_compressed(place / "held.npz", hold=table.rows[hold], held=_predict(stacker, net, features[hold]))
     record = {"member": stacker.name, "fold": fold, "epochs": train.epochs, "seconds": 0.0, "losses": values, "scores": [],
-              "best_epoch": -1, "threads": torch.get_num_threads()}
+              "best_epoch": -1, "threads": torch.get_num_threads(), "job": ""}
     (place / "done.json").write_text(json.dumps(record))
 
 
