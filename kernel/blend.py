@@ -28,6 +28,7 @@ class Board:
     def __init__(self, rows: int, classes: int):
         self.shape = (rows, classes)
         self._scores: dict[str, np.ndarray] = {}
+        self._covered: dict[str, np.ndarray] = {}
 
     def add(self, net_id: str, rows: np.ndarray, probs: np.ndarray) -> None:
         """Put `probs` f[n, K] of the row numbers `rows` int[n] on the board; later values replace earlier ones.
@@ -38,8 +39,10 @@ class Board:
         if probs.shape != (len(rows), self.shape[1]):
             raise ValueError(f"{net_id}: scores of shape {probs.shape} for {len(rows)} rows x {self.shape[1]} classes")
         if net_id not in self._scores:
+            self._covered[net_id] = np.zeros(self.shape[0], bool)
             self._scores[net_id] = np.full(self.shape, np.nan, np.float32)
         self._scores[net_id][rows] = probs
+        self._covered[net_id][rows] = present(np.asarray(probs))
 
     def load(self, net_id: str, scores: np.ndarray) -> None:
         """Put saved scores f[N, K] of a whole net on the board.
@@ -48,6 +51,7 @@ class Board:
         """
         if scores.shape != self.shape:
             raise ValueError(f"{net_id}: saved scores of shape {scores.shape}, this run has {self.shape}; delete the file")
+        self._covered[net_id] = present(scores)
         self._scores[net_id] = scores.astype(np.float32)
 
     def get(self, net_id: str) -> np.ndarray:
@@ -62,7 +66,7 @@ class Board:
         """bool[N]: rows on which the net has said something usable."""
         if net_id not in self._scores:
             return np.zeros(self.shape[0], bool)
-        return present(self._scores[net_id])
+        return self._covered[net_id].copy()
 
 
 def present(scores: np.ndarray) -> np.ndarray:

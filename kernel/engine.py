@@ -39,6 +39,8 @@ class Engine:
             signal.signal(number, lambda *_: self.stopping.set())
         self.scene: Scene = open_scene(run, heartbeat)
         self.recorder, self.marks = self.scene.recorder, run["marks"]
+        if account.lacks_clips(self.scene):
+            print(f"[hourglass] {account.NO_CLIPS}", flush=True)
         self.publisher = submission.Publisher(
             Path(run["working"]) / "submission.csv", submission.read_sample(Path(run["sample"]["path"])),
             self.scene.ensemble.output, self.scene.ensemble.classes)
@@ -152,22 +154,19 @@ class Engine:
         for net_id, net in scene.nets.items():
             rows = [] if net.failed else scene.missing(net_id)
             if net.stacker:
-                complete = set(blend.stacker_features(net.part, scene.ensemble, scene.board)[0].tolist())  # type: ignore[arg-type]
-                rows = [i for i in rows if i in complete]
-                todo[net_id] = plan.Todo(rows=len(rows), frames=0.0)
+                complete = blend.stacker_rows(net.part, scene.ensemble, scene.board)  # type: ignore[arg-type]
+                todo[net_id] = plan.Todo(rows=len(np.intersect1d(rows, complete)), frames=0.0)
                 continue
             frames = scene.frames[net.part.name][rows].sum() if rows else 0.0
             todo[net_id] = plan.Todo(rows=len(rows), frames=float(frames), loading_s=self._loading_s(net.part.name, rows))
         scored = np.logical_or.reduce([scene.board.covered(net_id) for net_id in scene.nets])
-        uncovered = sum(not scored[i] and scene.rows[i].id not in scene.broken for i in scene.wanted)
-        return todo, int(uncovered)
+        return todo, int((~scored & ~scene.lost)[scene.wanted].sum())
 
     def _loading_s(self, member: str, rows: list[int]) -> float:
         """Seconds of decoding and front end for rows whose arrays nobody has produced yet."""
         scene = self.scene
-        fresh = [i for i in rows if any(scene.store.frames(s.fe, scene.rows[i]) is None
-                                        for s in scene.recipes[member].stages.values())]
-        return float(scene.seconds[fresh].sum()) * self._loading_rate() if fresh else 0.0
+        fresh = scene.fresh(member, rows)
+        return float(scene.seconds[fresh].sum()) * self._loading_rate() if len(fresh) else 0.0
 
     def _loading_rate(self) -> float:
         """Wall seconds per second of audio for one front end, as measured so far."""
@@ -239,7 +238,7 @@ class Engine:
         done = sum(not count for count in missing.values())
         total, t = len(scene.wanted), self.recorder.now()
         return progress.State(
-            t=t, step=f"{unit} ({done}/{len(scene.nets)} nets done)", total=total,
+            t=t, step=unit, nets=f"{done}/{len(scene.nets)}", total=total,
             done=total - missing[unit] if unit in missing else scene.heartbeat.scored_rows,
             scored=sum(n.rows for n in scene.nets.values()), to_score=total * len(missing), ram=used,
             ram_limit=scene.limits.ram_bytes, disk=disk, left_s=left, deadline_s=self.marks["stop_s"] - t)

@@ -106,7 +106,7 @@ class Scene:
     wanted   row numbers to predict (not broken, not beyond --first), in running order
     frames   member name -> f64[N], frames a net of that member works through per row (upper bound)
     broken   row id -> code of the error that leaves it with the prior
-    stored   front end key -> row id -> bytes of its array
+    stored   front end key -> i64[N], bytes of each row's array, 0 = not produced yet
     loading  front end key -> [wall seconds waited, seconds of audio] of first-time loading
     """
 
@@ -129,9 +129,15 @@ class Scene:
     nets: dict[str, NetState]
     board: blend.Board
     broken: dict[str, str]
-    stored: dict[str, dict[str, int]] = field(default_factory=dict)
+    stored: dict[str, np.ndarray] = field(default_factory=dict)
     loading: dict[str, list[float]] = field(default_factory=dict)
     store: Store = field(init=False)
+    numbers: dict[str, int] = field(init=False, repr=False)
+    lost: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = {row.id: i for i, row in enumerate(self.rows)}
+        self.lost = np.zeros(len(self.rows), bool)
 
     @property
     def ensemble(self) -> spec.Ensemble:
@@ -141,6 +147,7 @@ class Scene:
         """Give a row up: it keeps the prior and is named once."""
         if row.id not in self.broken:
             self.broken[row.id] = error.code
+            self.lost[self.numbers[row.id]] = True
             self.recorder.error(row.id, error)
 
     def skip(self, net_id: str, row: audio.Row, error: BaseException) -> None:
@@ -150,16 +157,29 @@ class Scene:
 
     def missing(self, net_id: str) -> list[int]:
         """Rows the net still lacks, in running order."""
-        covered, net = self.board.covered(net_id), self.nets[net_id]
-        return [i for i in self.wanted if not covered[i] and self.rows[i].id not in self.broken
-                and self.rows[i].id not in net.skipped and (net_id, self.rows[i].id) not in self.journal.dropped]
+        done = self.board.covered(net_id) | self.lost
+        done[[self.numbers[row_id] for row_id in list(self.nets[net_id].skipped)]] = True
+        done[[self.numbers[row_id] for name, row_id in self.journal.dropped if name == net_id and row_id in self.numbers]] = True
+        order = np.asarray(self.wanted, np.intp)
+        rows: list[int] = order[~done[order]].tolist()
+        return rows
+
+    def fresh(self, member: str, rows: Sequence[int]) -> np.ndarray:
+        """int[n]: those of `rows` that lack an array of some front end of the member, which nobody has produced yet."""
+        none = np.zeros(len(self.rows), np.int64)
+        index = np.asarray(rows, np.intp)
+        new = [self.stored.get(stage.fe.key, none)[index] == 0 for stage in self.recipes[member].stages.values()]
+        return index[np.logical_or.reduce(new)]
 
     def produce(self, fe: Any, rows: Sequence[audio.Row]) -> Iterator[tuple[audio.Row, np.ndarray | ClipError]]:
         """What a loader thread does for the rows of one clip; a crash in here leaves the clip's mark behind."""
         with self.journal.flight("clip", [rows[0].clip.id]):
             for row, array in predict.produce(fe, rows, self.max_seconds, self.recorder.note):
                 if isinstance(array, np.ndarray):
-                    self.stored.setdefault(fe.key, {})[row.id] = array.nbytes
+                    sizes = self.stored.get(fe.key)
+                    if sizes is None:  # set once: two loaders may come here at the same time
+                        sizes = self.stored.setdefault(fe.key, np.zeros(len(self.rows), np.int64))
+                    sizes[self.numbers[row.id]] = array.nbytes
                 yield row, array
         self.heartbeat.progress += 1
 
