@@ -22,7 +22,7 @@ class State:
     """Figures of one moment.
 
     t                    seconds since the start
-    step                 what is being done
+    step, nets           what is being done; how many nets are done, "3/35"
     done, total          rows of that step
     scored, to_score     (row, net) pairs of the whole run
     ram, ram_limit, disk bytes
@@ -32,6 +32,7 @@ class State:
 
     t: float
     step: str
+    nets: str
     done: int
     total: int
     scored: int
@@ -65,7 +66,7 @@ class Pace:
 def line(state: State, rate: float) -> str:
     """One line: what, how far, how fast, what it holds, and whether it will be done before the deadline."""
     late = state.left_s > state.deadline_s
-    return (f"[hourglass] {state.step} | {state.done}/{state.total} clips | {rate:.1f} clips/s"
+    return (f"[hourglass] {state.step} ({state.nets} nets done) | {state.done}/{state.total} clips | {rate:.1f} clips/s"
             f" | RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB | disk {state.disk / 1e9:.2f} GB"
             f" | ETA {seconds_text(state.left_s)}, deadline in {seconds_text(state.deadline_s)}"
             + (": not everything will fit" if late else ""))
@@ -89,7 +90,7 @@ class Progress:
         self._pace.add(state.t, state.scored)
         if self._bar is not None:
             self._bar.total, self._bar.n = state.to_score, state.scored
-            self._bar.set_description_str(state.step, refresh=False)
+            self._bar.set_description_str(f"{state.step} ({state.nets} nets)", refresh=False)
             self._bar.set_postfix_str(
                 f"RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB, disk {state.disk / 1e9:.2f} GB, "
                 f"ETA {seconds_text(state.left_s)} of {seconds_text(state.deadline_s)}")

@@ -118,9 +118,9 @@ def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[
         rows = [scene.rows[i] for i in window]
         fresh = [i for i in window if scene.store.frames(stage.fe, scene.rows[i]) is None]
         if fresh and stage.fe.key not in scene.loading:  # filter banks and caches are made once: no part of the rate
-            _load_timed(scene, net_id, stage.fe, [scene.rows[fresh[0]]], stop)
+            warm_up = fresh.pop(len(fresh) // 2)  # of middle length: the rate then holds for the others
+            _load_timed(scene, net_id, stage.fe, [scene.rows[warm_up]], stop)
             scene.loading.setdefault(stage.fe.key, [0.0, 0.0])
-            fresh = fresh[1:]
         waited = _load_timed(scene, net_id, stage.fe, rows, stop)
         if fresh and not stop():
             total = scene.loading[stage.fe.key]

@@ -8,7 +8,7 @@ import pytest
 
 from kernel.progress import Pace, Progress, State, line
 
-STATE = State(t=0.0, step="cnn.0 (0/2 nets done)", done=0, total=100, scored=0, to_score=200, ram=1.5e9, ram_limit=14e9,
+STATE = State(t=0.0, step="cnn.0", nets="0/2", done=0, total=100, scored=0, to_score=200, ram=1.5e9, ram_limit=14e9,
               disk=0.2e9, left_s=75.0, deadline_s=3000.0)
 
 
@@ -45,7 +45,9 @@ def test_one_line_per_step_or_15_seconds() -> None:
         progress.update(replace(STATE, t=float(t), done=t, scored=t))
     assert [text.split(" | ")[1] for text in lines] == ["0/100 clips", "15/100 clips", "30/100 clips"]
     assert "1.0 clips/s" in lines[-1]
-    progress.update(replace(STATE, t=40.0, step="cnn.1 (1/2 nets done)"))
+    progress.update(replace(STATE, t=39.5, nets="1/2"))
+    assert len(lines) == 3, "a count alone is no new step"
+    progress.update(replace(STATE, t=40.0, step="cnn.1", nets="1/2"))
     assert len(lines) == 4 and "cnn.1" in lines[-1]
 
 

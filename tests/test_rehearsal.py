@@ -64,7 +64,7 @@ def test_a_full_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
     assert 0 < report["rehearsal"]["lwlrap"] <= 1 and len(report["worst"]) == 8
     assert all(entry["truth"] for entry in report["worst"])
     forecast = report["rehearsal"]["verdict"][0]["raw"]
-    assert forecast == pytest.approx(report["wall_s"], rel=0.05), "the forecast for the very set that ran is its own time"
+    assert forecast == pytest.approx(report["wall_s"], rel=0.15), "the forecast for the very set that ran is its own time"
     assert "Worst predictions" in (tmp_path / "working/report.html").read_text()
 
 
