@@ -56,9 +56,15 @@ def pip(python: Path, *arguments: str) -> bool:
     return done.returncode == 0
 
 
-def make_environment(folder: Path) -> Path:
+def find_python() -> str:
+    """An interpreter of the image's version that really starts, else this one."""
+    found = shutil.which(f"python{PYTHON}")
+    works = found is not None and subprocess.run([found, "-c", "pass"], capture_output=True).returncode == 0
+    return str(found) if works else sys.executable
+
+
+def make_environment(folder: Path, base: str) -> Path:
     """The interpreter of a new environment with the table's versions, or the nearest that the index has."""
-    base = shutil.which(f"python{PYTHON}") or sys.executable
     subprocess.run([base, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     own_torch = importlib.metadata.version("torch")
@@ -104,6 +110,7 @@ def main() -> None:
     """Build the environment, run the bundle in it and here, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--environment", type=Path, help="where to make the environment, and keep it (default: nowhere)")
+    parser.add_argument("--python", default=find_python(), help=f"interpreter to start from (python{PYTHON} if it is there)")
     chosen = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from bundles import built_once
@@ -112,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="image-") as temporary:
         folder = Path(temporary)
         environment = chosen.environment or folder / "environment"
-        python = environment / "bin" / "python" if environment.exists() else make_environment(environment)
+        python = environment / "bin" / "python" if environment.exists() else make_environment(environment, chosen.python)
         print_differences(installed(python))
         place = make_place(folder / "place")
         out = built_once()
