@@ -1,8 +1,8 @@
 """One net over rows: stored spectrogram -> view -> finish -> net -> probabilities.
 
-Owns `Recipe` (the stages of one member, built once), `produce` (what a loader thread does for one clip) and
-`predict_rows` (one net over a window of rows, alone on a CPU, in length groups on a GPU).
-Does not choose what runs next (plan), keep spectrograms (store) or merge members (blend).
+Owns `Recipe` (the stages of one member, built once), `produce` (what a loader thread does for one clip) and the CPU schedule, one
+row at a time. Does not batch rows for a GPU (grouped), choose what runs next (plan), keep spectrograms (store) or merge members
+(blend).
 """
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import audio, backends, batches, finish, frontends, graphs, models, spec, views
+from . import audio, backends, finish, frontends, graphs, models, spec, views
 from .errors import ClipError, ClipUnreadable, ModelLoadFailed
 
 PASSES_PER_BATCH = 16  # tiles of one clip per forward on a CPU (argus: batches of at most 16 tiles)
-ROWS_PER_BATCH = 512  # on a GPU (OsciiArt's cap per batch)
 UNFIT = np.array([np.nan])  # no answer: the row does not fit on the device even alone, or the net gave NaN or infinity
-PADDING = 0.02  # share of computed cells that may be padding (issue: under 2 %)
 
 
 class CutFirst:
@@ -158,7 +156,10 @@ def _as_clip_error(row: audio.Row, stage: str, error: BaseException) -> ClipErro
 
 @dataclass(kw_only=True)
 class LoadedNet:
-    """A net with its weights on a device."""
+    """A net with its weights on a device.
+
+    fitting_frames  most frames of a batch that fit on the device, once one did not; None = never out of memory
+    """
 
     module: nn.Module
     runner: backends.Runner
@@ -168,6 +169,7 @@ class LoadedNet:
     batches: int = 0
     cells: int = 0
     padded_cells: int = 0
+    fitting_frames: int | None = None
     widths: dict[int, list[int]] = field(default_factory=dict)  # frames of a forward -> [cells, padded cells] in all
 
     def count(self, width: int, cells: int, padded: int = 0) -> None:
@@ -297,66 +299,9 @@ def predict_alone(net: LoadedNet, store: Any, row: audio.Row) -> np.ndarray:
         outs.append(net.runner(part))
         timed = part[net.recipe.timed]
         net.count(timed.shape[-1], timed.shape[0] * timed.shape[-1])
-    return _merge(net, np.concatenate(outs))
+    return merge(net, np.concatenate(outs))
 
 
-def _merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
+def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
     """f64[K] of a row from the net's answers f32[P, K], UNFIT when one of them is not finite (an infinite logit is no vote)."""
     return net.recipe.view.merge(answers, net.activate) if np.isfinite(answers).all() else UNFIT
-
-
-def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[audio.Row], max_cells: int,
-                    failed: Callable[[audio.Row, ClipError], None]) -> Iterator[tuple[audio.Row, np.ndarray]]:
-    """(row, f64[K]) in length groups: the GPU schedule. Passes of many rows share batches; padding is masked or absent.
-
-    A row that does not fit on the device even alone gives [NaN]: this net has no say in it.
-    """
-    held: dict[int, dict[str, torch.Tensor]] = {}
-    for index, row in enumerate(rows):
-        try:
-            held[index] = row_inputs(net, store, row)
-        except ClipError as error:
-            failed(row, error)
-    timed = net.recipe.timed
-    units = [(index, p) for index, x in held.items() for p in range(x[timed].shape[0])]
-    frames = [held[index][timed].shape[-1] for index, _ in units]
-    logits: dict[int, dict[int, np.ndarray]] = {i: {} for i in held}
-    exact = not getattr(net.module, "maskable", False)
-    for batch in batches.group(frames, max_cells=max_cells, max_rows=ROWS_PER_BATCH, padding=PADDING, exact=exact,
-                               min_frames=int(getattr(net.module, "min_frames", 1))):
-        chosen = [units[i] for i in batch.rows]
-        for (index, p), out in zip(chosen, _run_batch(net, held, chosen, batch.width), strict=True):
-            logits[index][p] = out
-    for index in held:
-        in_order = [logits[index][p] for p in range(held[index][timed].shape[0])]
-        yield rows[index], UNFIT if any(x is UNFIT for x in in_order) else _merge(net, np.stack(in_order))
-
-
-def _run_batch(net: LoadedNet, held: dict[int, dict[str, torch.Tensor]], chosen: Sequence[tuple[int, int]],
-               width: int) -> list[np.ndarray]:
-    """f32[K] for each of a batch; halves itself when memory runs out, down to UNFIT for a row that fails alone."""
-    timed = net.recipe.timed
-    frames = torch.tensor([held[i][timed].shape[-1] for i, _ in chosen])
-    collated = {}
-    for name in net.recipe.stages:
-        parts = [held[i][name][p] for i, p in chosen]
-        if name == timed:
-            parts = [nn.functional.pad(x, (0, width - x.shape[-1])) for x in parts]
-        collated[name] = torch.stack(parts)
-    padded = bool((frames != width).any())
-    try:
-        out = net.runner(collated, frames if padded else None)
-    except Exception as error:
-        if not backends.is_out_of_memory(error):
-            raise
-        message = str(error)
-    else:
-        net.count(width, width * len(chosen), int(width * len(chosen) - frames.sum()))
-        return list(out)
-    backends.release(net.runner.device)
-    if len(chosen) == 1:
-        net.runner.notes.append(f"out of memory at 1 x {width}: this net has no say in that row ({message[:80]})")
-        return [UNFIT]
-    net.runner.notes.append(f"out of memory at {len(chosen)} x {width}: batch halved ({message[:80]})")
-    half = len(chosen) // 2
-    return _run_batch(net, held, chosen[:half], width) + _run_batch(net, held, chosen[half:], width)

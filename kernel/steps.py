@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import backends, blend, graphs, plan, predict, spec
+from . import backends, blend, graphs, grouped, plan, predict, spec
 from .audio import Row
 from .errors import ClipError
 from .scene import Scene, drop
 
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 WINDOW_ROWS = 32  # rows whose spectrograms are loaded before a CPU net runs on them: small, so that scores come early
-WINDOW_ROWS_GPU = 512
-CELLS_PER_BATCH = 1 << 17  # frames of one GPU batch; out of memory halves it
+WINDOW_ROWS_GPU = 512  # and no more frames than half a batch: little waits at either end of a step, little is held at a time
+WINDOWS_AHEAD = 2  # loaded while a GPU computes one
 MEMORY_MARK = 0.97  # a forward must fit under this share of the limit
 
 Stop = Callable[[], bool]
@@ -80,18 +80,18 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     began = time.monotonic()
     net = open_net(scene, entry, recipe, device)
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
-    size = WINDOW_ROWS_GPU if device.cuda else WINDOW_ROWS
-    todo = suspects_first(scene, net_id, todo)
+    windows = cut_windows(scene, net, suspects_first(scene, net_id, todo))
     saved = time.monotonic()
-    for start in range(0, len(todo), size):
+    for number, window in enumerate(windows):
         if stop():
             break
-        load_window(scene, net_id, recipe, todo[start:start + size], stop)
-        if device.cuda:  # the next window loads while this one runs; a CPU has no idle core for that
+        if device.cuda:  # the next windows load while this one runs; a CPU has no idle core for that
             for stage in recipe.stages.values():
-                scene.store.prefetch(stage.fe, [scene.rows[i] for i in todo[start + size:start + 2 * size]])
+                coming = [i for later in windows[number:number + 1 + WINDOWS_AHEAD] for i in later]
+                scene.store.prefetch(stage.fe, [scene.rows[i] for i in coming])
+        load_window(scene, net_id, recipe, window, stop)
         run_window = _grouped if device.cuda else _one_by_one
-        run_window(scene, net_id, net, todo[start:start + size], stop)
+        run_window(scene, net_id, net, window, stop)
         if time.monotonic() - saved > SAVE_EVERY_S:
             scene.journal.save_scores(net_id, scene.board.get(net_id))
             saved = time.monotonic()
@@ -104,6 +104,22 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
         state.widths[width] = [known[0] + cells, known[1] + padded]
     state.path = net.runner.path
     state.notes += net.runner.notes
+
+
+def cut_windows(scene: Scene, net: predict.LoadedNet, todo: list[int]) -> list[list[int]]:
+    """The rows in pieces that are loaded and run one after the other: by number, and for a GPU by frames too."""
+    if not net.runner.device.cuda:
+        return [todo[start:start + WINDOW_ROWS] for start in range(0, len(todo), WINDOW_ROWS)]
+    frames, most = scene.frames[net.recipe.member.name], grouped.frames_per_batch(net) / 2
+    windows: list[list[int]] = []
+    held = 0.0
+    for i in todo:
+        if not windows or held + frames[i] > most or len(windows[-1]) == WINDOW_ROWS_GPU:
+            windows.append([])
+            held = 0.0
+        windows[-1].append(i)
+        held += frames[i]
+    return windows
 
 
 def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
@@ -185,7 +201,7 @@ def _grouped(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int
             return
         began = time.monotonic()
         with scene.journal.flight("batch", [row.id for row in rows], net_id):
-            for row, probs in predict.predict_grouped(net, scene.store, rows, CELLS_PER_BATCH, scene.lose):
+            for row, probs in grouped.predict_grouped(net, scene.store, rows, grouped.frames_per_batch(net), scene.lose):
                 put(scene, net_id, index[row.id], probs)
         frames = scene.frames[net.recipe.member.name][[index[row.id] for row in rows]].sum()
         scene.nets[net_id].timing.add(len(rows), float(frames), time.monotonic() - began)

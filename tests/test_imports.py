@@ -22,7 +22,7 @@ LAYERS = (  # a module imports only from layers above its own line
     ("graphs",),
     ("backends",),
     ("predict", "plan", "report", "charts", "replica"),
-    ("scene", "progress", "outlook", "pictures", "report_page", "truth"),
+    ("scene", "grouped", "progress", "outlook", "pictures", "report_page", "truth"),
     ("steps", "account", "rehearsal"),
     ("engine",),
     ("run",),
