@@ -10,6 +10,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from . import account, backends, blend, plan, progress, report, steps, submission
-from .errors import ClipError, HourglassError
+from .errors import BudgetTooSmall, ClipError, HourglassError
 from .journal import Heartbeat, write_atomically
 from .pictures import draw_rows
 from .report_page import encode_page, page
@@ -75,12 +76,21 @@ class Engine:
         if self.fatal is not None:
             raise self.fatal
         self.scene.heartbeat.step("publish")
+        self._name_unreached()
         self._tick(final=True)
         self.progress.close()
         self._write_page()
         print(report.table(self.described), flush=True)
         self.scene.store.close()
         self.scene.heartbeat.close()
+
+    def _name_unreached(self) -> None:
+        """Say how many rows no net has reached when time ran out."""
+        _, uncovered = self._todo()
+        if uncovered and self.out_of_time():
+            self.recorder.error("clock", BudgetTooSmall(
+                f"{uncovered} of {len(self.scene.wanted)} rows were not reached before the run had to end; they keep the prior. "
+                "Give more --seconds, or a lighter net"))
 
     def out_of_time(self) -> bool:
         return self.stopping.is_set() or self.recorder.now() >= self.marks["stop_s"]
@@ -109,13 +119,17 @@ class Engine:
                 step = self._take_step()
                 if step is None:
                     return
-                outcome = steps.run_step(self.scene, step, device, self.out_of_time)
-                self._finish_step(step, outcome)
+                self._finish_step(step, steps.run_step(self.scene, step, device, self._stop_of(step)))
         except Exception as error:  # handed to the main thread, which ends the process with it
             self.fatal = error
         finally:
             with self.changed:
                 self.changed.notify_all()
+
+    def _stop_of(self, step: plan.Step) -> Callable[[], bool]:
+        """Tells a step when to leave: time is up, or it takes so long that the plan wants another choice."""
+        until = time.monotonic() + step.patience_s
+        return lambda: self.out_of_time() or time.monotonic() > until
 
     def _take_step(self) -> plan.Step | None:
         """The next step for an idle device; waits while another device's step may open new ones."""
@@ -142,7 +156,8 @@ class Engine:
             if outcome.done and not cost.inputs:
                 share = outcome.done / max(1, outcome.rows)
                 done = plan.Todo(rows=outcome.done, frames=share * float(scene.frames[step.member].sum()))
-                self.speeds = self.speeds.learn(step.member, plan.expected(cost, done), outcome.seconds - outcome.loading_s)
+                spent = outcome.seconds - outcome.loading_s - scene.nets[step.net_id].setup_s
+                self.speeds = self.speeds.learn(step.member, plan.expected(cost, done), spent)
             self._forget_finished_frontends()
             self.publish_due = True
             self.changed.notify_all()

@@ -4,13 +4,15 @@ Owns costs, forecasts, what was learnt about this machine, and the choice of the
 times come in as numbers, new values go out, so every rule is tested with a fake clock.
 Does not run steps, watch the clock inside a step (the engine does, per batch) or stop anything.
 
-Rules (DESIGN 9): first the cheapest net over every row, whatever the forecast says (the engine's per-batch clock cuts it);
+Rules (DESIGN 9): first the cheapest net over every row, whatever the forecast says (the engine's per-batch clock cuts it; where
+it falls far behind its forecast, a net that was not tried yet takes over);
 then nets by value per second, each only if its forecast x 1.15 fits before the stop mark; a net that does not fit is
 skipped for the next one that does; stackers once their inputs are complete. Where the metric or a mean compares rows
 (`row_independent = false`) a half-done member is worth nothing, so a net starts only if all that its member still lacks fits.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -24,6 +26,7 @@ LEARNING = 0.5  # weight of the newest measurement: two windows are enough to se
 GMAC_PER_S_CPU = 60.0  # per second, guess before anything is measured: about a quarter of the 2-core fp32 roofline (250 GMAC/s)
 GMAC_PER_S_GPU = 2500.0  # per second, same kind of guess for a P100 or T4 at about half of its fp32 peak
 UNKNOWN_ROW_S = 0.2  # seconds per row of a net whose cost nobody knows
+PATIENCE, LEAST_PATIENCE_S = 4.0, 3.0  # a covering net this far behind its forecast gives way; our choice, as for hung engines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +64,15 @@ class Todo:
 class Step:
     """One net over the rows it lacks.
 
-    kind  "cover": always starts, rows that no net has scored run first; "refine" or "stack": started because it fits
+    kind        "cover": always starts; "refine" or "stack": started because it fits
+    patience_s  after this long the step gives way to another choice: not every row may wait for the one slow net
     """
 
     net_id: str
     member: str
     kind: str
     forecast_s: float
+    patience_s: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +164,8 @@ def next_step(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds
     first_level = [c for c in ready if not c.inputs]
     covering = any(todo[c.net_id].rows > 0 for c in costs if c.net_id in busy and c.net_id in todo and not c.inputs)
     if uncovered > 0 and first_level and not covering:
-        cheapest = min(first_level, key=lambda c: forecast(c, todo[c.net_id], speeds))
-        return _step(cheapest, "cover", todo, speeds)
+        step = _cover(first_level, todo, speeds)
+        return step if row_independent else replace(step, patience_s=math.inf)  # there only complete members count
     begun = {c.member: sum(d.member == c.member and d not in ready for d in costs) for c in ready}
     running = {c.member for c in costs if c.net_id in busy}
     ready = [c for c in ready if not running & set(c.inputs)]
@@ -172,6 +177,14 @@ def next_step(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds
             if sum(forecast(c, todo[c.net_id], speeds) for c in whole) * MARGIN <= left_s:
                 return _step(cost, "stack" if cost.inputs else "refine", todo, speeds)
     return None
+
+
+def _cover(ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> Step:
+    """The cheapest net. One that was never run here counts as the manifest says: trying it covers rows all the same."""
+    hopeful = replace(speeds, overall=None)
+    step = _step(min(ready, key=lambda c: forecast(c, todo[c.net_id], hopeful)), "cover", todo, speeds)
+    others = any(c.member != step.member and c.member not in speeds.members for c in ready)
+    return replace(step, patience_s=max(LEAST_PATIENCE_S, PATIENCE * step.forecast_s)) if others else step
 
 
 def _worth(cost: NetCost, ready: Sequence[NetCost], begun: Mapping[str, int], todo: Mapping[str, Todo], speeds: Speeds,

@@ -186,3 +186,14 @@ def test_costs_come_from_measured_seconds_else_from_multiply_adds():
 def test_remaining_sums_what_is_left():
     costs = [net("a", seconds=3), net("b", seconds=4)]
     assert plan.remaining(costs, todo_of(costs, {"a.0"}), Speeds(overall=2.0)) == pytest.approx(8)
+
+
+def test_a_covering_net_far_behind_its_forecast_gives_way_to_one_not_tried_yet():
+    costs = [net("fast", seconds=5), net("slow", seconds=9)]
+    first = choose(costs, uncovered=10)
+    assert first.member == "fast" and first.patience_s == 4 * first.forecast_s
+    behind = Speeds().learn("fast", 5, 500)  # a hundred times slower than the manifest says
+    second = choose(costs, uncovered=8, speeds=behind)
+    assert second.member == "slow" and second.patience_s == float("inf")  # nothing else is left to try
+    assert choose(costs, uncovered=6, speeds=behind.learn("slow", 9, 900)).member == "fast"  # it was the machine
+    assert choose(costs, uncovered=10, row_independent=False).patience_s == float("inf")

@@ -143,7 +143,7 @@ def make_crowd(folder: Path, count: int, seconds: float = 0.5, different: int = 
     return place
 
 
-def run_whole(place: Place, bundle: Path, *arguments: str, seconds: float = 40.0, plan: Sequence[dict[str, Any]] = (),
+def run_whole(place: Place, bundle: Path, *arguments: str, seconds: float = 120.0, plan: Sequence[dict[str, Any]] = (),
               during: Callable[[subprocess.Popen[str], Path], None] | None = None, prefix: Sequence[str] = (),
               kernel: Path | None = None, **env: str) -> GuardRun:
     """A finished run on `place`, after a thread has looked at its submission all the time.
