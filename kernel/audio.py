@@ -87,14 +87,21 @@ class _Stream(soundfile.SoundFile):
 
 
 def _within(real: str, roots: Sequence[Path]) -> bool:
-    """True inside one of `roots`, or where a link leads to a file that is audio by its name: a folder of links to one's own
-    clips is a usual way to try things out, while a link to a secret has another name."""
-    return os.path.splitext(real)[1].lower() in SUFFIXES or any(real == str(root) or real.startswith(str(root).rstrip("/") + "/") for root in roots)
+    return any(real == str(root) or real.startswith(str(root).rstrip("/") + "/") for root in roots)
+
+
+def _is_audio_name(real: str) -> bool:
+    """True for a link's target that is audio by its name: a folder of links to one's own clips is a usual way to try things
+    out, while a link to a secret has another name."""
+    return os.path.splitext(real)[1].lower() in SUFFIXES
 
 
 @contextmanager
-def _open(id: str, path: Path, roots: Sequence[Path]) -> Iterator[tuple[_Stream, str]]:
-    """Stream of a regular file inside one of `roots` and its resolved path; ClipUnreadable otherwise, never blocking."""
+def _open(id: str, path: Path, roots: Sequence[Path], links: bool = False) -> Iterator[tuple[_Stream, str]]:
+    """Stream of a regular file inside one of `roots` (links: or audio by name) and its resolved path; never blocks.
+
+    Raises  ClipUnreadable
+    """
     try:
         real = os.path.realpath(path)
         fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -105,7 +112,7 @@ def _open(id: str, path: Path, roots: Sequence[Path]) -> Iterator[tuple[_Stream,
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ClipUnreadable(f"{id!r}: {str(path)!r} is a folder, pipe or device; put a regular file there")
-        if not _within(real, roots):
+        if not (_within(real, roots) or links and _is_audio_name(real)):
             raise ClipUnreadable(f"{id!r}: {str(path)!r} links to {real!r}, outside the input folder and no audio by its name; copy the file instead")
         stream = _open_stream(id, fd, real)
         if not (MIN_RATE <= stream.samplerate <= MAX_RATE and 1 <= stream.channels <= MAX_CHANNELS):
@@ -142,7 +149,7 @@ def probe(id: str, path: Path | None, root: Path | Sequence[Path]) -> Clip:
         return Clip(id=id, error=ClipUnreadable(f"{id!r}: no file has this id; check the id and the clip folder"))
     roots = [Path(os.path.realpath(root))] if isinstance(root, (str, Path)) else root
     try:
-        with _open(id, path, roots) as (stream, real):
+        with _open(id, path, roots, links=True) as (stream, real):
             if stream.frames <= 0:
                 raise ClipEmpty(f"{id!r}: the file holds no samples; its row keeps the prior")
             return Clip(id=id, path=Path(real), rate=stream.samplerate, samples_claimed=min(stream.frames, MAX_CLAIM),
