@@ -19,6 +19,7 @@ from .audio import Row
 from .errors import ClipError
 from .scene import Scene, drop
 
+WARM_UP = 3  # first forwards of a net on a CPU: torch still chooses and compiles its kernels, once
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 WINDOW_ROWS = 32  # rows whose spectrograms are loaded before a CPU net runs on them: small, so that scores come early
 WINDOW_ROWS_GPU = 512  # and no more frames than half a batch: little waits at either end of a step, little is held at a time
@@ -46,7 +47,9 @@ def run_step(scene: Scene, step: plan.Step, device: backends.Device, stop: Stop)
             if backends.is_lost(error):
                 raise
             drop(scene, step.net_id, error)
-    backends.forget_nets()
+        leaving = time.monotonic()
+        backends.forget_nets()
+        net.setup_s += time.monotonic() - leaving
     seconds = time.monotonic() - before
     net.seconds += seconds
     return plan.Outcome(net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
@@ -174,9 +177,14 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
                     raise
                 scene.skip(net_id, row, error)
                 continue
-        scene.nets[net_id].tiled_rows += chosen is not net
+        state = scene.nets[net_id]
+        state.tiled_rows += chosen is not net
         put(scene, net_id, i, probs)
-        scene.nets[net_id].timing.add(1, float(scene.frames[net.recipe.member.name][i]), time.monotonic() - began)
+        seconds = time.monotonic() - began
+        if chosen is net and net.batches <= WARM_UP:
+            state.setup_s += seconds
+        else:
+            state.timing.add(1, float(scene.frames[net.recipe.member.name][i]), seconds)
 
 
 def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:

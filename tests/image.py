@@ -64,13 +64,18 @@ def find_python() -> str:
 
 
 def make_environment(folder: Path, base: str) -> Path:
-    """The interpreter of a new environment with the table's versions, or the nearest that the index has."""
+    """The interpreter of a new environment with the table's versions, or the nearest that the index has.
+
+    A torch for CPUs is wanted (the plain one brings gigabytes): where the index has none for `base`, this interpreter serves.
+    """
     subprocess.run([base, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    own_torch = importlib.metadata.version("torch")
-    for wanted in (f"torch=={TABLE['torch']}+cpu", f"torch=={own_torch}", f"torch=={own_torch.split('+')[0]}"):
-        if pip(python, wanted):  # a plain 2.10.0 would bring gigabytes of CUDA libraries
-            break
+    if not any(pip(python, f"torch=={version}") for version in (f"{TABLE['torch']}+cpu", importlib.metadata.version("torch"))):
+        if base == sys.executable:
+            raise SystemExit("no torch for CPUs can be installed; see the first lines of the Makefile")
+        print(f"the index has no torch for CPUs and {base}: starting from this interpreter", flush=True)
+        shutil.rmtree(folder)
+        return make_environment(folder, sys.executable)
     pins = [f"{name}=={version}" for name, version in TABLE.items() if name != "torch"]
     if not pip(python, *pins):
         for pin in pins:
