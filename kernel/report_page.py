@@ -40,7 +40,8 @@ svg .dim{fill:var(--soft)}svg .onbar{fill:var(--card);font-size:11.5px}.axis{str
 .grid{stroke:var(--faint)}.key{font-size:13px;margin:4px 14px 4px 0;white-space:nowrap;display:inline-block}
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:5px;vertical-align:-1px}
 .share{display:flex;height:9px;border-radius:3px;overflow:hidden;background:var(--faint);min-width:90px;margin-top:6px}
-.share i{display:block;height:9px}.clips{display:grid;grid-template-columns:repeat(4,1fr);gap:14px;margin-top:8px}
+.share i{display:block;height:9px}
+td .share{margin-left:8px}.clips{display:grid;grid-template-columns:repeat(4,1fr);gap:14px;margin-top:8px}
 .clip{font-size:12.5px;min-width:0}.clip img{width:100%;height:76px;display:block;border-radius:4px;background:#000008}
 .clip b{display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;margin-top:3px}
 .clip span{display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
