@@ -138,11 +138,11 @@ def test_host_memory_refused_to_torch(tmp_path: Path, unharmed: GuardRun) -> Non
 
 
 @pytest.mark.faults
-@pytest.mark.fault(row=46, injection="a net that needs 0.5 s per clip, far above its forecast; 20 s in all for 60 clips",
+@pytest.mark.fault(row=46, injection="a net that needs 1 s per clip, far above its forecast; 40 s in all for 60 clips",
                    outcome="stopped at the mark; every clip has at least the other net; exit before the limit")
 def test_a_slow_net_does_not_cost_coverage(tmp_path: Path) -> None:
-    run = run_whole(make_place(tmp_path, 60), faulty_build() / "bundle", seconds=20,
-                    plan=[{"at": "forward", "do": "sleep", "seconds": 0.5}])
+    run = run_whole(make_place(tmp_path, 60), faulty_build() / "bundle", seconds=40,
+                    plan=[{"at": "forward", "do": "sleep", "seconds": 1}])
     check(run)
     assert not prior_rows(run) and 0 < run.report["partial_rows"] <= 60
 
