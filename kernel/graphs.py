@@ -23,7 +23,7 @@ from .bundle import Bundle
 from .errors import BundleError, DeviceError, SpecError, did_you_mean
 from .spec import Manifest
 
-RUNTIMES = ("openvino", "onnxruntime")  # fastest first: 2.4-4.4 and 1.6-3.7 times torch eager. Source: performance notes, 2 cores
+RUNTIMES = ("onnxruntime", "openvino")  # fastest at ever-changing lengths first: `python -m benchmarks.backends`
 ONNX = "onnxruntime"  # what members that exist only as a graph run on
 Feed = dict[str, np.ndarray]
 

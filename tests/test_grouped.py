@@ -61,7 +61,8 @@ def rows_of(frames: dict[str, int]) -> list[Row]:
 
 def run_groups(net: predict.LoadedNet, store: Any, frames: dict[str, int], cells: int = 1 << 20) -> dict[str, np.ndarray]:
     lost: list[str] = []
-    found = {row.id: probs for row, probs in predict_grouped(net, store, rows_of(frames), cells, lambda row, e: lost.append(row.id))}
+    done = predict_grouped(net, store, rows_of(frames), cells, lambda row, error: lost.append(row.id))
+    found = {row.id: probs for row, probs in done}
     assert lost == [id for id, t in frames.items() if t == 0]
     return found
 
