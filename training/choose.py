@@ -139,6 +139,9 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
     for name in choice.weights:
         if name not in known:
             raise SpecError(f"{ensemble}: has no member {name!r}; give the ensemble that the out-of-fold file belongs to")
+    if out.parent.resolve() != ensemble.parent.resolve():  # files beside the old TOML are not beside the new one
+        loaded = load_ensemble(ensemble)
+        data.update({key: list(values) for key, values in (("classes", loaded.classes), ("prior", loaded.prior)) if values})
     data["members"] = [{**known[name], "weight": weight} for name, weight in choice.weights.items()]
     kept = [s for s in data.pop("stackers", []) if set(s["inputs"]) <= set(choice.weights)]
     if kept:
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.choose", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("oof", type=Path, nargs="+", help="oof.npz files of train.py")
     parser.add_argument("--ensemble", type=Path, required=True, help="TOML with all the members")
-    parser.add_argument("--out", type=Path, required=True, help="TOML to write, in the same folder as the ensemble's class file")
+    parser.add_argument("--out", type=Path, required=True, help="TOML to write")
     options = parser.parse_args(arguments)
     try:
         ensemble = load_ensemble(options.ensemble)
