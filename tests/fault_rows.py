@@ -1,11 +1,14 @@
-"""The rows of the fault matrix, and the tests that cover a row beside their own module.
+"""The rows of the fault matrix as data: tests/fault_rows.toml, read and checked.
 
-Owns ROWS (what each row is), NOT_OURS (rows of another architecture) and ELSEWHERE. Tests written for the matrix carry
-`@pytest.mark.fault(row=..., injection=..., outcome=...)` themselves; `tests.faults_page` puts both on one page.
+Owns ROWS (what each row is), NOT_OURS (rows of another architecture) and ELSEWHERE (tests that cover a row beside their own
+module). Tests written for the matrix carry `@pytest.mark.fault(row=..., injection="...", outcome="...")` themselves.
 """
 from __future__ import annotations
 
+import tomllib
+from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -18,4 +21,9 @@ class Entry:
     outcome: str
 
 
-ELSEWHERE: dict[int, list[Entry]] = {}
+DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ROWS: dict[int, str] = {int(row): text for row, text in DATA["rows"].items()}
+NOT_OURS: dict[int, str] = {int(row): text for row, text in DATA["not_ours"].items()}
+ELSEWHERE: dict[int, list[Entry]] = defaultdict(list)
+for each in DATA["elsewhere"]:
+    ELSEWHERE[each["row"]].append(Entry(*each["test"].split("::"), each["injection"], each["outcome"]))
