@@ -7,7 +7,7 @@ DEMO := out/demo
 OWNER ?= your-kaggle-name
 SLUG ?= hourglass-default
 
-.PHONY: all rehearse bundle test faults chaos fuzz image lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image lint types upload clean
 
 all: rehearse
 
@@ -33,6 +33,9 @@ test: $(READY)
 
 faults: $(READY)
 	$(PY) -m pytest tests -m faults --timeout 600
+
+whole: $(READY)
+	$(PY) -m pytest tests/test_ensembles.py -m whole
 
 chaos: $(READY)
 	$(PY) -m tests.chaos --seeds 30
