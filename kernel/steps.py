@@ -22,7 +22,8 @@ from .scene import Scene, drop
 WARM_UP = 3  # first forwards of a net on a CPU: torch still chooses and compiles its kernels, once
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 WINDOW_ROWS = 32  # rows whose spectrograms are loaded before a CPU net runs on them: small, so that scores come early
-WINDOW_ROWS_GPU = 512  # and no more frames than half a batch: little waits at either end of a step, little is held at a time
+WINDOW_ROWS_GPU = 512
+WINDOWS_GPU = 32  # at least, per step: the device waits for the first one, the loaders for the last
 WINDOWS_AHEAD = 2  # loaded while a GPU computes one
 MEMORY_MARK = 0.97  # a forward must fit under this share of the limit
 
@@ -66,7 +67,10 @@ def open_net(scene: Scene, entry: spec.Net, recipe: predict.Recipe, device: back
     if entry.kind == "onnx":
         data = scene.bundle.read_net(entry)
         return predict.load_graph(recipe, graphs.open_graph(data, graphs.ONNX, scene.bundle, place), cost)
-    net = predict.load_net(recipe, scene.bundle.load_state(entry), len(scene.ensemble.classes), device, cost)
+    state = scene.bundle.load_state(entry)
+    scene.heartbeat.progress += 1  # on a slow machine reading, building and recording a large net can each take their time
+    net = predict.load_net(recipe, state, len(scene.ensemble.classes), device, cost)
+    scene.heartbeat.progress += 1
     name = scene.manifest.graphs.get(entry.id, {}).get("onnx")
     if name is None or device.cuda:
         return net
@@ -83,7 +87,7 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     began = time.monotonic()
     net = open_net(scene, entry, recipe, device)
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
-    windows = cut_windows(scene, net, suspects_first(scene, net_id, todo))
+    windows = cut_windows(scene, net, suspects_first(scene, net_id, todo), device)
     saved = time.monotonic()
     for number, window in enumerate(windows):
         if stop():
@@ -102,18 +106,18 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     state.batches += net.batches
     state.cells += net.cells
     state.padded_cells += net.padded_cells
-    for width, (cells, padded) in net.widths.items():
-        known = state.widths.setdefault(width, [0, 0])
-        state.widths[width] = [known[0] + cells, known[1] + padded]
+    for width, more in net.widths.items():
+        state.widths[width] = [sum(pair) for pair in zip(state.widths.get(width, (0, 0, 0)), more, strict=True)]
     state.path = net.runner.path
     state.notes += net.runner.notes
 
 
-def cut_windows(scene: Scene, net: predict.LoadedNet, todo: list[int]) -> list[list[int]]:
-    """The rows in pieces that are loaded and run one after the other: by number, and for a GPU by frames too."""
-    if not net.runner.device.cuda:
+def cut_windows(scene: Scene, net: predict.LoadedNet, todo: list[int], device: backends.Device) -> list[list[int]]:
+    """The rows in pieces that are loaded and run one after the other: by number, for a GPU by frames too (half a batch at most)."""
+    if not device.cuda:
         return [todo[start:start + WINDOW_ROWS] for start in range(0, len(todo), WINDOW_ROWS)]
-    frames, most = scene.frames[net.recipe.member.name], grouped.frames_per_batch(net) / 2
+    frames = scene.frames[net.recipe.member.name]
+    most = min(grouped.frames_per_batch(net) / 2, float(frames[todo].sum()) / WINDOWS_GPU)
     windows: list[list[int]] = []
     held = 0.0
     for i in todo:
@@ -164,7 +168,7 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
         row = scene.rows[i]
         if row.id in scene.broken:
             continue
-        began = time.monotonic()
+        began, widths = time.monotonic(), len(net.widths)
         with scene.journal.flight("batch", [row.id], net_id):
             try:
                 chosen = net if fits(scene, net, i) else predict.tiled(net)
@@ -184,7 +188,8 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
         if chosen is net and net.batches <= WARM_UP:
             state.setup_s += seconds
         else:
-            state.timing.add(1, float(scene.frames[net.recipe.member.name][i]), seconds)
+            timing = state.fresh if len(net.widths) > widths else state.timing
+            timing.add(1, float(scene.frames[net.recipe.member.name][i]), seconds)
 
 
 def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
