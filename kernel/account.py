@@ -17,6 +17,7 @@ from .scene import LOADING_S, NetState, Scene, Timing
 
 BINS = 20  # of the length histograms
 UNCERTAIN = 12  # rows shown
+LEAST_REPEATS = 10  # rows in widths met before, to tell the cost of a width from that of a row
 NO_CLIPS = ("no clip of the sample is there, as at 'Save Version' of many code competitions: the submission holds the prior in "
             "every row. The hidden clips come in the rerun; `infer_kernel.py --rehearse --simulate-commit` shows both.")
 
@@ -77,22 +78,35 @@ def measured_costs(scene: Scene) -> dict[str, Any]:
     """
     members = {}
     for member in scene.ensemble.members:
-        timing, setups, spent = Timing(), list[float](), 0.0
-        for net in scene.nets.values():
-            if net.part is member and net.timing.rows:
-                timing.merge(net.timing)
-                setups.append(net.setup_s)
-                spent += max(net.timing.seconds, net.seconds - net.loading_s - net.setup_s)
-        if timing.rows:
-            a, b = (spent / timing.seconds * value for value in timing.solve())
-            members[member.name] = {"seconds_a": a, "seconds_b": b, "setup_s": float(np.mean(setups)),
-                                    "frames_per_row": timing.frames / timing.rows}
+        nets = [n for n in scene.nets.values() if n.part is member and n.timing.rows + n.fresh.rows]
+        if nets:
+            frames = float(scene.frames[member.name][scene.wanted].mean())
+            members[member.name] = _member_costs(nets) | {"frames_per_row": frames}
     frontends: dict[str, float] = {}
     for key, name in _frontend_names(scene).items():
         seconds, audio = scene.loading.get(key, (0.0, 0.0))
         if key in scene.loading:
             frontends[name] = frontends.get(name, 0.0) + (seconds / audio if audio > 0 else LOADING_S)
     return {"members": members, "frontends": frontends}
+
+def _member_costs(nets: Sequence[NetState]) -> dict[str, float]:
+    """Seconds of a row, of a frame, of a new width and of the set-up; and in how many widths the rows came (once, twice)."""
+    timing, fresh = Timing(), Timing()
+    for net in nets:
+        timing.merge(net.timing)
+        fresh.merge(net.fresh)
+    spent = sum(net.seconds - net.loading_s - net.setup_s for net in nets)
+    scale = max(1.0, spent / (timing.seconds + fresh.seconds))
+    if timing.rows < LEAST_REPEATS:
+        timing.merge(fresh)
+        fresh = Timing()
+    a, b = timing.solve()
+    shape = max(0.0, fresh.seconds - a * fresh.rows - b * fresh.frames) / max(1, fresh.rows)
+    forwards = [count for _, _, count in max((dict(n.widths) for n in nets), key=len).values()]
+    return {"seconds_a": a * scale, "seconds_b": b * scale, "shape_s": shape * scale,
+            "setup_s": float(np.mean([net.setup_s for net in nets])), "shapes": len(forwards),
+            "shapes_once": forwards.count(1), "shapes_twice": forwards.count(2)}
+
 
 
 def _frontend_names(scene: Scene) -> dict[str, str]:
@@ -111,14 +125,15 @@ def _groups(scene: Scene) -> dict[str, dict[str, Any]]:
     found = {}
     for member in scene.ensemble.members:
         nets = [n for n in scene.nets.values() if n.part is member]
-        widths = sorted({w for n in nets for w in n.widths})
+        widths = [item for n in nets for item in dict(n.widths).items()]  # a copy: a worker may add one
         if not widths:
             continue
-        edges = np.histogram_bin_edges(widths, bins=min(BINS, max(1, len(widths))))
-        cells, padding = (np.histogram([w for n in nets for w in n.widths], bins=edges,
-                                       weights=[v[i] for n in nets for v in n.widths.values()])[0] for i in (0, 1))
+        different = sorted({width for width, _ in widths})
+        edges = np.histogram_bin_edges(different, bins=min(BINS, len(different)))
+        cells, padding = (np.histogram([w for w, _ in widths], bins=edges, weights=[counts[i] for _, counts in widths])[0]
+                          for i in (0, 1))
         found[member.name] = {"edges": [round(float(e), 1) for e in edges], "cells": cells.astype(int).tolist(),
-                              "padding": padding.astype(int).tolist(), "widths": len(widths),
+                              "padding": padding.astype(int).tolist(), "widths": len(different),
                               "forwards": sum(n.batches for n in nets)}
     return found
 

@@ -3,7 +3,8 @@
 Owns the forecast and its PASS or FAIL per limit, as pure values. Does not run anything (rehearsal) or measure (engine).
 
 seconds = fixed (guard, imports, devices, page)  +  rows x (probing headers, last publication)
-          + per net (set-up + rows x a + frames x b) / devices  +  audio x (decode + front end)  +  spilled bytes / disk speed
+          + per net (set-up + rows x a + frames x b + different widths x c) / devices
+          + audio x (decode + front end)  +  spilled bytes / disk speed
 """
 from __future__ import annotations
 
@@ -93,8 +94,23 @@ def nets_seconds(report: Mapping[str, Any], clips: int, audio: float) -> float:
             total += sum(n["seconds"] for n in member["nets"]) * clips / max(1, report["rows"])
             continue
         frames = cost["frames_per_row"] * report["rows"] * audio  # frames follow the audio, not the rows
-        total += len(member["nets"]) * (cost["setup_s"] + clips * cost["seconds_a"] + frames * cost["seconds_b"])
+        total += len(member["nets"]) * (cost["setup_s"] + clips * cost["seconds_a"] + frames * cost["seconds_b"]
+                                        + count_shapes(cost, report["rows"], clips) * cost["shape_s"])
     return total
+
+
+def count_shapes(cost: Mapping[str, float], rows: int, clips: int) -> float:
+    """Different widths to expect among `clips` rows, after so many among `rows` of them.
+
+    Source: Chao (1984), the number of classes not seen from those seen once and twice; Colwell et al. (2012), eq. 9, how many
+    of them a larger sample will show
+    """
+    seen, once, twice = cost["shapes"], cost["shapes_once"], cost["shapes_twice"]
+    if clips <= rows or once == 0:
+        return min(seen, clips)
+    unseen = once * once / (2 * twice) if twice else once * (once - 1) / 2
+    share = 1 - (1 - once / (rows * unseen + once)) ** (clips - rows) if unseen else 0.0
+    return min(clips, seen + unseen * share)
 
 
 def union(spans: Sequence[tuple[float, float]]) -> float:

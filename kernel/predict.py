@@ -170,14 +170,12 @@ class LoadedNet:
     cells: int = 0
     padded_cells: int = 0
     fitting_frames: int | None = None
-    widths: dict[int, list[int]] = field(default_factory=dict)  # frames of a forward -> [cells, padded cells] in all
+    widths: dict[int, list[int]] = field(default_factory=dict)  # frames of a forward -> [cells, padded cells, forwards] in all
 
     def count(self, width: int, cells: int, padded: int = 0) -> None:
         """Note one forward of `cells` frames in passes `width` wide, for the report."""
         self.batches, self.cells, self.padded_cells = self.batches + 1, self.cells + cells, self.padded_cells + padded
-        of_width = self.widths.setdefault(width, [0, 0])
-        of_width[0] += cells
-        of_width[1] += padded
+        self.widths[width] = [sum(pair) for pair in zip(self.widths.get(width, (0, 0, 0)), (cells, padded, 1), strict=True)]
 
 
 def load_net(recipe: Recipe, state: dict[str, torch.Tensor], classes: int, device: backends.Device,

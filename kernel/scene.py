@@ -72,7 +72,8 @@ class Timing:
 class NetState:
     """How far one net is.
 
-    widths   frames of a forward -> [cells, padded cells] in all
+    widths   frames of a forward -> [cells, padded cells, forwards] in all
+    fresh    as timing, of rows in a width that the net met first: torch prepares its kernels for each width once
     skipped  row id -> why this net cannot do that row
     failed   why the net was dropped, or None
     """
@@ -89,6 +90,7 @@ class NetState:
     tiled_rows: int = 0
     setup_s: float = 0.0
     timing: Timing = field(default_factory=Timing)
+    fresh: Timing = field(default_factory=Timing)
     path: str = ""
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ LAYERS = (  # a module imports only from layers above its own line
     ("pushed", "confine", "store", "batches", "views", "finish", "bundle", "blend", "submission"),
     ("graphs",),
     ("backends",),
-    ("predict", "plan", "report", "charts", "replica"),
+    ("predict", "plan", "report", "charts", "page_style", "replica"),
     ("scene", "grouped", "progress", "outlook", "pictures", "report_page", "truth"),
     ("steps", "account", "rehearsal"),
     ("engine",),

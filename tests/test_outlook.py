@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sample_report import make_report
 
 from kernel.limits import limits
-from kernel.outlook import foretell, total_seconds, union
+from kernel.outlook import count_shapes, foretell, total_seconds, union
 
 LIMITS = limits("fat2019")
 
@@ -33,6 +33,22 @@ def test_what_is_made_once_is_not_scaled() -> None:
     slow_start = make_report()
     slow_start["members"][0]["nets"][0]["loading_s"] = 12.0  # 7 s more than the rate explains: filter banks
     assert total_seconds(slow_start, 1000, 10.0) - total_seconds(make_report(), 1000, 10.0) == pytest.approx(7.0)
+
+
+def test_new_widths_are_paid_once_each() -> None:
+    report = make_report()
+    report["costs"]["members"]["cnn"]["shape_s"] = 0.5
+    assert total_seconds(report, 100, 1.0) - total_seconds(make_report(), 100, 1.0) == pytest.approx(2 * 10 * 0.5)
+
+
+def test_more_rows_show_more_widths() -> None:
+    cost = {"shapes": 10, "shapes_once": 4, "shapes_twice": 2}
+    counts = [count_shapes(cost, 100, clips) for clips in (5, 100, 200, 1000, 10**6)]
+    assert counts[0] == 5 and counts[1] == 10 and counts == sorted(counts)
+    assert counts[-1] == pytest.approx(14), "Chao: 4 x 4 / (2 x 2) not seen yet"
+    assert count_shapes({"shapes": 3, "shapes_once": 0, "shapes_twice": 0}, 100, 10**6) == 3
+    assert count_shapes({"shapes": 1, "shapes_once": 1, "shapes_twice": 0}, 1, 50) == 1
+    assert 900 < count_shapes({"shapes": 100, "shapes_once": 100, "shapes_twice": 0}, 100, 1000) <= 1000
 
 
 def test_lines_of_the_verdict() -> None:
