@@ -937,6 +937,7 @@ def watch(run):
     """Why the engine ended: "exit", "hung", "deadline" or "signal"."""
     marks, guard = run.marks(), Watch(run.marks(), time.monotonic())
     beats, next_beat, termed = os.path.join(run.state, "heartbeat.json"), 0.0, False
+    spared = False
     while run.engine.poll() is None:
         now = time.monotonic()
         if run.signal:
@@ -950,7 +951,11 @@ def watch(run):
         if now >= next_beat:
             next_beat, paused_s = now + HEARTBEAT_S, guard.paused_s
             if guard.see(read_json(beats, {}), now):
-                return "hung"
+                if marks["stop_s"] - run.clock.elapsed() > RESTART_ROOM_S:
+                    return "hung"
+                if not spared:  # too late for another engine: this one may yet come through
+                    spared = True
+                    run.fault("EngineHung", "engine", "no progress for too long; no time for a restart, so it is left to go on")
             if guard.paused_s > paused_s:
                 run.fault("Paused", "machine", f"everything stood still for {guard.paused_s - paused_s:.1f} s")
         time.sleep(POLL_S)
@@ -1054,7 +1059,9 @@ def make_report(run):
     rows = len(run.sample["ids"]) if run.sample else 0
     report = read_json(os.path.join(run.working, "report.json"), None)
     if not isinstance(report, dict):
-        report = {"rows": rows, "prior_rows": rows, "partial_rows": 0, "members": [], "store": {}, "faults": [],
+        beat = read_json(os.path.join(run.state, "heartbeat.json"), {}) if run.state else {}
+        scored = min(rows, int(beat.get("scored_rows") or 0))
+        report = {"rows": rows, "prior_rows": rows - scored, "partial_rows": 0, "members": [], "store": {}, "faults": [],
                   "fault_counts": {}, "peak_ram_bytes": 0, "limits": {**run.profile, "seconds": run.budget_s()},
                   "random_weights": bool((run.manifest or {}).get("random_weights"))}
     counts = report.setdefault("fault_counts", {})

@@ -30,19 +30,18 @@ def describe(scene: Scene, merged: blend.Blend, outcomes: Sequence[plan.Outcome]
         "wall_s": round(recorder.now(), 2), "peak_ram_bytes": peak_ram, "peak_own_bytes": _peak_own(scene),
         "limits": asdict(scene.limits), "marks": scene.run["marks"], "rows": len(scene.rows),
         "prior_rows": int(merged.prior_rows.sum()), "partial_rows": int((~merged.prior_rows & ~merged.full).sum()),
-        "broken_rows": scene.broken, "extra_clips": scene.extra_clips, "bundle": scene.manifest.bundle,
+        "broken_rows": dict(scene.broken), "extra_clips": scene.extra_clips, "bundle": scene.manifest.bundle,
         "ensemble": scene.ensemble.name, "random_weights": scene.manifest.random_weights, "attempt": scene.run["attempt"],
         "crashes": scene.journal.crashes, "quarantined": sorted(scene.journal.quarantined),
         "device": {"names": [d.name for d in scene.devices], "about": ", ".join(d.about for d in scene.devices),
                    "path": ", ".join(sorted({n.path for n in scene.nets.values() if n.path}))},
         "members": [_describe_part(scene, part) for part in (*scene.ensemble.members, *scene.ensemble.stackers)],
-        "store": {**store, "stored_bytes": sum(int(sizes.sum()) for sizes in scene.stored.values())},
+        "store": {**store, "stored_bytes": sum(int(sizes.sum()) for sizes in list(scene.stored.values()))},
         "meter": scene.meter.read().source, "forecast": plan.accuracy(outcomes), "costs": measured_costs(scene),
-        "stages": recorder.stages, "timeline": recorder.timeline, "publications": recorder.publications,
-        "clip_notes": recorder.notes, "seconds_of_audio": round(float(scene.seconds.sum()), 1),
+        "seconds_of_audio": round(float(scene.seconds.sum()), 1),
         "longest_s": round(float(scene.seconds.max(initial=0.0)), 2), "lengths_s": _lengths(scene), "groups": _groups(scene),
-        "remarks": [NO_CLIPS] if lacks_clips(scene) else [], "uncertain": _uncertain(scene, merged), "faults": recorder.faults,
-        "fault_counts": dict(recorder.counts),
+        "remarks": [NO_CLIPS] if lacks_clips(scene) else [], "uncertain": _uncertain(scene, merged),
+        **recorder.snapshot(),
     }
 
 
@@ -68,7 +67,8 @@ def _describe_part(scene: Scene, part: Any) -> dict[str, Any]:
 def _describe_net(n: NetState) -> dict[str, Any]:
     return {"id": n.net_id, "rows": n.rows, "seconds": round(n.seconds, 3), "loading_s": round(n.loading_s, 3),
             "setup_s": round(n.setup_s, 3), "batches": n.batches, "cells": n.cells, "padded_cells": n.padded_cells,
-            "tiled_rows": n.tiled_rows, "skipped_rows": len(n.skipped), "path": n.path, "failed": n.failed, "notes": n.notes}
+            "tiled_rows": n.tiled_rows, "skipped_rows": len(n.skipped), "path": n.path, "failed": n.failed,
+            "notes": list(n.notes)}
 
 
 def measured_costs(scene: Scene) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def measured_costs(scene: Scene) -> dict[str, Any]:
             frontends[name] = frontends.get(name, 0.0) + (seconds / audio if audio > 0 else LOADING_S)
     return {"members": members, "frontends": frontends}
 
+
 def _member_costs(nets: Sequence[NetState]) -> dict[str, float]:
     """Seconds of a row, of a frame, of a new width and of the set-up; and in how many widths the rows came (once, twice)."""
     timing, fresh = Timing(), Timing()
@@ -106,7 +107,6 @@ def _member_costs(nets: Sequence[NetState]) -> dict[str, float]:
     return {"seconds_a": a * scale, "seconds_b": b * scale, "shape_s": shape * scale,
             "setup_s": float(np.mean([net.setup_s for net in nets])), "shapes": len(forwards),
             "shapes_once": forwards.count(1), "shapes_twice": forwards.count(2)}
-
 
 
 def _frontend_names(scene: Scene) -> dict[str, str]:

@@ -113,7 +113,8 @@ def _open(id: str, path: Path, roots: Sequence[Path], links: bool = False) -> It
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ClipUnreadable(f"{id!r}: {str(path)!r} is a folder, pipe or device; put a regular file there")
         if not (_within(real, roots) or links and _is_audio_name(real)):
-            raise ClipUnreadable(f"{id!r}: {str(path)!r} links to {real!r}, outside the input folder and no audio by its name; copy the file instead")
+            raise ClipUnreadable(f"{id!r}: {str(path)!r} links to {real!r}, outside the input folder and no "
+                                 "audio by its name; copy the file instead")
         stream = _open_stream(id, fd, real)
         if not (MIN_RATE <= stream.samplerate <= MAX_RATE and 1 <= stream.channels <= MAX_CHANNELS):
             raise ClipUnreadable(f"{id!r}: header says {stream.samplerate} Hz, {stream.channels} channels; "

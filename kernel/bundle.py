@@ -108,16 +108,24 @@ def near_files(folder: Path) -> Iterator[Path]:
     for _ in range(SEARCH_DEPTH + 1):
         deeper: list[Path] = []
         for place in level:
-            with os.scandir(place) as entries:
-                for entry in sorted(entries, key=lambda e: e.name):
-                    seen += 1
-                    if seen > SEARCH_ENTRIES:
-                        return
-                    if entry.is_file(follow_symlinks=False):
-                        yield Path(entry.path)
-                    elif entry.is_dir(follow_symlinks=False):
-                        deeper.append(Path(entry.path))
+            for entry in _list_folder(place):
+                seen += 1
+                if seen > SEARCH_ENTRIES:
+                    return
+                if entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    deeper.append(Path(entry.path))
         level = deeper
+
+
+def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries in order; none where the folder may not be read: the file that is looked for is then reported as missing."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda e: e.name)
+    except OSError:
+        return []
 
 
 def read_slice(path: Path, size: int, offset: int, length: int) -> bytes:

@@ -10,6 +10,7 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Engine:
         self._tick(final=True)
         self.progress.close()
         self._write_page()
-        print(report.table(self.described), flush=True)
+        report.say(report.table(self.described))
         self.scene.store.close()
         self.scene.heartbeat.close()
 
@@ -93,7 +94,7 @@ class Engine:
                 "Give more --seconds, or a lighter net"))
 
     def out_of_time(self) -> bool:
-        return self.stopping.is_set() or self.recorder.now() >= self.marks["stop_s"]
+        return self.stopping.is_set() or self.fatal is not None or self.recorder.now() >= self.marks["stop_s"]
 
     def _redo_suspects(self) -> None:
         """Clips in flight at a crash are loaded first, alone, on one thread: a second crash then names the culprit."""
@@ -120,7 +121,7 @@ class Engine:
                 if step is None:
                     return
                 self._finish_step(step, steps.run_step(self.scene, step, device, self._stop_of(step)))
-        except Exception as error:  # handed to the main thread, which ends the process with it
+        except Exception as error:  # handed to the main thread, which ends the process with it; the other devices stop too
             self.fatal = error
         finally:
             with self.changed:
@@ -174,8 +175,7 @@ class Engine:
                 continue
             frames = scene.frames[net.part.name][rows].sum() if rows else 0.0
             todo[net_id] = plan.Todo(rows=len(rows), frames=float(frames), loading_s=self._loading_s(net.part.name, rows))
-        scored = np.logical_or.reduce([scene.board.covered(net_id) for net_id in scene.nets])
-        return todo, int((~scored & ~scene.lost)[scene.wanted].sum())
+        return todo, int(scene.untried().sum())
 
     def _loading_s(self, member: str, rows: list[int]) -> float:
         """Seconds of decoding and front end for rows whose arrays nobody has produced yet."""
@@ -189,17 +189,19 @@ class Engine:
         return float(seconds / audio) if audio > 0 else LOADING_S
 
     def _forget_finished_frontends(self) -> None:
-        """Drop a front end's arrays once no live net needs them any more."""
+        """Drop a front end's arrays once no live net needs them; tell the store how often the others will be read."""
         scene = self.scene
-        needed, known = set(), {}
+        uses, known = Counter[str](), dict[str, Any]()
         for name, recipe in scene.recipes.items():
-            live = any(not n.failed and scene.missing(n.net_id) for n in scene.nets.values() if n.part.name == name)
+            live = sum(not n.failed and bool(scene.missing(n.net_id)) for n in scene.nets.values() if n.part.name == name)
             for stage in recipe.stages.values():
                 known[stage.fe.key] = stage.fe
-                if live:
-                    needed.add(stage.fe.key)
-        for key in set(known) - needed:
-            scene.store.forget(known[key])
+                uses[stage.fe.key] += live
+        for key, fe in known.items():
+            if uses[key]:
+                scene.store.expect(fe, uses[key])
+            else:
+                scene.store.forget(fe)
 
     # -- publication ----------------------------------------------------------------------------------------------
 
@@ -282,4 +284,9 @@ class Engine:
         self._write_report()
 
     def _write_report(self) -> None:
-        write_atomically(Path(self.run["working"]) / "report.json", (json.dumps(self.described, indent=1) + "\n").encode())
+        """report.json; an output disk that refuses it costs the report, not the run."""
+        try:
+            write_atomically(Path(self.run["working"]) / "report.json", (json.dumps(self.described, indent=1) + "\n").encode())
+        except OSError as error:
+            if not self.recorder.counts["ReportUnwritable"]:
+                self.recorder.fault("ReportUnwritable", "report.json", f"{error.strerror}; the submission is not touched by this")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,13 @@ class Journal:
     suspects     clip ids in flight at an earlier crash, to be run first and alone
     quarantined  clip ids in flight at two crashes: their rows keep the prior
     dropped      (net id, row id) pairs in flight at two crashes
+
+    A state disk that refuses a mark or scores costs the restart, never the run: `report` hears of it once.
     """
 
-    def __init__(self, state: Path, attempt: int):
-        self.state, self.attempt = state, attempt
+    def __init__(self, state: Path, attempt: int, report: Callable[[str, str, str], None] = lambda *_: None):
+        self.state, self.attempt, self._report = state, attempt, report
+        self._refused = False
         self.scores, self.inflight = state / "scores", state / "inflight"
         for folder in (self.scores, self.inflight):
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,8 +58,7 @@ class Journal:
         self.suspects = set(clips) - self.quarantined
         self.dropped = {pair for pair, n in pairs.items() if n >= QUARANTINE_AFTER}
         self.suspect_rows = {pair for pair in pairs if pair not in self.dropped}
-        write_atomically(state / "quarantine.json", json.dumps(
-            {"clips": sorted(self.quarantined), "batches": sorted(self.dropped)}).encode())
+        self._keep("quarantine.json", {"clips": sorted(self.quarantined), "batches": sorted(self.dropped)})
 
     def _load(self, name: str, default: Any) -> Any:
         path = self.state / name
@@ -72,9 +74,22 @@ class Journal:
                 except ValueError:  # killed while the mark itself was written: nothing was in flight yet
                     self._crashes.append({"attempt": self.attempt - 1, "kind": "unknown", "ids": []})
         if any(self.inflight.iterdir()):
-            write_atomically(self.state / "crashes.json", json.dumps(self._crashes).encode())
+            self._keep("crashes.json", self._crashes)
             for mark in self.inflight.iterdir():
                 mark.unlink()
+
+    def _keep(self, name: str, value: Any) -> None:
+        try:
+            write_atomically(self.state / name, json.dumps(value).encode())
+        except OSError as error:
+            self._refuse(name, error)
+
+    def _refuse(self, what: str, error: OSError) -> None:
+        """Name a state disk that takes nothing more, once."""
+        if not self._refused:
+            self._refused = True
+            self._report("JournalUnwritable", str(self.state), f"{what}: {error.strerror}; the run goes on, but after a crash it "
+                         "would begin again from what was saved before")
 
     @property
     def crashes(self) -> list[dict[str, Any]]:
@@ -83,23 +98,37 @@ class Journal:
     @contextmanager
     def flight(self, kind: str, ids: Sequence[str], net: str = "") -> Iterator[None]:
         """Name what this thread touches while it touches it; a crash inside leaves the mark behind."""
-        descriptor = getattr(self._local, "descriptor", None)
-        if descriptor is None:
-            path = self.inflight / f"{threading.get_ident()}.json"
-            descriptor = self._local.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.pwrite(descriptor, json.dumps({"kind": kind, "ids": list(ids), "net": net}).encode(), 0)
+        descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), "net": net}).encode())
         try:
             yield
         finally:  # an exception is handled by the caller: only a dead process leaves its mark
-            os.ftruncate(descriptor, 0)
+            if descriptor is not None:
+                os.ftruncate(descriptor, 0)
+
+    def _mark(self, text: bytes) -> int | None:
+        """Descriptor of this thread's mark, written; None when the state disk takes nothing more."""
+        try:
+            descriptor: int | None = getattr(self._local, "descriptor", None)
+            if descriptor is None:
+                path = self.inflight / f"{threading.get_ident()}.json"
+                descriptor = self._local.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            os.pwrite(descriptor, text, 0)
+            return descriptor
+        except OSError as error:
+            self._refuse("in-flight mark", error)
+            return getattr(self._local, "descriptor", None)
 
     def save_scores(self, net_id: str, scores: np.ndarray) -> None:
         """Keep f32[N, K] of one net (NaN = not yet) over a crash."""
         path = self.scores / f"{net_id}.npy"
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, scores, allow_pickle=False)
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                np.save(file, scores, allow_pickle=False)
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            self._refuse(path.name, error)
 
     def load_scores(self, net_id: str, shape: tuple[int, int]) -> np.ndarray | None:
         """Scores saved before a crash, or None; a damaged file counts as none."""

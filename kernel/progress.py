@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .report import seconds_text
+from .report import say, seconds_text
 
 LINE_EVERY_S = 15.0
 WINDOW_S = 30.0  # the rate shown is that of the last half minute
@@ -80,7 +80,7 @@ class Progress:
 
     def __init__(self, stream: Any = None, write: Callable[[str], None] | None = None):
         self._stream = stream if stream is not None else sys.stdout
-        self._write = write or (lambda text: print(text, file=self._stream, flush=True))
+        self._write = write or (say if stream is None else lambda text: print(text, file=self._stream, flush=True))
         self._pace = Pace()
         self._last: tuple[float, str] = (0.0, "")
         self._bar = _open_bar(self._stream)

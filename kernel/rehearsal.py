@@ -134,6 +134,11 @@ def find_problems(report: dict[str, Any], code: int, lines: Sequence[Line]) -> l
         problems.append(f"the kernel ended with exit code {code}")
     if not report["guard"]["finished"]:
         problems.append("the engine did not finish; the last published submission stayed")
+    failed = [net["id"] for member in report["members"] for net in member["nets"] if net["failed"]]
+    if failed:
+        problems.append(f"{len(failed)} nets failed: {', '.join(failed[:5])}; see the faults")
+    if report["partial_rows"]:
+        problems.append(f"{report['partial_rows']} rows were scored by a part of the ensemble only")
     if unmeasured(report):
         problems.append("no forecast for " + ", ".join(unmeasured(report)) + ": no net of it ran here; see the faults")
     return problems
@@ -158,6 +163,8 @@ def judge(report: dict[str, Any], code: int, chosen: argparse.Namespace, run_lim
     hours = chosen.expect_hours or report["seconds_of_audio"] / 3600 * clips / seen
     lines = foretell(report, clips, hours, run_limits, chosen.slowdown)
     problems = find_problems(report, code, lines)
+    if report["prior_rows"]:
+        notes = [*notes, f"{report['prior_rows']} of {seen} rows hold only the prior: report.json names each and why"]
     notes = [*notes, f"longest clip here: {report['longest_s']:g} s; longer hidden clips need more memory and time each"]
     report["rehearsal"] |= {"clips": clips, "hours": hours, "slowdown": chosen.slowdown, "passed": not problems,
                             "problems": problems, "notes": notes,

@@ -5,6 +5,8 @@ Does not draw (report_page), tell how far a run is (progress) or decide: no faul
 """
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -69,6 +71,13 @@ class Recorder:
             with self._lock:
                 self.stages.append(entry)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Copies of everything recorded, so that threads may go on recording while a report is written."""
+        with self._lock:
+            return {"stages": list(self.stages), "timeline": list(self.timeline), "publications": list(self.publications),
+                    "clip_notes": {row: list(texts) for row, texts in self.notes.items()}, "faults": list(self.faults),
+                    "fault_counts": dict(self.counts)}
+
     def sample(self, **values: float) -> None:
         """Add a point to the memory timeline, thinning it when it grows long."""
         with self._lock:
@@ -78,6 +87,14 @@ class Recorder:
             self.timeline.append({"t": round(t, 3), **values})
             if len(self.timeline) > MAX_TIMELINE:
                 self.timeline, self._interval_s = self.timeline[::2], 2 * self._interval_s
+
+
+def say(text: str) -> None:
+    """Print for whoever still reads: a closed pipe or terminal is no reason to end a run."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open for the life of the process)
 
 
 def seconds_text(seconds: float) -> str:

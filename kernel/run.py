@@ -39,12 +39,15 @@ def main(state: str) -> None:
     stacks = open(folder / "stacks.txt", "a", encoding="utf-8")  # noqa: SIM115 (open for the life of the process)
     faulthandler.enable(stacks)
     faulthandler.register(signal.SIGUSR1, file=stacks)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     run = json.loads((folder / "run.json").read_bytes())
     from .journal import Heartbeat
 
     heartbeat, status = Heartbeat(folder / "heartbeat.json"), 0
     try:
         check_memory(int(run["limits"]["ram_bytes"]))
+        import librosa.filters  # noqa: F401 (up to 10 s from a cold disk: part of the start, not of the first clip)
+
         from .engine import Engine
 
         Engine(run, heartbeat).execute()

@@ -166,6 +166,15 @@ class Scene:
         rows: list[int] = order[~done[order]].tolist()
         return rows
 
+    def untried(self) -> np.ndarray:
+        """bool[N]: wanted rows that no net has scored or had to pass over."""
+        tried = np.logical_or.reduce([self.board.covered(net_id) for net_id in self.nets]) | self.lost
+        passed = {row_id for net in self.nets.values() for row_id in list(net.skipped)} | {row for _, row in self.journal.dropped}
+        tried[[self.numbers[row_id] for row_id in passed if row_id in self.numbers]] = True
+        wanted = np.zeros(len(self.rows), bool)
+        wanted[self.wanted] = True
+        return wanted & ~tried
+
     def fresh(self, member: str, rows: Sequence[int]) -> np.ndarray:
         """int[n]: those of `rows` that lack an array of some front end of the member, which nobody has produced yet."""
         none = np.zeros(len(self.rows), np.int64)
@@ -195,7 +204,9 @@ def open_scene(run: dict[str, Any], heartbeat: Heartbeat) -> Scene:
     torch.set_num_threads(max(1, limits.cores))
     manifest = spec.load_manifest(Path(run["manifest"]).read_bytes(), "manifest.json")
     recorder = Recorder(started=run["started"] - run["offset_s"])
-    journal = Journal(Path(run["state"]), run["attempt"])
+    journal = Journal(Path(run["state"]), run["attempt"], recorder.fault)
+    for net_id, row_id in sorted(journal.dropped):
+        recorder.fault("BatchQuarantined", f"{net_id} {row_id}", "in flight in two crashes; the other nets decide this row")
     recorder.stages.append({"name": "start", "device": "main", "start_s": 0.0, "end_s": round(recorder.now(), 3)})
     heartbeat.step("devices")
     with recorder.stage("devices", device="main"):
