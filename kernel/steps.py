@@ -113,7 +113,7 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
 
 
 def cut_windows(scene: Scene, net: predict.LoadedNet, todo: list[int], device: backends.Device) -> list[list[int]]:
-    """The rows in pieces that are loaded and run one after the other: by number, for a GPU by frames too (half a batch at most)."""
+    """The rows in pieces that are loaded and run one after the other: by number, for a GPU by frames too."""
     if not device.cuda:
         return [todo[start:start + WINDOW_ROWS] for start in range(0, len(todo), WINDOW_ROWS)]
     frames = scene.frames[net.recipe.member.name]

@@ -1,0 +1,132 @@
+"""Overlap of loading and computing: a whole run of the engine against its stages alone.
+
+    python -m benchmarks.overlap [--clips 600] [--rounds 5] [--quick]
+
+GPU schedule: the device is a stand-in that sleeps for every batch, as long as asked for, and uses no core; "slowest" is the
+longer of loading alone and sleeping alone, at three ratios of the two. CPU schedule: a real net; fold 0 loads and computes,
+fold 1 computes alone, and loading alone is timed apart; both want the same cores, so the bound is the sum. A real GPU wants some
+of a core for launches and copies: expect a little less there.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.pipeline import CLASSES, build_bundle, write_input
+from benchmarks.rounds import describe_machine
+
+import numpy as np  # isort: skip
+import torch  # isort: skip
+
+from kernel import backends, engine, limits, steps, submission  # isort: skip
+from kernel.journal import Heartbeat  # isort: skip
+
+SLEEPS = (0.6, 1.0, 1.4)  # sleeping in all / loading alone
+
+
+class Asleep:
+    """A runner that sleeps `per_frame` seconds for every frame of a batch: what a GPU looks like to the rest."""
+
+    def __init__(self, per_frame: float):
+        self.per_frame, self.slept = per_frame, 0.0
+
+    def prepare(self, *_: Any, **__: Any) -> backends.Runner:
+        return backends.Runner(device=backends.Device(name="cpu", about=""), path="asleep", run=self.run, exact=self.run)
+
+    def run(self, inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        x = inputs["x"]
+        seconds = self.per_frame * x.shape[0] * x.shape[-1]
+        time.sleep(seconds)
+        self.slept += seconds
+        return torch.zeros(len(x), len(CLASSES))
+
+
+@contextmanager
+def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -> Iterator[engine.Engine]:
+    """An engine ready to run in this process, its device asleep or the CPU."""
+    chosen = limits.limits("fat2019", seconds=3600)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        state = Path(place)
+        sample = submission.read_sample(data / "sample_submission.csv")
+        run = {
+            "bundle": str(bundle), "manifest": str(bundle / "manifest.json"), "input": str(data), "clips": str(data / "test"),
+            "working": str(state), "state": str(state), "limits": asdict(chosen), "marks": asdict(limits.marks(3600.0)),
+            "sample": {"path": str(data / "sample_submission.csv"), "header": list(sample.header), "ids": list(sample.ids)},
+            "started": time.monotonic(), "offset_s": 0.0, "device": "cpu", "loaders": None, "first": None, "strict": False,
+            "attempt": 1, "pinned": False}
+        with ExitStack() as patches:
+            if asleep is not None:
+                device = backends.Device(name="cuda:0", about="asleep", memory_bytes=16 * 10**9)
+                patches.enter_context(mock.patch.object(backends, "find_devices", lambda _: ([device], [])))
+                patches.enter_context(mock.patch.object(backends, "prepare", asleep.prepare))
+            yield engine.Engine(run, Heartbeat(state / "heartbeat.json"))
+
+
+def load_alone(opened: engine.Engine) -> float:
+    """Seconds of loading every row, with nothing else to do."""
+    scene = opened.scene
+    stage = next(iter(scene.recipes["net"].stages.values()))
+    start = time.perf_counter()
+    scene.store.warm(stage.fe, [scene.rows[i] for i in scene.wanted])
+    seconds = time.perf_counter() - start
+    scene.store.close()
+    scene.heartbeat.close()
+    return seconds
+
+
+def run_steps(opened: engine.Engine) -> list[float]:
+    """Seconds of each net's step, in order, as the engine takes them; the store is dropped at the end."""
+    seconds = []
+    while (step := opened._take_step()) is not None:
+        outcome = steps.run_step(opened.scene, step, opened.scene.devices[0], lambda: False)
+        opened._finish_step(step, outcome)
+        seconds.append(outcome.seconds)
+    opened.scene.store.close()
+    opened.scene.heartbeat.close()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="100 clips, 2 rounds")
+    given = parser.parse_args()
+    clips, rounds = (100, 2) if given.quick else (given.clips, given.rounds)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    print(describe_machine("torch"), f"| {clips} clips, medians of {rounds} interleaved rounds")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data = write_input(folder / "input", clips)
+        one, two = build_bundle(folder / "one", "padded", 1, 8, False), build_bundle(folder / "two", "padded", 2, 8, False)
+        loading: list[float] = []
+        whole: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            with open_engine(folder, one, data, None) as opened:
+                loading.append(load_alone(opened))
+                frames = float(opened.scene.frames["net"].sum())
+            for share in SLEEPS:
+                asleep = Asleep(share * loading[-1] / frames)
+                with open_engine(folder, one, data, asleep) as opened:
+                    wall = run_steps(opened)[0]
+                slowest = max(loading[-1], asleep.slept)
+                name = f"GPU schedule, sleeping {share:.1f} x loading: whole / slowest stage"
+                whole.setdefault(name, []).append(wall / slowest)
+            with open_engine(folder, two, data, None) as opened:
+                first, second = run_steps(opened)
+            whole.setdefault("CPU schedule: whole / sum of the stages alone", []).append(first / (loading[-1] + second))
+        print(f"loading alone {np.median(loading):.2f} s, {frames:.0f} frames")
+        for name, values in whole.items():
+            print(f"{name:<66}{np.median(values):6.3f}   rounds {', '.join(f'{v:.2f}' for v in values)}")
+
+
+if __name__ == "__main__":
+    main()
