@@ -95,6 +95,11 @@ def test_relabelling_adds_removes_and_never_empties():
     assert relabel.relabel(labels, scores).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1]]
 
 
+def test_written_labels_leave_out_clips_without_one(tmp_path):
+    relabel.write_labels(tmp_path / "l.csv", ["a", "b"], np.array([[1, 0, 1], [0, 0, 0]]), CLASSES)
+    assert (tmp_path / "l.csv").read_text() == 'fname,labels\na,"high,noise"\n'
+
+
 STUB = """
 import csv, json, pathlib, sys
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))

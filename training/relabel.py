@@ -66,11 +66,13 @@ def relabel(labels: np.ndarray, scores: np.ndarray, *, add: float = 0.8, remove:
 
 
 def write_labels(path: Path, ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> None:
-    """CSV with fname and labels."""
+    """CSV with fname and labels; clips without a label are left out (a trainer would take them for negatives)."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["fname", "labels"])
         for id, row in zip(ids, labels, strict=True):
+            if not row.any():
+                continue
             writer.writerow([id, ",".join(classes[int(k)] for k in np.flatnonzero(row))])
 
 
@@ -97,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
             "all": lambda: np.arange(len(ids))}[options.rule]()
     chosen = relabel(labels[rows], scores[rows]) if options.relabel else labels[rows]
     write_labels(options.out, [ids[int(i)] for i in rows], chosen, classes)
-    print(f"{len(rows)} of {len(ids)} clips written to {options.out}")
+    print(f"{int(chosen.any(axis=1).sum())} of {len(ids)} clips written to {options.out}")
     return 0
 
 
