@@ -19,7 +19,7 @@ from whole_runs import check, faulty_build, make_place, run_whole  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.addinivalue_line("markers", "faults: a slower test of the fault matrix; `make faults` runs these")
-    config.addinivalue_line("markers", "whole: a published solution at full size, minutes to an hour each; `make whole` runs these")
+    config.addinivalue_line("markers", "whole: a published solution at full size, minutes to an hour; `make whole` runs these")
     config.addinivalue_line("markers", "fault(row, injection, outcome): one row of the fault matrix, docs/faults.md")
 
 
