@@ -8,6 +8,7 @@ the dtype. The published systems are in presets.py. Does not crop (views), and d
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -98,7 +99,7 @@ class FrontEnd:
         if self.layout == "bands" and self.mels % 3:
             raise SpecError(f"frontend {self.name}: layout \"bands\" needs mels divisible by 3, got {self.mels}")
 
-    @property
+    @functools.cached_property  # asked for several times per row
     def key(self) -> str:
         """Name and a hash of every field: equal keys mean equal arrays."""
         text = json.dumps(asdict(self), sort_keys=True)
