@@ -19,12 +19,14 @@ import soundfile
 import torch
 from guard_runs import GuardRun, run_guard
 from invariants import read_table
+from recipe import make_wave
 from small_ensembles import FOLDER, published, shrink
 from whole_runs import render_clip
 
 from builder import ensemble_docs
-from kernel import audio, frontends, limits, models, predict, spec, views
+from kernel import audio, backends, frontends, limits, models, predict, spec, views
 from kernel.errors import SpecError
+from kernel.grouped import predict_grouped
 from kernel.models.timm_backbone import import_timm
 from training import demo_clips
 
@@ -302,6 +304,26 @@ def test_same_bytes_for_one_and_four_loaders_and_shuffled_files(tmp_path: Path) 
     lines = [run.submission.splitlines() for run in (first, second)]
     assert sorted(lines[0]) == sorted(lines[1]) and [line.split(",")[0] for line in lines[1][1:]] == shuffled
     assert len(set(lines[0])) == len(ids) + 1
+
+
+class Waves:
+    """A store without memory: the array of a seeded wave for each row id."""
+
+    def get(self, fe: Any, row: audio.Row) -> np.ndarray:
+        return fe(make_wave(row.id, float(row.id), fe.rate))
+
+
+def test_the_gpu_schedule_of_every_solution_gives_what_each_row_gets_alone() -> None:
+    """Run on the CPU: tiles, crops and several inputs of many rows share batches."""
+    ensemble, device = everything(), backends.Device(name="cpu", about="test")
+    rows = [audio.Row(id=seconds, clip=audio.Clip(id=seconds)) for seconds in ("0.6", "3", "6.5")]
+    for member in ensemble.members:
+        state = small_ensembles.random_net(member, 0, 80).state_dict()
+        net = predict.load_net(predict.build_recipe(ensemble, member), state, 80, device, spec.Cost())
+        done = predict_grouped(net, Waves(), rows, 1 << 17, lambda row, error: pytest.fail(f"{row.id}: {error}"))
+        found = {row.id: probs for row, probs in done}
+        for row in rows:
+            np.testing.assert_allclose(found[row.id], predict.predict_alone(net, Waves(), row), atol=1e-5, err_msg=member.name)
 
 
 # -- windows ------------------------------------------------------------------------------------------------------------------
