@@ -25,7 +25,7 @@ from .pictures import draw_rows
 from .report_page import encode_page, page
 from .scene import LOADING_S, Scene, open_scene
 
-PUBLISH_EVERY_S = 60.0
+PUBLISH_EVERY_S, PUBLISH_SHARE = 60.0, 0.05  # of the budget: a short run shows its first scores early, too
 LINE_EVERY_S = 1.0  # figures for the progress, which decides what is printed
 PAGE_S = 8.0  # report.html may take this long
 TICK_S = 0.25
@@ -58,6 +58,7 @@ class Engine:
         self.peak_ram = 0
         self.progress = progress.Progress()
         self.last_publish = self.last_line = time.monotonic()
+        self.publish_every_s = max(1.0, min(PUBLISH_EVERY_S, PUBLISH_SHARE * self.marks["budget_s"]))
         self.last_unit = ""
 
     def execute(self) -> None:
@@ -217,8 +218,10 @@ class Engine:
         scene.heartbeat.scored_rows = int(scored.sum())
         scene.heartbeat.quarantined = len(scene.journal.quarantined) + len(scene.journal.dropped)
         now = time.monotonic()
-        if final or self.publish_due or now - self.last_publish >= PUBLISH_EVERY_S:
+        if final or self.publish_due or now - self.last_publish >= self.publish_every_s:
             self.publish_due, self.last_publish = False, now
+            for net_id in tuple(self.busy):  # what is published outlives a crash: the next engine must not publish less
+                scene.journal.save_scores(net_id, scene.board.get(net_id))
             with self.recorder.stage("publish", device="main"):
                 merged = self._publish()
             self.described = account.describe(scene, merged, self.outcomes, self.peak_ram)

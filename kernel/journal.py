@@ -121,7 +121,7 @@ class Journal:
     def save_scores(self, net_id: str, scores: np.ndarray) -> None:
         """Keep f32[N, K] of one net (NaN = not yet) over a crash."""
         path = self.scores / f"{net_id}.npy"
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{threading.get_ident()}.tmp")  # the main thread and a worker may both save
         try:
             with open(temporary, "wb") as file:
                 np.save(file, scores, allow_pickle=False)
