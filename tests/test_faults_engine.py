@@ -281,3 +281,24 @@ def test_the_strikes_need_their_bundle() -> None:
     kernel = Path(__file__).resolve().parent.parent / "kernel"
     assert not [path for path in [*kernel.rglob("*.py"), kernel.parent / "infer_kernel.py"] if b"HOURGLASS_" in path.read_bytes()]
     assert sys.modules.get("kernel.custom.faulty") is None
+
+
+@pytest.mark.faults
+@pytest.mark.fault(row=40, injection="the engine dies within its first net, after it has published a part of it",
+                   outcome="what was published stays: no later submission is worse than an earlier one")
+def test_a_restart_never_publishes_less(tmp_path: Path) -> None:
+    slow = [f"c{i:02d}.wav" for i in range(3, 10)]
+    plan = [*({"at": "forward", "id": id, "do": "sleep", "seconds": 0.5, "times": 1} for id in slow),
+            {"at": "forward", "id": "c10.wav", "do": "kill", "times": 1}]
+    counts: list[int] = []
+
+    def look(process: subprocess.Popen[str], working: Path) -> None:
+        while process.poll() is None:
+            path = working / "submission.csv"
+            if path.exists():
+                counts.append(sum(not line.endswith(",3.333333e-01") for line in path.read_text().splitlines()[1:]))
+            time.sleep(0.05)
+
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=40, during=look, plan=plan)
+    check(run, "EngineDied")
+    assert counts == sorted(counts) and counts[-1] == 12 and any(0 < n < 12 for n in counts)
