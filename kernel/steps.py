@@ -89,20 +89,22 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
     windows = cut_windows(scene, net, suspects_first(scene, net_id, todo), device)
     saved = time.monotonic()
-    for number, window in enumerate(windows):
-        if stop():
-            break
-        if device.cuda:  # the next windows load while this one runs; a CPU has no idle core for that
-            for stage in recipe.stages.values():
-                coming = [i for later in windows[number:number + 1 + WINDOWS_AHEAD] for i in later]
-                scene.store.prefetch(stage.fe, [scene.rows[i] for i in coming])
-        load_window(scene, net_id, recipe, window, stop)
-        run_window = _grouped if device.cuda else _one_by_one
-        run_window(scene, net_id, net, window, stop)
-        if time.monotonic() - saved > SAVE_EVERY_S:
-            scene.journal.save_scores(net_id, scene.board.get(net_id))
-            saved = time.monotonic()
-    scene.journal.save_scores(net_id, scene.board.get(net_id))
+    try:
+        for number, window in enumerate(windows):
+            if stop():
+                break
+            if device.cuda:  # the next windows load while this one runs; a CPU has no idle core for that
+                for stage in recipe.stages.values():
+                    coming = [i for later in windows[number:number + 1 + WINDOWS_AHEAD] for i in later]
+                    scene.store.prefetch(stage.fe, [scene.rows[i] for i in coming])
+            load_window(scene, net_id, recipe, window, stop)
+            run_window = _grouped if device.cuda else _one_by_one
+            run_window(scene, net_id, net, window, stop)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                scene.journal.save_scores(net_id, scene.board.get(net_id))
+                saved = time.monotonic()
+    finally:  # a lost device ends the process: what it has done is kept
+        scene.journal.save_scores(net_id, scene.board.get(net_id))
     state.batches += net.batches
     state.cells += net.cells
     state.padded_cells += net.padded_cells
