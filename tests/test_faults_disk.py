@@ -58,8 +58,8 @@ def test_no_inodes_left(tmp_path: Path) -> None:
 @pytest.mark.fault(row=17, injection="EIO at write, at flush, at read (strace)",
                    outcome="a failed write is cut off, a failed read computed again once; every array right")
 @pytest.mark.parametrize(("what", "code"), [
-    ("pwrite64:error=EDQUOT:when=6+", "EDQUOT"), ("pwrite64:error=EIO:when=4+3", "EIO"), ("preadv,preadv2:error=EIO:when=2+2", "EIO"),
-    ("fdatasync:error=EIO", "EIO")])
+    ("pwrite64:error=EDQUOT:when=6+", "EDQUOT"), ("pwrite64:error=EIO:when=4+3", "EIO"),
+    ("preadv,preadv2:error=EIO:when=2+2", "EIO"), ("fdatasync:error=EIO", "EIO")])
 def test_errors_of_the_scratch_disk(tmp_path: Path, what: str, code: str) -> None:
     stats = run_store(tmp_path / "scratch", *inject(what), kilobytes=2048, seconds=0.02)  # slower than reading it back
     assert stats["disk_errors"].get(code) and not stats["left"]
