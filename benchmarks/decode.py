@@ -1,7 +1,7 @@
 """Decode speed against plain soundfile, per format, on clips of the lengths of a real test set.
 
 Prints the ratio soundfile / ours (above 1: ours is faster), medians of interleaved rounds measured in one run; asserts nothing.
-`python -m benchmarks.decode [--clips FOLDER]`: without a folder the rendered demo clips are used.
+`python -m benchmarks.decode [--clips FOLDER] [--quick]`: without a folder the rendered demo clips are used.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, rounds: int) -> None:
     groups: dict[str, list[audio.Clip]] = defaultdict(list)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         clip = audio.probe(path.name, path, folder)
@@ -36,7 +36,7 @@ def measure(folder: Path) -> None:
     print(f"{'form':<26} {'clips':>5} {'ours ms':>8} {'soundfile ms':>12} {'ratio':>6}")
     for form, clips in sorted(groups.items()):
         ours, peer = [], []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             ours.append(sum(seconds_of(lambda c=clip: audio.decode(c, 600.0)) for clip in clips))
             peer.append(sum(seconds_of(lambda c=clip: soundfile.read(c.path, dtype="float32")) for clip in clips))
         ratio = statistics.median(p / o for p, o in zip(peer, ours, strict=True))
@@ -47,13 +47,15 @@ def measure(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, help="folder of clips")
+    parser.add_argument("--quick", action="store_true", help="2 rounds")
     options = parser.parse_args()
+    rounds = 2 if options.quick else ROUNDS
     if options.clips is not None:
-        measure(options.clips)
+        measure(options.clips, rounds)
         return
     with tempfile.TemporaryDirectory() as folder:
         write_rendered(Path(folder))
-        measure(Path(folder))
+        measure(Path(folder), rounds)
 
 
 if __name__ == "__main__":

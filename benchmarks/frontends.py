@@ -1,6 +1,6 @@
 """Front ends against their peers on the same clips: librosa, torch.stft, and a torchaudio-style dense mel.
 
-    python -m benchmarks.frontends [--rounds 7] [--seconds 120] [--threads 2]
+    python -m benchmarks.frontends [--rounds 7] [--seconds 120] [--threads 2] [--quick]
 
 Rounds are interleaved; medians and ratios are printed, nothing is asserted. Clips are synthetic, 0.5 to 15 s. Every method
 runs with one intra-op thread; the last block runs whole clips on several Python threads.
@@ -8,20 +8,16 @@ runs with one intra-op thread; the last block runs whole clips on several Python
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two thread pools in one process clash (before numpy is imported)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import statistics  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from concurrent.futures import ThreadPoolExecutor  # noqa: E402
+from benchmarks.rounds import Seconds, describe_machine, median, race, ratio
 
-import librosa  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import librosa  # isort: skip
+import numpy as np  # isort: skip
+import torch  # isort: skip
 
-from kernel import finish, frontends, spectra  # noqa: E402
+from kernel import finish, frontends, spectra  # isort: skip
 
 Method = Callable[[np.ndarray], np.ndarray]
 
@@ -38,29 +34,15 @@ def make_clips(rate: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
     return clips
 
 
-Times = dict[str, tuple[float, float]]
-
-
-def race(methods: dict[str, Callable[[], object]], rounds: int) -> Times:
-    """Median (wall, CPU) seconds of each method over interleaved rounds, after one unmeasured call each."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
-    for call in methods.values():
-        call()
-    for _ in range(rounds):
-        for name, call in methods.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: (statistics.median(w for w, _ in values), statistics.median(c for _, c in values))
-            for name, values in times.items()}
+Times = dict[str, list[Seconds]]
 
 
 def show(title: str, peer: str, times: Times, frames: int) -> None:
     """Print microseconds per frame and the ratios to `peer`; the CPU columns hold on a machine that others use too."""
     print(f"\n{title}\n  {'':46}{'wall us':>9}{'x':>7}{'CPU us':>9}{'x':>7}")
-    for name, seconds in times.items():
-        cells = (f"{own / frames * 1e6:9.2f}{peers / own:7.2f}" for own, peers in zip(seconds, times[peer], strict=True))
-        print(f"  {name:46}{''.join(cells)}")
+    for name, values in times.items():
+        cells = (f"{median(values, kind) / frames * 1e6:9.2f}{ratio(times[peer], values, kind):7.2f}" for kind in (0, 1))
+        print(f"  {name:46}{''.join(cells)}", flush=True)
 
 
 def mel_methods(fe: frontends.FrontEnd) -> dict[str, Method]:
@@ -130,9 +112,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=120.0, help="audio per set of clips")
     parser.add_argument("--threads", type=int, default=2, help="Python threads of the clip-parallel rows")
+    parser.add_argument("--quick", action="store_true", help="30 s of audio, 3 rounds")
     options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.rounds = 30.0, 3
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, librosa {librosa.__version__}, numpy {np.__version__}; medians of {options.rounds} rounds")
+    print(f"{describe_machine('torch', 'librosa', 'numpy')}; medians of {options.rounds} rounds")
     for rate, n_fft, hop in ((44100, 2560, 690), (16000, 1024, 250)):
         compare_mel(rate, n_fft, hop, options.seconds, options.rounds, options.threads)
     compare_parts(options.seconds, options.rounds)

@@ -1,6 +1,6 @@
 """Length groups against the usual schedules, on one net: real frames per second, padding, shapes, and the error.
 
-    python -m benchmarks.grouping [--clips 24] [--rounds 5] [--device cpu|cuda] [--family simple_cnn] [--cells 16384]
+    python -m benchmarks.grouping [--clips 24] [--rounds 5] [--device cpu|cuda] [--family simple_cnn] [--cells 16384] [--quick]
 
 Clips have the FAT2019 kind of lengths (log-normal, 0.3 to 30 s, median 5 s); the net has seeded random weights. "error" is the
 largest difference of a logit from the clip run alone, relative to the largest logit: what a schedule without masks costs.
@@ -9,16 +9,16 @@ Rounds are interleaved; medians and ratios to one clip at a time are printed. `-
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
-from torch import nn
+from benchmarks.rounds import describe_machine, draw_seconds, median, race, ratio
 
-from kernel import models
-from kernel.batches import Batch, group, singles
+import numpy as np  # isort: skip
+import torch  # isort: skip
+from torch import nn  # isort: skip
+
+from kernel import models  # isort: skip
+from kernel.batches import Batch, group, singles  # isort: skip
 
 FRAMES_PER_SECOND, BINS = 64, 128  # the argus front end
 PADDING, MAX_ROWS = 0.02, 512  # the engine's settings
@@ -26,8 +26,7 @@ Schedule = Callable[[Sequence[int]], list[Batch]]
 
 
 def draw_lengths(clips: int, seed: int = 0) -> list[int]:
-    seconds = np.clip(np.random.default_rng(seed).lognormal(np.log(5.0), 1.0, clips), 0.3, 30.0)
-    return [max(32, int(s * FRAMES_PER_SECOND)) for s in seconds]
+    return [max(32, int(s * FRAMES_PER_SECOND)) for s in draw_seconds(clips, seed)]
 
 
 def chunks(order: Sequence[int], frames: Sequence[int], size: int) -> list[Batch]:
@@ -91,7 +90,11 @@ def main() -> None:
     parser.add_argument("--family", default="simple_cnn")
     parser.add_argument("--cells", type=int, default=16384, help="frames of one batch at most")
     parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="24 clips, 2 rounds")
     given = parser.parse_args()
+    if given.quick:
+        given.clips, given.rounds = 24, 2
+    print(describe_machine("torch", "numpy"))
     frames = draw_lengths(given.clips)
     plans = {name: (schedule(frames), masked) for name, (schedule, masked) in schedules(given.cells).items()}
     print(f"{given.clips} clips, {sum(frames)} frames, at most {given.cells} frames a batch")
@@ -106,20 +109,15 @@ def main() -> None:
     generator = np.random.default_rng(1)
     clips = [torch.from_numpy(generator.standard_normal((net.channels, BINS, n), dtype=np.float32)).to(device) for n in frames]
     alone = run(net, clips, plans["one at a time"][0], False, classes)
-    times: dict[str, list[float]] = {name: [] for name in plans}
     error = {name: float(np.abs(run(net, clips, b, m, classes) - alone).max() / np.abs(alone).max())
              for name, (b, m) in plans.items()}
-    for _ in range(given.rounds):
-        for name, (batches, masked) in plans.items():
-            start = time.perf_counter()
-            run(net, clips, batches, masked, classes)
-            times[name].append(time.perf_counter() - start)
-    base = statistics.median(times["one at a time"])
+    times = race({name: lambda b=batches, m=masked: run(net, clips, b, m, classes) for name, (batches, masked) in plans.items()},
+                 given.rounds)
     print(f"\n{given.family} on {device}, {torch.get_num_threads()} threads, medians of {given.rounds} interleaved rounds")
-    print(f"{'':32}{'frames/s':>10}{'x':>7}{'error':>10}")
+    print(f"{'':32}{'frames/s':>10}{'wall x':>8}{'CPU x':>8}{'error':>10}")
     for name in plans:
-        seconds = statistics.median(times[name])
-        print(f"{name:<32}{sum(frames) / seconds:>10.0f}{base / seconds:>7.2f}{error[name]:>10.1e}")
+        wall, cpu = (ratio(times["one at a time"], times[name], kind) for kind in (0, 1))
+        print(f"{name:<32}{sum(frames) / median(times[name]):>10.0f}{wall:>8.2f}{cpu:>8.2f}{error[name]:>10.1e}")
 
 
 if __name__ == "__main__":

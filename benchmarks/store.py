@@ -1,6 +1,6 @@
 """Hand-over of spectrograms from loaders to the consumer: the store against its peers on the same arrays.
 
-    python -m benchmarks.store [--clips 1000] [--rounds 5] [--loaders 2] [--scratch DIR]
+    python -m benchmarks.store [--clips 1000] [--rounds 5] [--loaders 2] [--scratch DIR] [--quick]
 
 Producing is one copy, so this is nearly pure hand-over. First pass: everything is produced and read once by the main process;
 later pass: everything is read once more. Rounds are interleaved; medians and ratios to the plain list are printed.
@@ -164,7 +164,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loaders", type=int, default=2)
     parser.add_argument("--scratch", type=Path, default=None, help="folder on a disk (default: the temporary folder)")
+    parser.add_argument("--quick", action="store_true", help="200 clips, 2 rounds")
     given = parser.parse_args()
+    if given.quick:
+        given.clips, given.rounds = 200, 2
     lengths = np.random.default_rng(1).integers(20, LONGEST + 1, given.clips).tolist()
     size = sum(lengths) * BINS * 4
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
