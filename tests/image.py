@@ -22,6 +22,7 @@ PYTHON = "3.12"
 TABLE = {"torch": "2.10.0", "numpy": "2.0.2", "scipy": "1.16.3", "pandas": "2.2.2", "librosa": "0.11.0", "soundfile": "0.13.1",
          "soxr": "1.0.0", "audioread": "3.1.0", "psutil": "5.9.5", "joblib": "1.5.3", "timm": "1.0.26", "safetensors": "0.7.0",
          "tqdm": "4.67.3", "scikit-learn": "1.6.1", "numba": "0.60.0", "llvmlite": "0.43.0", "matplotlib": "3.10.0"}
+LEFT_OUT = ("torch", "timm")  # torch comes first, for CPUs; timm wants torchvision, which would replace that torch
 AGREEMENT = 1e-5  # between environments, as between back ends: largest difference of a score
 
 
@@ -76,7 +77,7 @@ def make_environment(folder: Path, base: str) -> Path:
         print(f"the index has no torch for CPUs and {base}: starting from this interpreter", flush=True)
         shutil.rmtree(folder)
         return make_environment(folder, sys.executable)
-    pins = [f"{name}=={version}" for name, version in TABLE.items() if name != "torch"]
+    pins = [f"{name}=={version}" for name, version in TABLE.items() if name not in LEFT_OUT]
     if not pip(python, *pins):
         for pin in pins:
             if not pip(python, pin):
