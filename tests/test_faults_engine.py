@@ -103,7 +103,7 @@ def test_an_engine_that_never_starts_leaves_the_prior(tmp_path: Path) -> None:
                    outcome="hung: ended and restarted, the clip in flight a suspect; the same bytes as without the fault")
 @pytest.mark.parametrize("deed", ["stop", "hang"])
 def test_a_hung_engine_is_replaced(tmp_path: Path, unharmed: GuardRun, deed: str) -> None:
-    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=30,
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=60,
                     plan=[{"at": "decode", "id": POISON, "do": deed, "times": 1}])
     check(run, "EngineHung", reference=unharmed)
 
