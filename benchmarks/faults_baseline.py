@@ -25,15 +25,13 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 from bundles import built_once  # noqa: E402
 from guard_runs import GuardRun, wait_for  # noqa: E402
+from injectors import control_group, in_mounts, inside  # noqa: E402
 from invariants import find_broken  # noqa: E402
 from test_faults_clips import silent_hours  # noqa: E402
-from test_faults_system import in_mounts  # noqa: E402
 from whole_runs import (  # noqa: E402
     Place,
-    control_group,
     find_engine,
     flip_bit,
-    inside,
     make_crowd,
     make_place,
     render_clip,
@@ -59,7 +57,7 @@ class Fault:
     prefix: Callable[[Place], tuple[str, ...]] = lambda place: ()
     during: Callable[[subprocess.Popen[str]], object] | None = None
     group_bytes: int | None = None
-    seconds: float = 60.0
+    seconds: float = 100.0
     touches: tuple[str, ...] | None = (VICTIM,)
 
 
@@ -118,7 +116,7 @@ FAULTS = [
     Fault(name="a clip of 0 bytes", harm=lambda p, b: clip(p).write_bytes(b"")),
     Fault(name="a clip without samples", harm=lambda p, b: soundfile.write(clip(p), np.zeros(0), 22_050)),
     Fault(name="a clip that is missing", harm=lambda p, b: clip(p).unlink()),
-    Fault(name="a clip that is a FIFO", harm=lambda p, b: hide(clip(p), os.mkfifo), seconds=30),
+    Fault(name="a clip that is a FIFO", harm=lambda p, b: hide(clip(p), os.mkfifo), seconds=60),
     Fault(name="a clip cut in half", harm=lambda p, b: clip(p).write_bytes(clip(p).read_bytes()[:9000])),
     Fault(name="a clip of NaN samples",
           harm=lambda p, b: soundfile.write(clip(p), np.full(9999, np.nan), 22_050, subtype="FLOAT")),
@@ -129,12 +127,12 @@ FAULTS = [
     Fault(name="kill -9 of the worker", during=after(2.5, signal.SIGKILL), touches=()),
     Fault(name="SIGTERM after 4 s of a long run", make=lambda f: make_crowd(f, 3000), during=after(4, signal.SIGTERM, True),
           touches=None),
-    Fault(name="the worker stopped (SIGSTOP)", during=after(2.5, signal.SIGSTOP), seconds=24, touches=None),
-    Fault(name="3,000 clips in 20 s", make=lambda f: make_crowd(f, 3000), seconds=20, touches=None),
+    Fault(name="the worker stopped (SIGSTOP)", during=after(2.5, signal.SIGSTOP), seconds=60, touches=None),
+    Fault(name="4,000 clips in 30 s", make=lambda f: make_crowd(f, 4000), seconds=30, touches=None),
     Fault(name="650 MB of memory, 60 clips of 60 s", make=lambda f: make_crowd(f, 60, seconds=60.0), group_bytes=650 * 10**6,
           seconds=120, touches=None),
     Fault(name="150 MB of memory", group_bytes=150 * 10**6, touches=None),
-    Fault(name="output disk full", prefix=full_disk, touches=()),
+    Fault(name="output disk full", prefix=full_disk, touches=None),
     Fault(name="a flipped bit in one net's weights", harm=lambda p, b: flip_bit(b / "plain.0.safetensors", -6), touches=None),
     Fault(name="a weights file missing", harm=lambda p, b: (b / "plain.0.safetensors").unlink(), touches=None),
     Fault(name="64 file descriptors", prefix=lambda p: ("prlimit", "--nofile=64:64"), touches=()),

@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from guard_runs import GuardRun  # noqa: E402
+from injectors import control_group, inside  # noqa: E402
 from invariants import find_broken  # noqa: E402
-from whole_runs import bulky_build, control_group, inside, make_crowd, run_whole  # noqa: E402
+from whole_runs import bulky_build, make_crowd, run_whole  # noqa: E402
 
 LIMIT = 10**9
 

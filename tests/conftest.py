@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: tests of several workers share few cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import injectors  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from bundles import built_once  # noqa: E402
@@ -33,7 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Skipped tests, counted by reason."""
+    """Skipped tests, counted by reason, and what this machine lets the fault matrix do."""
+    if any("fault" in report.keywords for reports in terminalreporter.stats.values() for report in reports
+           if isinstance(report, pytest.TestReport)):
+        terminalreporter.write_line(f"injectors: {injectors.describe()}")
     reasons = Counter(str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
                       for report in terminalreporter.stats.get("skipped", []))
     for reason, count in sorted(reasons.items()):

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from guard_runs import GuardRun, wait_for
+from injectors import needs_strace
 from whole_runs import RATE, Place, check, faulty_build, make_place, prior_rows, render_clip, rows_of, run_whole, write_sample
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace on this machine")
 Maker = Callable[[Path], object]
 
 
@@ -169,6 +168,6 @@ def test_clips_that_change_during_the_run(tmp_path: Path, unharmed: GuardRun) ->
         os.truncate(place.clips / "c06.wav", 30_000)
 
     run = run_whole(place, faulty_build() / "bundle", during=harm, plan=[
-        {"at": "decode", "id": id, "do": "sleep", "seconds": 1, "times": 1} for id in ("c11.wav", "c00.wav")])
+        {"at": "decode", "id": id, "do": "sleep", "seconds": 5, "times": 1} for id in ("c11.wav", "c00.wav")])
     check(run, "ClipUnreadable", reference=unharmed, affected={"c05.wav", "c06.wav"})
     assert prior_rows(run) == {"c05.wav"}

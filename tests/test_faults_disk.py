@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from typing import Any
 
 import pytest
 from guard_runs import GuardRun
-from test_faults_system import in_mounts, needs_namespaces, needs_strace
+from injectors import in_mounts, inject, needs_namespaces, needs_strace
 from whole_runs import bulky_build, check, faulty_build, make_crowd, make_place, run_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-QUIET = ("strace", "-f", "-qq", "-o", os.devnull)
 
 
 def run_store(folder: Path, *prefix: str, **chosen: Any) -> dict[str, Any]:
@@ -25,10 +23,6 @@ def run_store(folder: Path, *prefix: str, **chosen: Any) -> dict[str, Any]:
                           capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def inject(what: str) -> tuple[str, ...]:
-    return (*QUIET, "-e", f"trace={what.partition(':')[0]}", "-e", f"inject={what}")
 
 
 @needs_namespaces

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 from guard_runs import GuardRun
+from injectors import control_group, inside
 from invariants import find_broken
 from whole_runs import (
     Place,
     bulky_build,
     check,
-    control_group,
     faulty_build,
-    inside,
     make_crowd,
     make_place,
     prior_rows,

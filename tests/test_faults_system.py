@@ -1,35 +1,15 @@
 """Faults of the machine around the run: few descriptors or threads, no network, no /dev/shm, read-only packages, other clocks."""
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from guard_runs import GuardRun
-from whole_runs import check, control_group, faulty_build, inside, make_place, prior_rows, run_whole
+from injectors import TIME_NAMESPACE, control_group, in_mounts, inject, inside, needs_namespaces, needs_strace, needs_time
+from whole_runs import check, faulty_build, make_place, prior_rows, run_whole
 
 SITE = Path(sys.prefix)
-
-
-def allowed(*command: str) -> bool:
-    try:
-        return subprocess.run([*command, "true"], capture_output=True, timeout=20).returncode == 0
-    except OSError:
-        return False
-
-
-needs_namespaces = pytest.mark.skipif(not allowed("unshare", "-Urm"), reason="user namespaces are not allowed here")
-needs_time = pytest.mark.skipif(not allowed("unshare", "-UrT", "--monotonic", "9000"),
-                                reason="time namespaces are not allowed here")
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace on this machine")
-
-
-def in_mounts(script: str) -> tuple[str, ...]:
-    """Command words that run what follows in a mount namespace where `script` was done first."""
-    return ("unshare", "-Urm", "sh", "-ec", script + ' && exec "$@"', "sh")
 
 
 @needs_namespaces
@@ -103,8 +83,8 @@ def test_read_only_packages(tmp_path: Path, unharmed: GuardRun) -> None:
 @pytest.mark.faults
 @pytest.mark.fault(row=50, injection="the monotonic clock starts at 9,000 s (time namespace)", outcome="the same bytes")
 def test_another_origin_of_the_clock(tmp_path: Path, unharmed: GuardRun) -> None:
-    prefix = ("unshare", "-UrT", "--monotonic", "9000", "--boottime", "9000")
-    check(run_whole(make_place(tmp_path), faulty_build() / "bundle", "--strict", prefix=prefix), reference=unharmed)
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", "--strict", prefix=TIME_NAMESPACE)
+    check(run, reference=unharmed)
 
 
 @pytest.mark.faults
@@ -119,6 +99,5 @@ def test_another_locale_and_time_zone(tmp_path: Path, unharmed: GuardRun) -> Non
 @pytest.mark.fault(row=18, injection="every pwrite of the run takes 20 ms (strace)", outcome="the same bytes")
 @needs_strace
 def test_a_slow_private_folder(tmp_path: Path, unharmed: GuardRun) -> None:
-    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=60, prefix=(
-        "strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=pwrite64", "-e", "inject=pwrite64:delay_enter=20000"))
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=inject("pwrite64:delay_enter=20000"))
     check(run, reference=unharmed)

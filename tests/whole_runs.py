@@ -13,9 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +21,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import pytest
 import soundfile
 from bundles import HERE, order
 from guard_runs import GuardRun, run_guard, wait_for
@@ -250,38 +247,3 @@ def sleep_after_start(process: subprocess.Popen[str], seconds: float) -> None:
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
-
-
-@contextmanager
-def control_group(controller: str, name: str, value: int) -> Iterator[Path]:
-    """A control group of our own whose file `name` holds `value`; skips the test where none can be made.
-
-    name  of the v1 file; the v2 twins are tried first
-    """
-    own = {line.split(":")[1]: line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
-    twin = {"memory.limit_in_bytes": "memory.max"}.get(name, name)
-    places = [(Path("/sys/fs/cgroup") / own.get("", "/").lstrip("/"), twin),
-              (Path("/sys/fs/cgroup") / controller / own.get(controller, "/").lstrip("/"), name),
-              (Path("/sys/fs/cgroup") / controller, name)]
-    for parent, file in places:
-        group = parent / f"hourglass-test-{uuid.uuid4().hex[:8]}"
-        try:
-            if (parent / "cgroup.procs").exists():
-                group.mkdir()
-                (group / file).write_text(str(value))
-                break
-        except OSError:
-            if group.exists():
-                group.rmdir()
-    else:
-        pytest.skip(f"no writable {controller} control group on this machine")
-    try:
-        yield group
-    finally:
-        wait_for(lambda: not (group / "cgroup.procs").read_text().strip())
-        group.rmdir()
-
-
-def inside(group: Path, before: str = "true") -> tuple[str, ...]:
-    """Command words that run what follows in a control group, after the shell command `before` in it."""
-    return ("sh", "-ec", f'echo $$ > {group}/cgroup.procs; {before}; exec "$@"', "sh")
