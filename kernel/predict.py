@@ -178,16 +178,16 @@ class LoadedNet:
         self.widths[width] = [sum(pair) for pair in zip(self.widths.get(width, (0, 0, 0)), (cells, padded, 1), strict=True)]
 
 
-def load_net(recipe: Recipe, state: dict[str, torch.Tensor], classes: int, device: backends.Device,
-             cost: spec.Cost) -> LoadedNet:
-    """The member's net, filled and prepared.
+def load_net(recipe: Recipe, state: dict[str, torch.Tensor], classes: int, device: backends.Device, cost: spec.Cost,
+             candidates: Iterable[Callable[[], graphs.GraphNet]] = ()) -> LoadedNet:
+    """The member's net, filled and prepared; `candidates` are the same net as exported graphs.
 
     Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
     """
     member = recipe.member
     module = models.build(member.family, dict(member.params), classes)
     _fill(module, member.name, models.rename(member.family, dict(member.params), state))
-    runner = backends.prepare(module, device, _samples(recipe, module))
+    runner = backends.prepare(module, device, _samples(recipe, module), candidates=candidates)
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=_activation(member.activation, module), cost=cost)
 
 
@@ -195,11 +195,6 @@ def load_graph(recipe: Recipe, net: graphs.GraphNet, cost: spec.Cost) -> LoadedN
     """A member that exists only as a graph, ready to run."""
     return LoadedNet(module=net, runner=backends.from_graph(net), recipe=recipe, cost=cost,
                      activate=_activation(recipe.member.activation, net))
-
-
-def prefer_graph(net: LoadedNet, candidates: Iterable[Callable[[], graphs.GraphNet]]) -> LoadedNet:
-    """The net on the first exported graph that agrees with it; the net itself when none does."""
-    return replace(net, runner=backends.prefer_graph(net.runner, candidates, _samples(net.recipe, net.module)))
 
 
 def load_stacker(stacker: spec.Stacker, state: dict[str, torch.Tensor],

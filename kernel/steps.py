@@ -69,14 +69,16 @@ def open_net(scene: Scene, entry: spec.Net, recipe: predict.Recipe, device: back
         return predict.load_graph(recipe, graphs.open_graph(data, graphs.ONNX, scene.bundle, place), cost)
     state = scene.bundle.load_state(entry)
     scene.heartbeat.progress += 1  # on a slow machine reading, building and recording a large net can each take their time
-    net = predict.load_net(recipe, state, len(scene.ensemble.classes), device, cost)
-    scene.heartbeat.progress += 1
     name = scene.manifest.graphs.get(entry.id, {}).get("onnx")
-    if name is None or device.cuda:
-        return net
-    return predict.prefer_graph(net, [
-        partial(lambda runtime: graphs.open_graph(scene.bundle.read_file(name), runtime, scene.bundle, place), runtime)
-        for runtime in graphs.RUNTIMES])
+
+    def open_exported(runtime: str) -> graphs.GraphNet:
+        scene.heartbeat.progress += 1
+        return graphs.open_graph(scene.bundle.read_file(str(name)), runtime, scene.bundle, place)
+
+    candidates = [partial(open_exported, runtime) for runtime in graphs.RUNTIMES if name is not None]
+    net = predict.load_net(recipe, state, len(scene.ensemble.classes), device, cost, candidates)
+    scene.heartbeat.progress += 1
+    return net
 
 
 def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], device: backends.Device, stop: Stop) -> None:

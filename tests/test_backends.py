@@ -142,15 +142,22 @@ class Mean(nn.Module):
 
 def test_the_first_graph_that_agrees_is_used() -> None:
     samples = [{"x": 5 + torch.randn(1, 1, 4, n)} for n in (8, 13)]
-    runner = backends.prepare(Mean(), CPU, samples)
 
     def absent() -> Any:
         raise DeviceError("no such runtime")
 
-    chosen = backends.prefer_graph(runner, [absent, lambda: fake_graph(1.001), lambda: fake_graph(1.0)], samples)
-    assert chosen.path == "graph x 1.0"
-    assert any("no such runtime" in note for note in runner.notes) and any("differed" in note for note in runner.notes)
-    assert backends.prefer_graph(runner, [lambda: fake_graph(2.0)], samples) is runner
+    chosen = backends.prepare(Mean(), CPU, samples, candidates=[absent, lambda: fake_graph(1.001), lambda: fake_graph(1.0)])
+    assert chosen.path == "graph x 1.0" and np.allclose(chosen(samples[0]), samples[0]["x"].mean())
+    assert "no such runtime" in chosen.notes[0] and "differs" in chosen.notes[1]
+
+
+def test_torch_runs_where_no_graph_agrees() -> None:
+    def broken() -> Any:
+        return type("Fake", (nn.Module,), {"forward": lambda self, x: 1 / 0, "path": "broken"})()
+
+    samples = [{"x": 5 + torch.randn(1, 1, 4, n)} for n in (8, 13)]
+    runner = backends.prepare(Mean(), CPU, samples, candidates=[lambda: fake_graph(2.0), broken])
+    assert runner.path.startswith("torch cpu") and "ZeroDivisionError" in runner.notes[1]
 
 
 def half_runner(fast: Any, exact: Any = lambda x, f: torch.ones(len(x["x"]), 2)) -> backends.Runner:

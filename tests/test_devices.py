@@ -65,7 +65,7 @@ def stand_ins(*names: str) -> list[backends.Device]:
 @contextmanager
 def computing_on_cpu(watch: Callable[[backends.Device], Any]) -> Iterator[None]:
     """Nets for any device run plainly on the CPU; `watch` is called with the device before every batch."""
-    def prepare(module: torch.nn.Module, device: backends.Device, samples: Any, half: bool = True) -> backends.Runner:
+    def prepare(module: torch.nn.Module, device: backends.Device, samples: Any, **more: Any) -> backends.Runner:
         net = module.eval()
 
         def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
