@@ -38,16 +38,26 @@ def frames_per_batch(net: LoadedNet) -> int:
 
 def predict_grouped(net: LoadedNet, store: Any, rows: Sequence[Row], max_frames: int,
                     failed: Callable[[Row, ClipError], None]) -> Iterator[tuple[Row, np.ndarray]]:
-    """(row, f64[K]) in length groups of at most `max_frames` frames. Padding is masked, or absent where the net cannot be masked.
+    """(row, f64[K]) of `rows` in length groups: `hold`, then `predict_held`."""
+    yield from predict_held(net, rows, hold(net, store, rows, failed), max_frames)
 
-    A row that does not fit on the device even alone gives [NaN]: this net has no say in it.
-    """
+
+def hold(net: LoadedNet, store: Any, rows: Sequence[Row], failed: Callable[[Row, ClipError], None]) -> Held:
+    """Inputs of every row, cut and finished on the host: place in `rows` -> name -> f32[P, C, M, T]; broken rows are left out."""
     held: Held = {}
     for index, row in enumerate(rows):
         try:
             held[index] = predict.row_inputs(net, store, row)
         except ClipError as error:
             failed(row, error)
+    return held
+
+
+def predict_held(net: LoadedNet, rows: Sequence[Row], held: Held, max_frames: int) -> Iterator[tuple[Row, np.ndarray]]:
+    """(row, f64[K]) in length groups of at most `max_frames` frames. Padding is masked, or absent where the net cannot be masked.
+
+    A row that does not fit on the device even alone gives [NaN]: this net has no say in it.
+    """
     timed = net.recipe.timed
     units = [(index, p) for index, x in held.items() for p in range(x[timed].shape[0])]
     frames = [held[index][timed].shape[-1] for index, _ in units]

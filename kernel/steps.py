@@ -6,16 +6,15 @@ step costs: a row, a (net, row) pair, or the net, never the run. Does not choose
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from . import backends, blend, graphs, grouped, plan, predict, spec
-from .audio import Row
 from .errors import ClipError
 from .scene import Scene, drop
 
@@ -24,7 +23,7 @@ SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 WINDOW_ROWS = 32  # rows whose spectrograms are loaded before a CPU net runs on them: small, so that scores come early
 WINDOW_ROWS_GPU = 512
 WINDOWS_GPU = 32  # at least, per step: the device waits for the first one, the loaders for the last
-WINDOWS_AHEAD = 2  # loaded while a GPU computes one
+WINDOWS_AHEAD = 2  # loaded beyond the one that is made ready while a GPU computes another
 MEMORY_MARK = 0.97  # a forward must fit under this share of the limit
 
 Stop = Callable[[], bool]
@@ -89,19 +88,9 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     began = time.monotonic()
     net = open_net(scene, entry, recipe, device)
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
-    windows = cut_windows(scene, net, suspects_first(scene, net_id, todo), device)
     saved = time.monotonic()
     try:
-        for number, window in enumerate(windows):
-            if stop():
-                break
-            if device.cuda:  # the next windows load while this one runs; a CPU has no idle core for that
-                for stage in recipe.stages.values():
-                    coming = [i for later in windows[number:number + 1 + WINDOWS_AHEAD] for i in later]
-                    scene.store.prefetch(stage.fe, [scene.rows[i] for i in coming])
-            load_window(scene, net_id, recipe, window, stop)
-            run_window = _grouped if device.cuda else _one_by_one
-            run_window(scene, net_id, net, window, stop)
+        for _ in (_run_grouped if device.cuda else _run_alone)(scene, net_id, net, suspects_first(scene, net_id, todo), stop):
             if time.monotonic() - saved > SAVE_EVERY_S:
                 scene.journal.save_scores(net_id, scene.board.get(net_id))
                 saved = time.monotonic()
@@ -116,52 +105,39 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     state.notes += net.runner.notes
 
 
-def cut_windows(scene: Scene, net: predict.LoadedNet, todo: list[int], device: backends.Device) -> list[list[int]]:
-    """The rows in pieces that are loaded and run one after the other: by number, for a GPU by frames too."""
-    if not device.cuda:
-        return [todo[start:start + WINDOW_ROWS] for start in range(0, len(todo), WINDOW_ROWS)]
-    frames = scene.frames[net.recipe.member.name]
-    most = min(grouped.frames_per_batch(net) / 2, float(frames[todo].sum()) / WINDOWS_GPU)
-    windows: list[list[int]] = []
-    held = 0.0
-    for i in todo:
-        if not windows or held + frames[i] > most or len(windows[-1]) == WINDOW_ROWS_GPU:
-            windows.append([])
-            held = 0.0
-        windows[-1].append(i)
-        held += frames[i]
-    return windows
-
-
 def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
     """Rows in flight with this net at a crash go first: a second crash then names the culprit and costs no other row."""
     suspect = {row for name, row in scene.journal.suspect_rows if name == net_id}
     return sorted(todo, key=lambda i: scene.rows[i].id not in suspect) if suspect else todo
 
 
-def load_window(scene: Scene, net_id: str, recipe: predict.Recipe, window: list[int], stop: Stop) -> None:
-    """Spectrograms of a window into the store, timed per front end where they are new."""
+def load_window(scene: Scene, recipe: predict.Recipe, window: list[int], stop: Stop) -> float:
+    """Seconds waited until the spectrograms of a window are in the store; noted per front end where they are new."""
+    started = time.monotonic()
     for stage in recipe.stages.values():
-        rows = [scene.rows[i] for i in window]
         fresh = [i for i in window if scene.store.frames(stage.fe, scene.rows[i]) is None]
         if fresh and stage.fe.key not in scene.loading:  # filter banks and caches are made once: no part of the rate
             warm_up = fresh.pop(len(fresh) // 2)  # of middle length: the rate then holds for the others
-            _load_timed(scene, net_id, stage.fe, [scene.rows[warm_up]], stop)
+            scene.store.warm(stage.fe, [scene.rows[warm_up]], stop)
             scene.loading.setdefault(stage.fe.key, [0.0, 0.0])
-        waited = _load_timed(scene, net_id, stage.fe, rows, stop)
+        began = time.monotonic()
+        scene.store.warm(stage.fe, [scene.rows[i] for i in window], stop)
         if fresh and not stop():
             total = scene.loading[stage.fe.key]
-            total[0] += waited
+            total[0] += time.monotonic() - began
             total[1] += float(scene.seconds[fresh].sum())
+    return time.monotonic() - started
 
 
-def _load_timed(scene: Scene, net_id: str, fe: Any, rows: list[Row], stop: Stop) -> float:
-    """Seconds waited until the rows' arrays are there."""
-    started = time.monotonic()
-    scene.store.warm(fe, rows, stop)
-    waited = time.monotonic() - started
-    scene.nets[net_id].loading_s += waited
-    return waited
+def _run_alone(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int], stop: Stop) -> Iterator[None]:
+    """The CPU schedule, window by window: load, then run. Loaders and net want the same cores."""
+    for start in range(0, len(todo), WINDOW_ROWS):
+        if stop():
+            return
+        window = todo[start:start + WINDOW_ROWS]
+        scene.nets[net_id].loading_s += load_window(scene, net.recipe, window, stop)
+        _one_by_one(scene, net_id, net, window, stop)
+        yield
 
 
 def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
@@ -207,21 +183,52 @@ def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
     return reading.used_bytes - held + need <= MEMORY_MARK * reading.limit_bytes
 
 
-def _grouped(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
-    """The GPU schedule: passes of many rows share batches of near equal length."""
-    index = {scene.rows[i].id: i for i in window}
-    suspects = [row for name, row in scene.journal.suspect_rows if name == net_id and row in index]
-    groups: list[list[Row]] = [[scene.rows[index[row]]] for row in suspects]
-    groups.append([scene.rows[i] for i in window if scene.rows[i].id not in suspects])
-    for rows in groups:
-        if stop():
-            return
-        began = time.monotonic()
-        with scene.journal.flight("batch", [row.id for row in rows], net_id):
-            for row, probs in grouped.predict_grouped(net, scene.store, rows, grouped.frames_per_batch(net), scene.lose):
-                put(scene, net_id, index[row.id], probs)
-        frames = scene.frames[net.recipe.member.name][[index[row.id] for row in rows]].sum()
-        scene.nets[net_id].timing.add(len(rows), float(frames), time.monotonic() - began)
+def cut_windows(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int]) -> list[list[int]]:
+    """The rows in pieces for a GPU, by number and by frames; a suspect is a piece of its own."""
+    frames = scene.frames[net.recipe.member.name]
+    suspects = {row for name, row in scene.journal.suspect_rows if name == net_id}
+    most = min(grouped.frames_per_batch(net) / 2, float(frames[todo].sum()) / WINDOWS_GPU)
+    windows: list[list[int]] = []
+    held = 0.0
+    for i in todo:
+        alone = scene.rows[i].id in suspects or (windows and scene.rows[windows[-1][-1]].id in suspects)
+        if not windows or alone or held + frames[i] > most or len(windows[-1]) == WINDOW_ROWS_GPU:
+            windows.append([])
+            held = 0.0
+        windows[-1].append(i)
+        held += frames[i]
+    return windows
+
+
+def _run_grouped(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int], stop: Stop) -> Iterator[None]:
+    """The GPU schedule: passes of many rows share batches of near equal length; the next window is made ready meanwhile."""
+    windows, state = cut_windows(scene, net_id, net, todo), scene.nets[net_id]
+
+    def ready(number: int) -> grouped.Held:
+        coming = [scene.rows[i] for window in windows[number:number + 1 + WINDOWS_AHEAD] for i in window]
+        for stage in net.recipe.stages.values():
+            scene.store.prefetch(stage.fe, coming)
+        load_window(scene, net.recipe, windows[number], stop)
+        return {} if stop() else grouped.hold(net, scene.store, [scene.rows[i] for i in windows[number]], scene.lose)
+
+    with ThreadPoolExecutor(1, "inputs") as pool:
+        coming = [pool.submit(ready, 0)] if windows else []
+        for number, window in enumerate(windows):
+            began = time.monotonic()
+            held = coming.pop().result()
+            state.loading_s += time.monotonic() - began
+            if stop():
+                return
+            if number + 1 < len(windows):
+                coming.append(pool.submit(ready, number + 1))
+            began = time.monotonic()
+            rows = [scene.rows[i] for i in window]
+            with scene.journal.flight("batch", [row.id for row in rows], net_id):
+                for row, probs in grouped.predict_held(net, rows, held, grouped.frames_per_batch(net)):
+                    put(scene, net_id, scene.numbers[row.id], probs)
+            frames = float(scene.frames[net.recipe.member.name][window].sum())
+            state.timing.add(len(rows), frames, time.monotonic() - began)
+            yield
 
 
 def run_stacker(scene: Scene, net_id: str, stacker: spec.Stacker, stop: Stop) -> None:
