@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -474,6 +475,7 @@ def test_short_writes_and_reads_give_exact_bytes(make, monkeypatch):
 
 def test_a_real_file_size_limit_is_survived(tmp_path):
     script = f"""
+import re
 import resource, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
 from pathlib import Path
@@ -492,7 +494,8 @@ print(stats["disk_errors"], stats["rows_disk"], any("off for 60 s" in n for n in
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "'EFBIG': 3" in done.stdout and done.stdout.rstrip().endswith("True")
+    # the third failure turns the tier off; the other loader may be in the middle of a write then, and fail a fourth time
+    assert re.match(r"\{'EFBIG': [34]\} [1-9]\d* True$", done.stdout), done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
