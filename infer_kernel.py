@@ -17,7 +17,8 @@ unwritable, or bad arguments.
 """
 import time
 
-STARTED, STARTED_BOOT = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # elsewhere than Linux main() says where to go
+STARTED, STARTED_BOOT = time.monotonic(), time.clock_gettime(BOOT_CLOCK)
 
 import argparse  # noqa: E402 (the clock starts before anything is imported)
 import csv  # noqa: E402
@@ -94,7 +95,7 @@ class Fault(Exception):
 class Clock:
     """Seconds since the file's first line, blind to changes of the wall clock, plus what had passed before."""
 
-    def __init__(self, offset_s=0.0, now=time.monotonic, boot=lambda: time.clock_gettime(time.CLOCK_BOOTTIME)):
+    def __init__(self, offset_s=0.0, now=time.monotonic, boot=lambda: time.clock_gettime(BOOT_CLOCK)):
         self.offset_s, self.now, self.boot = offset_s, now, boot
 
     def elapsed(self):
@@ -750,7 +751,7 @@ def sweep_stale(place):
 def make_state(run):
     """The private folder (0700) of this run, after those of dead runs were removed. Raises Fault."""
     tried = []
-    for place in scratch_places(run):
+    for place in [*scratch_places(run), run.working]:
         path = os.path.join(place, f"hourglass-{os.urandom(8).hex()}")
         try:
             sweep_stale(place)
@@ -761,7 +762,11 @@ def make_state(run):
             tried.append(str(error))
             continue
         run.state = path
-        if is_memory(place):
+        if place == run.working:
+            run.profile["disk_bytes"] = 0
+            run.fault("ScratchRejected", place, "only the output folder is writable: nothing is spilled there, what does not fit "
+                                                "into memory is computed again; set TMPDIR to a folder on a disk")
+        elif is_memory(place):
             run.fault("ScratchRejected", place, "is memory, not a disk, and nothing else is writable: spilling there uses RAM")
         return
     raise Fault("StoreError", "scratch", f"no folder for private files ({'; '.join(tried) or 'none writable'}); set TMPDIR")
@@ -1341,6 +1346,10 @@ def open_streams():
 
 def main(arguments):
     """Parse, run, end the process without waiting for anything that may be stuck."""
+    if not sys.platform.startswith("linux"):
+        print(f"[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is {sys.platform}: use a Linux "
+              "machine, WSL or a container", file=sys.stderr)
+        sys.exit(2)
     open_streams()
     code = rehearse(arguments) if "--rehearse" in arguments else execute(Run(make_parser().parse_args(arguments)))
     for stream in (sys.stdout, sys.stderr):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ from .errors import HourglassError, MemoryTooSmall
 from .limits import Meter
 
 ENGINE_BYTES = 450_000_000  # torch, numpy and the engine before the first clip: 330 MB measured on CPU, plus one small net
+MAPPED_BYTES = 1_300_000_000  # the same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
 EXIT_MEMORY = 3  # the guard does not restart after this
 
 
@@ -25,6 +27,11 @@ def check_memory(ram_bytes: int) -> None:
 
     Raises  MemoryTooSmall with the number of bytes that are needed
     """
+    for name, need, letter in (("RLIMIT_AS", MAPPED_BYTES, "v"), ("RLIMIT_DATA", ENGINE_BYTES, "d")):
+        allowed = resource.getrlimit(getattr(resource, name))[0]
+        if allowed != resource.RLIM_INFINITY and allowed < need:
+            raise MemoryTooSmall(f"{name} is {allowed / 1e6:.0f} MB, the engine needs {need / 1e6:.0f} MB: "
+                                 f"ulimit -{letter} unlimited. The prior submission stays.")
     reading = Meter(cap_bytes=ram_bytes).read()
     free = reading.limit_bytes - reading.used_bytes
     if free < ENGINE_BYTES:

@@ -173,14 +173,19 @@ def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
 
 
 def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
-    """True when the forward of row i fits into memory beside everything but the store, which can give way."""
+    """True when the forward of row i fits into memory beside everything but the store, which then gives way."""
     cells = net.recipe.cells_at_once(float(scene.frames[net.recipe.member.name][i]))
     need = net.cost.bytes_a + net.cost.bytes_b * cells
     if need < 1 << 26:  # 64 MB: within the store's reserve
         return True
     reading = scene.meter.read()
-    held = scene.store.stats()["ram_bytes"]
-    return reading.used_bytes - held + need <= MEMORY_MARK * reading.limit_bytes
+    lacking = int(reading.used_bytes + need - MEMORY_MARK * reading.limit_bytes)
+    if lacking <= 0:
+        return True
+    if lacking > scene.store.stats()["ram_bytes"]:
+        return False
+    scene.store.make_room(lacking)
+    return True
 
 
 def cut_windows(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int]) -> list[list[int]]:

@@ -146,6 +146,8 @@ class Publisher:
 
     def _reserve(self) -> int:
         """Descriptor of the next temporary file, its bytes allocated: a disk that fills up later cannot stop a publication."""
+        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:  # somebody tidied the folder: take new bytes
+            self.close()
         if self._handle is None:
             self._spare.unlink(missing_ok=True)
             self._handle = os.open(self._spare, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -165,6 +165,22 @@ def test_a_read_only_output(tmp_path: Path) -> None:
     assert run.code == 2 and "OutputUnwritable" in run.out and "Traceback" not in run.out
 
 
+@needs_namespaces
+@pytest.mark.faults
+@pytest.mark.fault(row=21, injection="every folder but the output is read-only (bind mounts over TMPDIR, /tmp and /var/tmp)",
+                   outcome="ScratchRejected; private files pass through the output folder, nothing is spilled; the same bytes")
+def test_no_scratch_folder_at_all(tmp_path: Path, unharmed: GuardRun) -> None:
+    place, out = make_place(tmp_path), tmp_path / "out"
+    out.mkdir()
+    walls = [f"mount --bind {out} {out}"]
+    for folder in {tmp_path.parents[-2], Path("/tmp"), Path("/var/tmp")}:
+        walls += [f"mount --rbind {folder} {folder}", f"mount -o remount,bind,ro {folder}"]
+    run = run_whole(place, faulty_build() / "bundle", prefix=in_mounts(" && ".join(walls)))
+    check(run, "ScratchRejected", reference=unharmed)
+    assert run.report["limits"]["disk_bytes"] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "submission.csv"]
+
+
 @needs_strace
 @pytest.mark.faults
 @pytest.mark.fault(row=11, injection="fallocate: EOPNOTSUPP for every file of a whole run (strace)",

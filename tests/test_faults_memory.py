@@ -149,10 +149,19 @@ def test_a_real_limit_too_small_for_torch(tmp_path: Path) -> None:
     check_too_small(run)
 
 
-def check_too_small(run: GuardRun) -> None:
+@pytest.mark.faults
+@pytest.mark.fault(row=2, injection="RLIMIT_AS 800 MB, RLIMIT_DATA 200 MB: libraries cannot be mapped",
+                   outcome="the prior submission, exit 0, MemoryTooSmall names the limit and what is needed; no restart")
+@pytest.mark.parametrize(("limit", "hint"), [("as=800000000", "ulimit -v"), ("data=200000000", "ulimit -d")])
+def test_an_address_space_too_small_for_torch(tmp_path: Path, limit: str, hint: str) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=("prlimit", f"--{limit}"))
+    check_too_small(run, hint)
+
+
+def check_too_small(run: GuardRun, hint: str = "--ram at least") -> None:
     check(run, "MemoryTooSmall")
     message = next(fault["message"] for fault in run.report["faults"] if fault["code"] == "MemoryTooSmall")
-    assert len(prior_rows(run)) == 12 and "--ram at least" in message and run.report["guard"]["attempts"] == 1
+    assert len(prior_rows(run)) == 12 and hint in message and run.report["guard"]["attempts"] == 1
     assert find_broken(run) == []
 
 

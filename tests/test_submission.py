@@ -174,6 +174,16 @@ def test_a_folder_that_refuses_files_is_named_at_publication(tmp_path: Path) -> 
         lost.publish(ones(2))
 
 
+def test_a_reserved_file_that_was_tidied_away_is_made_again(tmp_path: Path) -> None:
+    publisher = Publisher(tmp_path / "o.csv", make_sample(), Output(), CLASSES)
+    for value in (0.5, 0.25):
+        next(p for p in tmp_path.iterdir() if p.name.startswith(".o.csv.")).unlink()
+        publisher.publish(ones(2) * 2 * value)
+        assert f"{value:.6e}".encode() in (tmp_path / "o.csv").read_bytes()
+    publisher.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["o.csv"]
+
+
 def test_a_file_size_limit_leaves_the_old_submission(tmp_path: Path) -> None:
     script = """
 import resource, sys
