@@ -129,9 +129,14 @@ class Engine:
                 self.changed.notify_all()
 
     def _stop_of(self, step: plan.Step) -> Callable[[], bool]:
-        """Tells a step when to leave: time is up, or it takes so long that the plan wants another choice."""
-        until = time.monotonic() + step.patience_s
-        return lambda: self.out_of_time() or time.monotonic() > until
+        """Tells a step when to leave: time is up, or it takes so long that the plan wants another choice.
+
+        Not before its first row: a step that has learned nothing would only be chosen again, and a loader that hangs
+        would look like one step after another.
+        """
+        until, net = time.monotonic() + step.patience_s, self.scene.nets[step.net_id]
+        before = net.rows
+        return lambda: self.out_of_time() or (time.monotonic() > until and net.rows > before)
 
     def _take_step(self) -> plan.Step | None:
         """The next step for an idle device; waits while another device's step may open new ones."""

@@ -144,7 +144,7 @@ def test_the_output_disk_is_full(tmp_path: Path, unharmed: GuardRun) -> None:
 @pytest.mark.fault(row=14, injection="RLIMIT_FSIZE 6 MB in a whole run that spills: EFBIG",
                    outcome="what fits is spilled, the rest computed again; the same bytes")
 def test_spill_files_may_not_grow(tmp_path: Path) -> None:
-    place = make_crowd(tmp_path, 110, seconds=10.0, rate=44_100)
+    place = make_crowd(tmp_path, 110, seconds=10.0, rate=48_000)  # resampled: dearer than a disk
     plain = run_whole(place, bulky_build() / "bundle")
     check(plain)
     rows = plain.submission
