@@ -1,4 +1,4 @@
-"""Back ends of a CPU at mixed lengths, clip by clip: torch eager as anyone runs it, against every way the engine can take.
+"""Back ends of a CPU at mixed lengths, no clip padded: torch eager as anyone runs it, against every way the engine can take.
 
     python -m benchmarks.backends [--clips 24] [--rounds 5] [--threads N] [--nets simple_cnn ...] [--quick]
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ FRAMES_PER_SECOND, BINS, CLASSES = 64, 128, 80  # the argus front end
 ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}  # what the guard sets beyond OMP_WAIT_POLICY and the numbers of threads
 EAGER = "torch eager"
 Way = Callable[[torch.Tensor], torch.Tensor]
+SIDE = "engine: "  # recorded nets and graphs: rows side by side, a thread each, as kernel.steps runs them
 
 
 def build_net(name: str) -> nn.Module:
@@ -72,11 +74,11 @@ def list_ways(net: nn.Module, clips: list[torch.Tensor], threads: int) -> dict[s
     ways: dict[str, Way] = {
         "torch eager, engine's environment": net,
         "torch folded, channels-last": lambda x: folded(x.contiguous(memory_format=torch.channels_last)),
-        f"engine: {runner.path}": lambda x: torch.from_numpy(runner({"x": x}))}
+        f"{SIDE if runner.recorded else 'engine, row by row: '}{runner.path}": lambda x: torch.from_numpy(runner({"x": x}))}
     exported = export_net(net, {"x": clips[0]}, "x", fixed=False)
     for runtime in find_runtimes():
         graph = graphs.GraphNet(exported, runtime, threads)
-        ways[f"engine: {graph.path}"] = graph
+        ways[f"{SIDE}{graph.path}"] = graph
     return ways
 
 
@@ -92,8 +94,10 @@ def serve(pipe: Connection, name: str, clips: int, threads: int, eager: bool) ->
         errors = {key: max(float((way(x) - y).abs().max()) for x, y in zip(inputs, wanted, strict=True)) / top
                   for key, way in ways.items()}  # and the unmeasured first call
         pipe.send((errors, sum(x.shape[-1] for x in inputs)))
-        while (key := pipe.recv()) is not None:
-            pipe.send(time_call(lambda way=ways[key]: [way(x) for x in inputs]))
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as side:
+            while (key := pipe.recv()) is not None:
+                spread: Callable[..., Iterable[torch.Tensor]] = side.map if key.startswith(SIDE) else map
+                pipe.send(time_call(lambda way=ways[key], spread=spread: list(spread(way, inputs))))
 
 
 def measure(name: str, clips: int, rounds: int, threads: int) -> None:

@@ -98,6 +98,7 @@ class Runner:
     path       what ran, for the report ("torch cpu, folded, channels-last")
     half       True while half precision is in use (CUDA only)
     reruns     rows computed again in fp32 after a non-finite half-precision result
+    recorded   True when no Python of the net runs in a forward: several threads may call it at once
     """
 
     device: Device
@@ -109,6 +110,7 @@ class Runner:
     agreement: float | None = None
     notes: list[str] = field(default_factory=list)
     copies: Any = None  # the CUDA stream that inputs travel on
+    recorded: bool = False
 
     def stage(self, inputs: Inputs, frames: torch.Tensor | None = None) -> Staged:
         """Inputs on the device: to a GPU from pinned memory on a stream of their own, so that one batch travels while another
@@ -272,7 +274,7 @@ def _prepare_cpu(module: nn.Module, device: Device, samples: list[Inputs],
     def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         return call_net(quick, arrange(inputs), None) if frames is None else plain(inputs, frames)
 
-    return Runner(device=device, path=f"torch cpu, {done}", run=fast, exact=plain, notes=notes)
+    return Runner(device=device, path=f"torch cpu, {done}", run=fast, exact=plain, notes=notes, recorded="frozen" in done)
 
 
 def _prepare_cuda(module: nn.Module, device: Device, half: bool) -> Runner:
@@ -309,7 +311,7 @@ def from_graph(net: GraphNet, notes: Iterable[str] = ()) -> Runner:
     def run(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         return call_net(net, inputs, None)
 
-    return Runner(device=probe("cpu"), path=net.path, run=run, exact=run, notes=list(notes))
+    return Runner(device=probe("cpu"), path=net.path, run=run, exact=run, notes=list(notes), recorded=True)
 
 
 def _find_graph(candidates: Iterable[Callable[[], GraphNet]], module: nn.Module, samples: list[Inputs],

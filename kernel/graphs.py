@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -89,6 +90,8 @@ class GraphNet(nn.Module):
     """A graph called like a net: f32 tensors in (one, or a dict by input name), f32[B, K] out.
 
     Runs at exact lengths: it takes no `frames`. Batch and time are free where the graph leaves them free.
+
+    callers  threads that may call it at once; a call takes one core
     """
 
     output = "logits"
@@ -97,9 +100,9 @@ class GraphNet(nn.Module):
     max_frames = fixed_frames = None
     maskable = False
 
-    def __init__(self, graph: bytes, runtime: ModuleType, threads: int) -> None:
+    def __init__(self, graph: bytes, runtime: ModuleType, callers: int) -> None:
         super().__init__()
-        opened = (_open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino)(graph, runtime, threads)
+        opened = (_open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino)(graph, runtime, callers)
         self.names, self._run = opened
         self.path = f"{runtime.__name__} cpu"
 
@@ -108,25 +111,30 @@ class GraphNet(nn.Module):
         return torch.from_numpy(np.ascontiguousarray(self._run({k: v.contiguous().numpy() for k, v in given.items()})))
 
 
-def _open_onnxruntime(graph: bytes, runtime: Any, threads: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
+def _open_onnxruntime(graph: bytes, runtime: Any, callers: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would take cores from the loaders
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # it works in the caller's own thread, in any number of them
     options.enable_mem_pattern = False  # a plan kept for each new shape: nearly every clip brings one
     options.log_severity_level = 3
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return [entry.name for entry in session.get_inputs()], lambda feed: session.run(None, feed)[0]
 
 
-def _open_openvino(graph: bytes, runtime: Any, threads: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+def _open_openvino(graph: bytes, runtime: Any, callers: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
+    options = {"INFERENCE_NUM_THREADS": callers, "NUM_STREAMS": callers, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = runtime.compile_model(runtime.Core().read_model(graph), "CPU", options)
-    names = [entry.get_any_name() for entry in compiled.inputs]
-    return names, lambda feed: compiled(feed)[compiled.output(0)]
+    names, own = [entry.get_any_name() for entry in compiled.inputs], threading.local()
+
+    def run(feed: Feed) -> np.ndarray:
+        if not hasattr(own, "request"):  # a request serves one caller at a time
+            own.request = compiled.create_infer_request()
+        return own.request.infer(feed)[compiled.output(0)]
+
+    return names, run
 
 
 def open_graph(data: bytes, name: str, bundle: Bundle, folder: Path) -> GraphNet:
-    """The graph under the runtime `name`, with torch's number of threads.
+    """The graph under the runtime `name`, for as many callers at once as torch has threads here.
 
     Raises  SpecError, DeviceError when the runtime is absent or refuses the graph
     """

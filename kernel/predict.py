@@ -282,8 +282,11 @@ def pad_frames(stored: np.ndarray, frames: int, pad: float | str) -> np.ndarray:
     return np.pad(stored, ((0, 0), (0, 0), (0, missing)), constant_values=value)
 
 
-def predict_alone(net: LoadedNet, store: Any, row: audio.Row) -> np.ndarray:
-    """f64[K] probabilities of one row, in forwards of at most 16 passes: the CPU schedule, exact by construction."""
+def predict_alone(net: LoadedNet, store: Any, row: audio.Row, forwards: list[tuple[int, int]] | None = None) -> np.ndarray:
+    """f64[K] probabilities of one row, in forwards of at most 16 passes: the CPU schedule, exact by construction.
+
+    forwards  gets (frames of a pass, frames in all) of each forward, to be counted
+    """
     inputs = row_inputs(net, store, row)
     passes = next(iter(inputs.values())).shape[0]
     outs = []
@@ -291,7 +294,8 @@ def predict_alone(net: LoadedNet, store: Any, row: audio.Row) -> np.ndarray:
         part = {k: v[start:start + PASSES_PER_BATCH] for k, v in inputs.items()}
         outs.append(net.runner(part))
         timed = part[net.recipe.timed]
-        net.count(timed.shape[-1], timed.shape[0] * timed.shape[-1])
+        if forwards is not None:
+            forwards.append((timed.shape[-1], timed.shape[0] * timed.shape[-1]))
     return merge(net, np.concatenate(outs))
 
 

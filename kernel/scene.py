@@ -5,7 +5,9 @@ rows. Does not run anything (steps) or decide what runs (engine, plan).
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from .store import Store, StoreLimits
 MAX_SECONDS, MAX_SECONDS_WINDOWED = 60.0, 900.0  # DESIGN 5
 LOADING_S = 0.004  # per second of audio, decode + front end with two loaders, before anything is measured: performance.md 1
 LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
+SIDE_SHARE = 0.05  # of the RAM that forwards side by side may take together; a larger one runs alone
 
 
 @dataclass
@@ -110,6 +113,7 @@ class Scene:
     broken   row id -> code of the error that leaves it with the prior
     stored   front end key -> i64[N], bytes of each row's array, 0 = not produced yet
     loading  front end key -> [wall seconds waited, seconds of audio] of first-time loading
+    side     threads for rows side by side on a CPU, `workers` of them with one core each; they live as long as the run
     """
 
     run: dict[str, Any]
@@ -133,6 +137,8 @@ class Scene:
     broken: dict[str, str]
     stored: dict[str, np.ndarray] = field(default_factory=dict)
     loading: dict[str, list[float]] = field(default_factory=dict)
+    workers: int = 1
+    side: ThreadPoolExecutor = field(init=False, repr=False)
     store: Store = field(init=False)
     numbers: dict[str, int] = field(init=False, repr=False)
     lost: np.ndarray = field(init=False, repr=False)
@@ -140,6 +146,12 @@ class Scene:
     def __post_init__(self) -> None:
         self.numbers = {row.id: i for i, row in enumerate(self.rows)}
         self.lost = np.zeros(len(self.rows), bool)
+        self.side = ThreadPoolExecutor(self.workers, "rows", initializer=torch.set_num_threads, initargs=(1,))
+
+    @property
+    def side_bytes(self) -> int:
+        """Most bytes that the forwards side by side may need together."""
+        return int(SIDE_SHARE * self.limits.ram_bytes)
 
     @property
     def ensemble(self) -> spec.Ensemble:
@@ -222,7 +234,8 @@ def open_scene(run: dict[str, Any], heartbeat: Heartbeat) -> Scene:
         meter=Meter(cap_bytes=limits.ram_bytes), journal=journal, recorder=recorder, heartbeat=heartbeat, devices=devices,
         rows=rows, wanted=[], seconds=np.zeros(len(rows)), extra_clips=extra,
         max_seconds=ensemble.max_seconds or (MAX_SECONDS_WINDOWED if ensemble.windows else MAX_SECONDS),
-        recipes={}, frames={}, nets={}, board=blend.Board(len(rows), len(ensemble.classes)), broken={})
+        workers=max(1, min(limits.cores, len(os.sched_getaffinity(0)))), recipes={}, frames={}, nets={},
+        board=blend.Board(len(rows), len(ensemble.classes)), broken={})
     _choose_rows(scene)
     _build_recipes(scene)
     scene.store = _open_store(scene)
@@ -298,6 +311,7 @@ def _open_store(scene: Scene) -> Store:
     clip = max((stage.fe.max_bytes(int(longest * stage.fe.rate) + 1) for stage in stages), default=0)
     batch = max((int(c.bytes_a + c.bytes_b * scene.recipes[name].cells_at_once(float(scene.frames[name].max(initial=0.0))))
                  for name, c in scene.manifest.costs.items() if name in scene.frames), default=0)
+    batch = max(batch, min(scene.workers * batch, scene.side_bytes))
     return Store(produce=scene.produce, meter=scene.meter, scratch=Path(scene.run["state"]) / "spill",
                  loaders=scene.run["loaders"] or max(1, scene.limits.cores), enter_loader=lambda: torch.set_num_threads(1),
                  limits=StoreLimits(ram_bytes=scene.limits.ram_bytes, disk_bytes=scene.limits.disk_bytes, clip_bytes=clip,

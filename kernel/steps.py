@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from . import backends, blend, graphs, grouped, plan, predict, spec
 from .errors import ClipError
-from .scene import Scene, drop
+from .scene import Scene, Timing, drop
 
 WARM_UP = 3  # first forwards of a net on a CPU: torch still chooses and compiles its kernels, once
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
@@ -136,46 +137,101 @@ def _run_alone(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int
             return
         window = todo[start:start + WINDOW_ROWS]
         scene.nets[net_id].loading_s += load_window(scene, net.recipe, window, stop)
-        _one_by_one(scene, net_id, net, window, stop)
+        _run_window(scene, net_id, net, window, stop)
         yield
 
 
-def _one_by_one(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
-    """The CPU schedule: no batch ever holds two clips."""
-    for i in window:
-        if stop():
-            return
-        row = scene.rows[i]
-        if row.id in scene.broken:
-            continue
-        began, widths = time.monotonic(), len(net.widths)
-        with scene.journal.flight("batch", [row.id], net_id):
-            try:
-                chosen = net if fits(scene, net, i) else predict.tiled(net)
-                probs = predict.predict_alone(chosen, scene.store, row)
-            except ClipError as error:
-                scene.lose(row, error)
-                continue
-            except (Exception, SystemExit) as error:  # users' own nets may raise anything: it costs this net this row
-                if backends.is_lost(error):
-                    raise
-                scene.skip(net_id, row, error)
-                continue
-        state = scene.nets[net_id]
-        state.tiled_rows += chosen is not net
-        put(scene, net_id, i, probs)
-        seconds = time.monotonic() - began
-        if chosen is net and net.batches <= WARM_UP:
-            state.setup_s += seconds
-        else:
-            timing = state.fresh if len(net.widths) > widths else state.timing
-            timing.add(1, float(scene.frames[net.recipe.member.name][i]), seconds)
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of one row: probabilities f64[K] or an error; neither when the run had to stop before it.
+
+    forwards  (frames of a pass, frames in all) of each forward; whole: at full length, not in tiles
+    """
+
+    probs: np.ndarray | None = None
+    error: BaseException | None = None
+    forwards: tuple[tuple[int, int], ...] = ()
+    whole: bool = True
+    seconds: float = 0.0
+
+
+def _run_window(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
+    """Rows of a window. No batch ever holds two clips; small forwards of a recorded net run side by side, one thread each.
+
+    A recorded net takes one thread for a row wherever it runs, so that its bytes depend neither on the memory nor on the cores.
+    """
+    def attempt(i: int, check: bool = True) -> Answer:
+        return Answer() if stop() else _attempt(scene, net_id, net, i, check)
+
+    frames = scene.frames[net.recipe.member.name]
+    suspects = {row for name, row in scene.journal.suspect_rows if name == net_id}
+    crowd = [i for i in window if net.runner.recorded and scene.workers * need_bytes(scene, net, i) <= scene.side_bytes
+             and scene.rows[i].id not in suspects]
+    careful = [i for i in window if i not in set(crowd)]
+    while crowd and net.batches < WARM_UP:
+        careful.append(crowd.pop(0))
+    for i in careful:
+        first = net.batches < WARM_UP
+        answer = scene.side.submit(attempt, i).result() if net.runner.recorded else attempt(i)
+        timing = _settle(scene, net_id, net, i, answer)
+        if first and answer.whole:
+            scene.nets[net_id].setup_s += answer.seconds
+        elif timing is not None:
+            timing.add(1, frames[i], answer.seconds)
+    began, timed = time.monotonic(), list[tuple[Timing, int, float]]()
+    for i, answer in zip(crowd, scene.side.map(partial(attempt, check=False), crowd), strict=True):
+        if answer.error is not None and backends.is_out_of_memory(answer.error):
+            answer = scene.side.submit(attempt, i).result()  # alone it may fit
+        timing = _settle(scene, net_id, net, i, answer)
+        if timing is not None:
+            timed.append((timing, i, answer.seconds))
+    share = (time.monotonic() - began) / max(1e-9, sum(seconds for *_, seconds in timed))  # of the wall in a thread's second
+    for timing, i, seconds in timed:
+        timing.add(1, frames[i], share * seconds)
+
+
+def _attempt(scene: Scene, net_id: str, net: predict.LoadedNet, i: int, check: bool) -> Answer:
+    """One row through the net; in a thread of the pool where the net is recorded."""
+    row, began = scene.rows[i], time.monotonic()
+    if row.id in scene.broken:
+        return Answer()
+    forwards: list[tuple[int, int]] = []
+    with scene.journal.flight("batch", [row.id], net_id):
+        try:
+            chosen = net if not check or fits(scene, net, i) else predict.tiled(net)
+            probs = predict.predict_alone(chosen, scene.store, row, forwards)
+        except (Exception, SystemExit) as error:  # users' own nets may raise anything: it costs this net this row
+            return Answer(error=error)
+    return Answer(probs=probs, forwards=tuple(forwards), whole=chosen is net, seconds=time.monotonic() - began)
+
+
+def _settle(scene: Scene, net_id: str, net: predict.LoadedNet, i: int, answer: Answer) -> Timing | None:
+    """One row's answer on the board; where its seconds are to be booked, None for nowhere."""
+    row, state = scene.rows[i], scene.nets[net_id]
+    if isinstance(answer.error, ClipError):
+        scene.lose(row, answer.error)
+    elif answer.error is not None:
+        if backends.is_lost(answer.error):
+            raise answer.error
+        scene.skip(net_id, row, answer.error)
+    if answer.probs is None:
+        return None
+    widths = len(net.widths)
+    for width, cells in answer.forwards:
+        net.count(width, cells)
+    put(scene, net_id, i, answer.probs)
+    state.tiled_rows += not answer.whole
+    return state.fresh if len(net.widths) > widths else state.timing
+
+
+def need_bytes(scene: Scene, net: predict.LoadedNet, i: int) -> float:
+    """Bytes of the largest forward of a row, by the manifest."""
+    return net.cost.bytes_a + net.cost.bytes_b * net.recipe.cells_at_once(float(scene.frames[net.recipe.member.name][i]))
 
 
 def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
     """True when the forward of row i fits into memory beside everything but the store, which then gives way."""
-    cells = net.recipe.cells_at_once(float(scene.frames[net.recipe.member.name][i]))
-    need = net.cost.bytes_a + net.cost.bytes_b * cells
+    need = need_bytes(scene, net, i)
     if need < 1 << 26:  # 64 MB: within the store's reserve
         return True
     reading = scene.meter.read()

@@ -1,6 +1,9 @@
-"""One step: when a forward fits into memory, and what gives way to it."""
+"""One step: when a forward fits into memory, what gives way to it, and which rows run side by side."""
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 
 from kernel import spec, steps
 from kernel.memory import Reading
+from kernel.scene import Timing
 
 MB = 10**6
 
@@ -38,3 +42,58 @@ def test_the_store_gives_way_to_a_large_forward(used: int, held: int, fits: bool
     scene: Any = SimpleNamespace(store=pantry, frames={"net": np.array([1000.0])}, meter=SimpleNamespace(read=lambda: reading))
     net: Any = SimpleNamespace(recipe=recipe, cost=spec.Cost(bytes_a=100 * MB, bytes_b=0.4 * MB))
     assert (steps.fits(scene, net, 0), pantry.asked) == (fits, asked)
+
+
+class Bench:
+    """A scene of 8 rows for one net; `_attempt` is replaced by `run`, which notes who ran beside whom."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, recorded: bool, side_bytes: int, suspect: str = ""):
+        self.active, self.most, self.alone, self.settled = 0, dict[int, int](), list[int](), list[int]()
+        self.lock = threading.Lock()
+        self.scene: Any = SimpleNamespace(
+            rows=[SimpleNamespace(id=f"r{i}") for i in range(8)], frames={"net": np.full(8, 100.0)}, workers=2,
+            side_bytes=side_bytes, side=ThreadPoolExecutor(2), nets={"net.0": SimpleNamespace(setup_s=0.0)},
+            journal=SimpleNamespace(suspect_rows={("net.0", suspect)}))
+        recipe = SimpleNamespace(member=SimpleNamespace(name="net"), cells_at_once=lambda frames: frames)
+        self.net: Any = SimpleNamespace(recipe=recipe, cost=spec.Cost(bytes_a=0, bytes_b=10_000), batches=steps.WARM_UP,
+                                        runner=SimpleNamespace(recorded=recorded))
+        self.timing = Timing()
+        monkeypatch.setattr(steps, "_attempt", self.run)
+        monkeypatch.setattr(steps, "_settle", self.settle)
+
+    def run(self, scene: Any, net_id: str, net: Any, i: int, check: bool) -> steps.Answer:
+        with self.lock:
+            self.active += 1
+        time.sleep(0.05)
+        with self.lock:
+            self.most[i] = self.active
+            self.active -= 1
+        if i == 4 and not check:
+            return steps.Answer(error=MemoryError())
+        if check:
+            self.alone.append(i)
+        return steps.Answer(probs=np.ones(2), seconds=0.05)
+
+    def settle(self, scene: Any, net_id: str, net: Any, i: int, answer: steps.Answer) -> Timing:
+        assert answer.error is None
+        self.settled.append(i)
+        return self.timing
+
+    def go(self) -> None:
+        steps._run_window(self.scene, "net.0", self.net, list(range(8)), lambda: False)
+
+
+def test_small_rows_of_a_recorded_net_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, recorded=True, side_bytes=2 * MB, suspect="r6")
+    began = time.monotonic()
+    bench.go()
+    assert max(bench.most.values()) == 2 and bench.most[6] == 1  # a suspect runs alone: a second crash names the culprit
+    assert sorted(bench.settled) == list(range(8)) and bench.alone == [6, 4]  # so does a row without memory beside another
+    assert 8 * 0.05 / 2 <= bench.timing.seconds <= time.monotonic() - began  # the books hold wall time, not the threads' sum
+
+
+@pytest.mark.parametrize(("recorded", "side_bytes"), [(False, 2 * MB), (True, MB)])
+def test_large_rows_and_python_nets_run_alone(monkeypatch: pytest.MonkeyPatch, recorded: bool, side_bytes: int) -> None:
+    bench = Bench(monkeypatch, recorded=recorded, side_bytes=side_bytes)
+    bench.go()
+    assert set(bench.most.values()) == {1} and bench.settled == bench.alone == list(range(8))
