@@ -17,7 +17,7 @@ from torch import nn
 from . import audio, backends, finish, frontends, graphs, models, spec, views
 from .errors import ClipError, ClipUnreadable, ModelLoadFailed
 
-PASSES_PER_BATCH = 16  # tiles of one clip per forward on a CPU (argus: batches of at most 16 tiles)
+PASSES_PER_BATCH = 4  # tiles of one clip per forward on a CPU: small enough for its caches and for rows side by side
 UNFIT = np.array([np.nan])  # no answer: the row does not fit on the device even alone, or the net gave NaN or infinity
 
 
@@ -283,7 +283,7 @@ def pad_frames(stored: np.ndarray, frames: int, pad: float | str) -> np.ndarray:
 
 
 def predict_alone(net: LoadedNet, store: Any, row: audio.Row, forwards: list[tuple[int, int]] | None = None) -> np.ndarray:
-    """f64[K] probabilities of one row, in forwards of at most 16 passes: the CPU schedule, exact by construction.
+    """f64[K] probabilities of one row, in forwards of at most PASSES_PER_BATCH passes: the CPU schedule, exact by construction.
 
     forwards  gets (frames of a pass, frames in all) of each forward, to be counted
     """

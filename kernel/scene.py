@@ -28,7 +28,7 @@ from .store import Store, StoreLimits
 MAX_SECONDS, MAX_SECONDS_WINDOWED = 60.0, 900.0  # DESIGN 5
 LOADING_S = 0.004  # per second of audio, decode + front end with two loaders, before anything is measured: performance.md 1
 LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
-SIDE_SHARE = 0.05  # of the RAM that forwards side by side may take together; a larger one runs alone
+SIDE_SHARE = 0.1  # of the RAM that forwards side by side may take together; a larger one runs alone
 
 
 @dataclass

@@ -168,8 +168,9 @@ def _run_window(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[
     crowd = [i for i in window if net.runner.recorded and scene.workers * need_bytes(scene, net, i) <= scene.side_bytes
              and scene.rows[i].id not in suspects]
     careful = [i for i in window if i not in set(crowd)]
-    while crowd and net.batches < WARM_UP:
-        careful.append(crowd.pop(0))
+    crowd.sort(key=lambda i: -frames[i])  # longest first: no core waits long for the last one
+    while crowd and net.batches + len(careful) < WARM_UP:
+        careful.append(crowd.pop())
     for i in careful:
         first = net.batches < WARM_UP
         answer = scene.side.submit(attempt, i).result() if net.runner.recorded else attempt(i)
