@@ -38,10 +38,18 @@ class Line:
         """Share of the limit that is left; negative when it is exceeded."""
         return 1 - self.scaled / self.allowed if self.allowed else -self.scaled
 
+    def show(self, value: float) -> str:
+        return {"s": seconds_text, "B": gigabytes}.get(self.unit, lambda v: f"{v:.0f}")(value)
+
     def text(self) -> str:
-        show = {"s": seconds_text, "B": gigabytes}.get(self.unit, lambda v: f"{v:.0f}")
-        return (f"{'PASS' if self.passed else 'FAIL'}  {self.what:<26}{show(self.raw):>12}{show(self.scaled):>14}"
-                f"{show(self.allowed):>12}   {100 * self.margin:+.0f} %")
+        cells = f"{self.show(self.raw):>12}{self.show(self.scaled):>14}{self.show(self.allowed):>12}"
+        return f"{'PASS' if self.passed else 'FAIL'}  {self.what:<26}{cells}   {100 * self.margin:+.0f} %"
+
+    def problem(self) -> str:
+        """What is wrong with a limit that does not hold, and what helps."""
+        cure = {"s": "fewer or lighter nets; without a GPU also build_dataset.py --export onnx --wheels onnxruntime"}.get(
+            self.unit, "fewer or smaller arrays and nets")
+        return f"{self.what}: {self.show(self.scaled)} foretold on a slower machine, {self.show(self.allowed)} allowed; {cure}"
 
 
 def foretell(report: Mapping[str, Any], clips: int, hours: float, limits: Limits, slowdown: float = SLOWDOWN) -> list[Line]:

@@ -129,7 +129,7 @@ def run_commit(tree: Path, script: Path, chosen: argparse.Namespace, run_limits:
 
 def find_problems(report: dict[str, Any], code: int, lines: Sequence[Line]) -> list[str]:
     """Why the rehearsal fails; empty when it passes."""
-    problems = [f"{line.what}: {line.text()[6:].strip()}" for line in lines if not line.passed]
+    problems = [line.problem() for line in lines if not line.passed]
     if code != 0:
         problems.append(f"the kernel ended with exit code {code}")
     if not report["guard"]["finished"]:

@@ -410,7 +410,10 @@ def load_ensemble(path: Path) -> Ensemble:
             listed = path.parent / data[key]
             try:
                 data[key] = [kind(line) for line in listed.read_text(encoding="utf-8").split("\n") if line]
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                raise SpecError(f"{path}: {key} = {data[key]!r}: {listed} cannot be read ({error.strerror}); give its place "
+                                "relative to the TOML's own folder, or write the values as a list") from error
+            except ValueError as error:
                 raise SpecError(f"{path}: {key} = {data[key]!r}: {error}") from error
     try:
         return check(load(Ensemble, data))
