@@ -17,8 +17,11 @@ unwritable, or bad arguments.
 """
 import time
 
-BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # elsewhere than Linux main() says where to go
-STARTED, STARTED_BOOT = time.monotonic(), time.clock_gettime(BOOT_CLOCK)
+if hasattr(time, "CLOCK_BOOTTIME"):
+    read_boot_clock = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)  # noqa: E731 (no import may come before the clock)
+else:
+    read_boot_clock = time.monotonic  # not Linux: main() says where to go
+STARTED, STARTED_BOOT = time.monotonic(), read_boot_clock()
 
 import argparse  # noqa: E402 (the clock starts before anything is imported)
 import csv  # noqa: E402
@@ -95,7 +98,7 @@ class Fault(Exception):
 class Clock:
     """Seconds since the file's first line, blind to changes of the wall clock, plus what had passed before."""
 
-    def __init__(self, offset_s=0.0, now=time.monotonic, boot=lambda: time.clock_gettime(BOOT_CLOCK)):
+    def __init__(self, offset_s=0.0, now=time.monotonic, boot=read_boot_clock):
         self.offset_s, self.now, self.boot = offset_s, now, boot
 
     def elapsed(self):

@@ -311,7 +311,7 @@ def from_graph(net: GraphNet, notes: Iterable[str] = ()) -> Runner:
     def run(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         return call_net(net, inputs, None)
 
-    return Runner(device=probe("cpu"), path=net.path, run=run, exact=run, notes=list(notes), recorded=True)
+    return Runner(device=probe("cpu"), path=net.path, run=run, exact=run, notes=list(notes), recorded=net.callers > 1)
 
 
 def _find_graph(candidates: Iterable[Callable[[], GraphNet]], module: nn.Module, samples: list[Inputs],

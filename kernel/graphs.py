@@ -91,7 +91,7 @@ class GraphNet(nn.Module):
 
     Runs at exact lengths: it takes no `frames`. Batch and time are free where the graph leaves them free.
 
-    callers  threads that may call it at once; a call takes one core
+    callers  threads that may call it at once; cores that each call takes
     """
 
     output = "logits"
@@ -99,11 +99,13 @@ class GraphNet(nn.Module):
     min_frames = 1
     max_frames = fixed_frames = None
     maskable = False
+    callers = 1
 
-    def __init__(self, graph: bytes, runtime: ModuleType, callers: int) -> None:
+    def __init__(self, graph: bytes, runtime: ModuleType, callers: int = 1, cores: int = 1) -> None:
         super().__init__()
-        opened = (_open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino)(graph, runtime, callers)
+        opened = (_open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino)(graph, runtime, callers, cores)
         self.names, self._run = opened
+        self.callers = callers
         self.path = f"{runtime.__name__} cpu"
 
     def forward(self, x: Any) -> torch.Tensor:
@@ -111,17 +113,18 @@ class GraphNet(nn.Module):
         return torch.from_numpy(np.ascontiguousarray(self._run({k: v.contiguous().numpy() for k, v in given.items()})))
 
 
-def _open_onnxruntime(graph: bytes, runtime: Any, callers: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
+def _open_onnxruntime(graph: bytes, runtime: Any, callers: int, cores: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # it works in the caller's own thread, in any number of them
+    options.intra_op_num_threads, options.inter_op_num_threads = cores, 1  # one core: in the caller's own thread
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would take cores from the loaders
     options.enable_mem_pattern = False  # a plan kept for each new shape: nearly every clip brings one
     options.log_severity_level = 3
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return [entry.name for entry in session.get_inputs()], lambda feed: session.run(None, feed)[0]
 
 
-def _open_openvino(graph: bytes, runtime: Any, callers: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
-    options = {"INFERENCE_NUM_THREADS": callers, "NUM_STREAMS": callers, "INFERENCE_PRECISION_HINT": "f32"}
+def _open_openvino(graph: bytes, runtime: Any, callers: int, cores: int) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
+    options = {"INFERENCE_NUM_THREADS": callers * cores, "NUM_STREAMS": callers, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = runtime.compile_model(runtime.Core().read_model(graph), "CPU", options)
     names, own = [entry.get_any_name() for entry in compiled.inputs], threading.local()
 
@@ -133,13 +136,13 @@ def _open_openvino(graph: bytes, runtime: Any, callers: int) -> tuple[list[str],
     return names, run
 
 
-def open_graph(data: bytes, name: str, bundle: Bundle, folder: Path) -> GraphNet:
-    """The graph under the runtime `name`, for as many callers at once as torch has threads here.
+def open_graph(data: bytes, name: str, bundle: Bundle, folder: Path, side_by_side: bool) -> GraphNet:
+    """The graph under the runtime `name`: for one caller that gets all of torch's threads, or as many callers at once.
 
     Raises  SpecError, DeviceError when the runtime is absent or refuses the graph
     """
-    runtime = find_runtime(name, bundle, folder)
+    runtime, cores = find_runtime(name, bundle, folder), torch.get_num_threads()
     try:
-        return GraphNet(data, runtime, torch.get_num_threads()).eval()
+        return GraphNet(data, runtime, *((cores, 1) if side_by_side else (1, cores))).eval()
     except Exception as error:  # runtimes raise types of their own, none of them public
         raise DeviceError(f"{name}: refuses the graph ({type(error).__name__}: {str(error)[:200]}); export it again") from error

@@ -268,7 +268,7 @@ def row_inputs(net: LoadedNet, store: Any, row: audio.Row) -> dict[str, torch.Te
         if stage.fe.time and stage.view.fixed is None:
             stored = pad_frames(stored, net.recipe.smallest(int(getattr(net.module, "min_frames", 1))), stage.fe.pad)
         cuts = stage.cut(stored, row.id)
-        inputs[name] = stage.finish(torch.from_numpy(np.ascontiguousarray(cuts, dtype=np.float32)))
+        inputs[name] = stage.finish(torch.from_numpy(np.require(cuts, np.float32, ["C", "W"])))  # a copy where it is the store's
         passes = max(passes, inputs[name].shape[0])
     return {k: v.expand(passes, *v.shape[1:]) if v.shape[0] != passes else v for k, v in inputs.items()}
 

@@ -113,7 +113,8 @@ class Scene:
     broken   row id -> code of the error that leaves it with the prior
     stored   front end key -> i64[N], bytes of each row's array, 0 = not produced yet
     loading  front end key -> [wall seconds waited, seconds of audio] of first-time loading
-    side     threads for rows side by side on a CPU, `workers` of them with one core each; they live as long as the run
+    side     threads for rows side by side on a CPU, `workers` of them with one core each; they live as long as the run;
+             side_bytes: most that their forwards may need together
     """
 
     run: dict[str, Any]
@@ -139,6 +140,7 @@ class Scene:
     loading: dict[str, list[float]] = field(default_factory=dict)
     workers: int = 1
     side: ThreadPoolExecutor = field(init=False, repr=False)
+    side_bytes: int = field(init=False)
     store: Store = field(init=False)
     numbers: dict[str, int] = field(init=False, repr=False)
     lost: np.ndarray = field(init=False, repr=False)
@@ -146,12 +148,8 @@ class Scene:
     def __post_init__(self) -> None:
         self.numbers = {row.id: i for i, row in enumerate(self.rows)}
         self.lost = np.zeros(len(self.rows), bool)
+        self.side_bytes = int(SIDE_SHARE * self.meter.limit().limit_bytes)  # of the wall that is really there
         self.side = ThreadPoolExecutor(self.workers, "rows", initializer=torch.set_num_threads, initargs=(1,))
-
-    @property
-    def side_bytes(self) -> int:
-        """Most bytes that the forwards side by side may need together."""
-        return int(SIDE_SHARE * self.limits.ram_bytes)
 
     @property
     def ensemble(self) -> spec.Ensemble:

@@ -6,9 +6,8 @@ step costs: a row, a (net, row) pair, or the net, never the run. Does not choose
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +15,14 @@ import numpy as np
 import torch
 
 from . import backends, blend, graphs, grouped, plan, predict, spec
-from .errors import ClipError
-from .scene import Scene, Timing, drop
+from .rows import Stop, put, run_window
+from .scene import Scene, drop
 
-WARM_UP = 3  # first forwards of a net on a CPU: torch still chooses and compiles its kernels, once
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 WINDOW_ROWS = 32  # rows whose spectrograms are loaded before a CPU net runs on them: small, so that scores come early
 WINDOW_ROWS_GPU = 512
 WINDOWS_GPU = 32  # at least, per step: the device waits for the first one, the loaders for the last
 WINDOWS_AHEAD = 2  # loaded beyond the one that is made ready while a GPU computes another
-MEMORY_MARK = 0.97  # a forward must fit under this share of the limit
-
-Stop = Callable[[], bool]
 
 
 def run_step(scene: Scene, step: plan.Step, device: backends.Device, stop: Stop) -> plan.Outcome:
@@ -66,14 +61,14 @@ def open_net(scene: Scene, entry: spec.Net, recipe: predict.Recipe, device: back
     cost, place = scene.manifest.costs.get(entry.member, spec.Cost()), Path(scene.run["state"]) / "runtimes"
     if entry.kind == "onnx":
         data = scene.bundle.read_net(entry)
-        return predict.load_graph(recipe, graphs.open_graph(data, graphs.ONNX, scene.bundle, place), cost)
+        return predict.load_graph(recipe, graphs.open_graph(data, graphs.ONNX, scene.bundle, place, False), cost)
     state = scene.bundle.load_state(entry)
     scene.heartbeat.progress += 1  # on a slow machine reading, building and recording a large net can each take their time
     name = scene.manifest.graphs.get(entry.id, {}).get("onnx")
 
     def open_exported(runtime: str) -> graphs.GraphNet:
         scene.heartbeat.progress += 1
-        return graphs.open_graph(scene.bundle.read_file(str(name)), runtime, scene.bundle, place)
+        return graphs.open_graph(scene.bundle.read_file(str(name)), runtime, scene.bundle, place, True)
 
     candidates = [partial(open_exported, runtime) for runtime in graphs.RUNTIMES if name is not None]
     net = predict.load_net(recipe, state, len(scene.ensemble.classes), device, cost, candidates)
@@ -91,7 +86,8 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
     saved = time.monotonic()
     try:
-        for _ in (_run_grouped if device.cuda else _run_alone)(scene, net_id, net, suspects_first(scene, net_id, todo), stop):
+        schedule = _run_grouped if net.runner.device.cuda else _run_alone  # a member that is only a graph runs on the CPU
+        for _ in schedule(scene, net_id, net, suspects_first(scene, net_id, todo), stop):
             if time.monotonic() - saved > SAVE_EVERY_S:
                 scene.journal.save_scores(net_id, scene.board.get(net_id))
                 saved = time.monotonic()
@@ -137,112 +133,8 @@ def _run_alone(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int
             return
         window = todo[start:start + WINDOW_ROWS]
         scene.nets[net_id].loading_s += load_window(scene, net.recipe, window, stop)
-        _run_window(scene, net_id, net, window, stop)
+        run_window(scene, net_id, net, window, stop)
         yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What came of one row: probabilities f64[K] or an error; neither when the run had to stop before it.
-
-    forwards  (frames of a pass, frames in all) of each forward; whole: at full length, not in tiles
-    """
-
-    probs: np.ndarray | None = None
-    error: BaseException | None = None
-    forwards: tuple[tuple[int, int], ...] = ()
-    whole: bool = True
-    seconds: float = 0.0
-
-
-def _run_window(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[int], stop: Stop) -> None:
-    """Rows of a window. No batch ever holds two clips; small forwards of a recorded net run side by side, one thread each.
-
-    A recorded net takes one thread for a row wherever it runs, so that its bytes depend neither on the memory nor on the cores.
-    """
-    def attempt(i: int, check: bool = True) -> Answer:
-        return Answer() if stop() else _attempt(scene, net_id, net, i, check)
-
-    frames = scene.frames[net.recipe.member.name]
-    suspects = {row for name, row in scene.journal.suspect_rows if name == net_id}
-    crowd = [i for i in window if net.runner.recorded and scene.workers * need_bytes(scene, net, i) <= scene.side_bytes
-             and scene.rows[i].id not in suspects]
-    careful = [i for i in window if i not in set(crowd)]
-    crowd.sort(key=lambda i: -frames[i])  # longest first: no core waits long for the last one
-    while crowd and net.batches + len(careful) < WARM_UP:
-        careful.append(crowd.pop())
-    for i in careful:
-        first = net.batches < WARM_UP
-        answer = scene.side.submit(attempt, i).result() if net.runner.recorded else attempt(i)
-        timing = _settle(scene, net_id, net, i, answer)
-        if first and answer.whole:
-            scene.nets[net_id].setup_s += answer.seconds
-        elif timing is not None:
-            timing.add(1, frames[i], answer.seconds)
-    began, timed = time.monotonic(), list[tuple[Timing, int, float]]()
-    for i, answer in zip(crowd, scene.side.map(partial(attempt, check=False), crowd), strict=True):
-        if answer.error is not None and backends.is_out_of_memory(answer.error):
-            answer = scene.side.submit(attempt, i).result()  # alone it may fit
-        timing = _settle(scene, net_id, net, i, answer)
-        if timing is not None:
-            timed.append((timing, i, answer.seconds))
-    share = (time.monotonic() - began) / max(1e-9, sum(seconds for *_, seconds in timed))  # of the wall in a thread's second
-    for timing, i, seconds in timed:
-        timing.add(1, frames[i], share * seconds)
-
-
-def _attempt(scene: Scene, net_id: str, net: predict.LoadedNet, i: int, check: bool) -> Answer:
-    """One row through the net; in a thread of the pool where the net is recorded."""
-    row, began = scene.rows[i], time.monotonic()
-    if row.id in scene.broken:
-        return Answer()
-    forwards: list[tuple[int, int]] = []
-    with scene.journal.flight("batch", [row.id], net_id):
-        try:
-            chosen = net if not check or fits(scene, net, i) else predict.tiled(net)
-            probs = predict.predict_alone(chosen, scene.store, row, forwards)
-        except (Exception, SystemExit) as error:  # users' own nets may raise anything: it costs this net this row
-            return Answer(error=error)
-    return Answer(probs=probs, forwards=tuple(forwards), whole=chosen is net, seconds=time.monotonic() - began)
-
-
-def _settle(scene: Scene, net_id: str, net: predict.LoadedNet, i: int, answer: Answer) -> Timing | None:
-    """One row's answer on the board; where its seconds are to be booked, None for nowhere."""
-    row, state = scene.rows[i], scene.nets[net_id]
-    if isinstance(answer.error, ClipError):
-        scene.lose(row, answer.error)
-    elif answer.error is not None:
-        if backends.is_lost(answer.error):
-            raise answer.error
-        scene.skip(net_id, row, answer.error)
-    if answer.probs is None:
-        return None
-    widths = len(net.widths)
-    for width, cells in answer.forwards:
-        net.count(width, cells)
-    put(scene, net_id, i, answer.probs)
-    state.tiled_rows += not answer.whole
-    return state.fresh if len(net.widths) > widths else state.timing
-
-
-def need_bytes(scene: Scene, net: predict.LoadedNet, i: int) -> float:
-    """Bytes of the largest forward of a row, by the manifest."""
-    return net.cost.bytes_a + net.cost.bytes_b * net.recipe.cells_at_once(float(scene.frames[net.recipe.member.name][i]))
-
-
-def fits(scene: Scene, net: predict.LoadedNet, i: int) -> bool:
-    """True when the forward of row i fits into memory beside everything but the store, which then gives way."""
-    need = need_bytes(scene, net, i)
-    if need < 1 << 26:  # 64 MB: within the store's reserve
-        return True
-    reading = scene.meter.read()
-    lacking = int(reading.used_bytes + need - MEMORY_MARK * reading.limit_bytes)
-    if lacking <= 0:
-        return True
-    if lacking > scene.store.stats()["ram_bytes"]:
-        return False
-    scene.store.make_room(lacking)
-    return True
 
 
 def cut_windows(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int]) -> list[list[int]]:
@@ -307,13 +199,3 @@ def run_stacker(scene: Scene, net_id: str, stacker: spec.Stacker, stop: Stop) ->
                 out = module(torch.from_numpy(np.ascontiguousarray(features[None], dtype=np.float32)))
             put(scene, net_id, int(i), activate(out.numpy().astype(np.float64))[0])
     scene.journal.save_scores(net_id, scene.board.get(net_id))
-
-
-def put(scene: Scene, net_id: str, i: int, probs: np.ndarray) -> None:
-    """One row's probabilities f64[K] on the board; NaN or infinity means that this net has no say in this row."""
-    if not np.isfinite(probs).all():
-        scene.skip(net_id, scene.rows[i], ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
-        return
-    scene.board.add(net_id, np.array([i]), probs[None])
-    scene.nets[net_id].rows += 1
-    scene.heartbeat.progress += 1

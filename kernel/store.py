@@ -61,14 +61,18 @@ class Store:
         while True:
             with self._tiers.lock:
                 broken, pending = shelf.broken.get(row.id), shelf.pending.get(row.id)
+                coming = shelf.coming.get(row.id)
             if broken is not None:
                 raise type(broken)(*broken.args)  # a new one: a shared traceback would hold every reader's frames
             array = self._tiers.find(shelf, row.id)
             if array is not None:
                 return array
-            if pending is None or pending.cancel():
+            if coming is not None and not coming.done():
+                wait([coming])
+            elif pending is None or pending.cancel():
                 return self._recompute(shelf, row)
-            wait([pending])  # running: its result is on the way
+            else:
+                wait([pending])  # running: its result is on the way
 
     def warm(self, fe: FrontEnd, rows: Sequence[Row], stop: Callable[[], bool] | None = None) -> None:
         """Return once every row has been produced, is known broken, or has no place (then `get` computes it).
@@ -167,14 +171,21 @@ class Store:
             self._tiers.hits["recompute"] += 1
             later = [r for r in shelf.siblings.get(row.clip.id, ())
                      if (r.start or 0) > (row.start or 0) and not self._tiers.has(shelf, r.id)]
+            work = self._waited_for.submit(self._produce_rows, shelf, [row, *later], row)
+            shelf.coming.update((r.id, work) for r in later)  # who asks for these meanwhile waits for this decoding
         try:
-            array = self._waited_for.submit(self._produce_rows, shelf, [row, *later], row).result()
+            array = work.result()
         except MemoryError:
             self._tiers.make_room(4 * self._tiers.estimate(shelf.fe, row))
             try:
                 array = self._waited_for.submit(self._produce_rows, shelf, [row], row).result()
             except MemoryError as error:
                 raise ClipUnreadable(f"{row.id}: does not fit in memory even alone; give the run more RAM") from error
+        finally:
+            with self._tiers.lock:
+                for r in later:
+                    if shelf.coming.get(r.id) is work:
+                        del shelf.coming[r.id]
         if array is None:
             with self._tiers.lock:
                 broken = shelf.broken.get(row.id)

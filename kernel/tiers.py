@@ -38,12 +38,12 @@ class Shelf:
     """Everything known about one front end. Guarded by the lock of its `Tiers`.
 
     banned    rows whose bytes came back wrong from disk: not put there again
-    pending   rows being computed ahead
+    pending   rows being computed ahead; coming: rows that come out of another row's recomputing
     siblings  clip id -> rows of one recording asked for together: they come out of one decoding
     speed     bytes per second of producing; uses: passes still to come
     """
 
-    __slots__ = ("fe", "ram", "disk", "frames", "broken", "banned", "pending", "siblings", "speed", "uses", "ram_bytes",
+    __slots__ = ("fe", "ram", "disk", "frames", "broken", "banned", "pending", "coming", "siblings", "speed", "uses", "ram_bytes",
                  "forgotten")
 
     def __init__(self, fe: FrontEnd):
@@ -54,6 +54,7 @@ class Shelf:
         self.broken: dict[str, ClipError] = {}
         self.banned: set[str] = set()
         self.pending: dict[str, Future[Any]] = {}
+        self.coming: dict[str, Future[Any]] = {}
         self.siblings: dict[str, list[Row]] = {}
         self.speed = Rate(None)
         self.uses = USES
@@ -163,7 +164,7 @@ class Tiers:
         with self.lock:
             if extent is not None:
                 self._note_spill(shelf, row_id, extent)
-            elif ahead and self._fits_hand(size):
+            elif ahead and (shelf.fe.key, row_id) not in self._hand and self._fits_hand(size):
                 self._hand[shelf.fe.key, row_id] = (array, self.calls)
                 self._hand_bytes += size
 

@@ -131,7 +131,7 @@ def fake_graph(scale: float) -> Any:
     """What stands for an exported graph: the mean of its input times `scale`."""
     def forward(x: torch.Tensor) -> torch.Tensor:
         return scale * x.mean((1, 2, 3))[:, None]
-    return type("Fake", (nn.Module,), {"forward": lambda self, x: forward(x), "path": f"graph x {scale}"})()
+    return type("Fake", (nn.Module,), {"forward": lambda self, x: forward(x), "path": f"graph x {scale}", "callers": 1})()
 
 
 class Mean(nn.Module):
@@ -220,7 +220,7 @@ def test_errors_are_told_apart(error: Exception, memory: bool, lost: bool) -> No
     assert backends.is_out_of_memory(error) is memory and backends.is_lost(error) is lost
 
 
-def test_the_runtime_has_no_threads_of_its_own() -> None:
+def test_the_runtime_takes_a_core_for_each_caller_and_does_not_spin() -> None:
     """Rows run side by side, a core each: a pool of the runtime's own would take these cores twice."""
     runtime = pytest.importorskip("onnxruntime")
     seen: list[Any] = []
@@ -234,8 +234,10 @@ def test_the_runtime_has_no_threads_of_its_own() -> None:
 
     parts = {"SessionOptions": runtime.SessionOptions, "InferenceSession": Session, "__name__": "onnxruntime"}
     fake: Any = type("Runtime", (), parts)()
-    graphs.GraphNet(b"", fake, 3)
-    assert seen[0].intra_op_num_threads == seen[0].inter_op_num_threads == 1
+    graphs.GraphNet(b"", fake, callers=3)
+    graphs.GraphNet(b"", fake, cores=3)  # one caller at a time: then the cores are the graph's
+    assert [options.intra_op_num_threads for options in seen] == [1, 3]
+    assert all(options.get_session_config_entry("session.intra_op.allow_spinning") == "0" for options in seen)
 
 
 def test_used_nets_leave_no_weights_behind() -> None:

@@ -92,7 +92,7 @@ def test_graphs_give_the_numbers_of_torch(tmp_path: Path, runtime: str, family: 
     module = models.build(family, {"base": 4}, 3).eval()
     shape = (1, module.channels or 1, 128)
     data = exporter.export_net(module, {"x": torch.randn(*shape, 80)}, "x", fixed=False)
-    net = graphs.open_graph(data, runtime, bundle_with(tmp_path, {}), tmp_path)
+    net = graphs.open_graph(data, runtime, bundle_with(tmp_path, {}), tmp_path, True)
     for frames in (64, 131):
         x = torch.randn(*shape, frames)
         with torch.no_grad():
@@ -111,4 +111,4 @@ def test_exported_graphs_ride_in_the_bundle(tmp_path: Path) -> None:
 def test_garbage_is_no_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(DeviceError, match="refuses the graph"):
-        graphs.open_graph(b"garbage", "onnxruntime", bundle_with(tmp_path, {}), tmp_path)
+        graphs.open_graph(b"garbage", "onnxruntime", bundle_with(tmp_path, {}), tmp_path, False)

@@ -23,7 +23,8 @@ LAYERS = (  # a module imports only from layers above its own line
     ("backends",),
     ("predict", "plan", "report", "charts", "page_style", "replica"),
     ("scene", "grouped", "progress", "outlook", "pictures", "report_page", "truth"),
-    ("steps", "account", "rehearsal"),
+    ("rows", "account", "rehearsal"),
+    ("steps",),
     ("engine",),
     ("run",),
 )

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -284,6 +285,23 @@ def test_windows_without_any_place_are_still_not_decoded_one_by_one(make):
     store.warm(FE, rows)
     check_all(store, rows)
     assert store.source.calls <= 1 + 4
+
+
+def test_windows_asked_for_by_several_at_once_are_decoded_and_booked_once(make):
+    rows = windows(40)
+    size = BINS * 50 * 4
+    store = make(0, 0, meter=Meter(limit=int(10 * size / 0.025)))
+    for consumers in (1, 2, 4, 1):
+        before = store.source.calls
+        for _ in range(4):
+            store.warm(FE, rows)
+            with ThreadPoolExecutor(consumers) as pool:
+                for row, array in zip(rows, pool.map(lambda row: store.get(FE, row), rows), strict=True):
+                    np.testing.assert_array_equal(array, truth(FE, row))
+        hand = store._tiers._hand
+        assert store.stats()["hand_bytes"] == sum(array.nbytes for array, _ in hand.values())
+        assert store.source.calls - before <= 4 * (1 + 4) * consumers
+        check_books(store)
 
 
 # -- admission ----------------------------------------------------------------------------------------------------------------

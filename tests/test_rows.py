@@ -1,4 +1,4 @@
-"""One step: when a forward fits into memory, what gives way to it, and which rows run side by side."""
+"""Rows on a CPU: when a forward fits into memory, what gives way to it, and which rows run side by side."""
 from __future__ import annotations
 
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernel import spec, steps
+from kernel import rows, spec
 from kernel.memory import Reading
 from kernel.scene import Timing
 
@@ -41,7 +41,7 @@ def test_the_store_gives_way_to_a_large_forward(used: int, held: int, fits: bool
     reading = Reading(limit_bytes=1000 * MB, used_bytes=used, source="test")
     scene: Any = SimpleNamespace(store=pantry, frames={"net": np.array([1000.0])}, meter=SimpleNamespace(read=lambda: reading))
     net: Any = SimpleNamespace(recipe=recipe, cost=spec.Cost(bytes_a=100 * MB, bytes_b=0.4 * MB))
-    assert (steps.fits(scene, net, 0), pantry.asked) == (fits, asked)
+    assert (rows.fits(scene, net, 0), pantry.asked) == (fits, asked)
 
 
 class Bench:
@@ -52,16 +52,16 @@ class Bench:
         self.lock = threading.Lock()
         self.scene: Any = SimpleNamespace(
             rows=[SimpleNamespace(id=f"r{i}") for i in range(8)], frames={"net": np.full(8, 100.0)}, workers=2,
-            side_bytes=side_bytes, side=ThreadPoolExecutor(2), nets={"net.0": SimpleNamespace(setup_s=0.0)},
+            side_bytes=side_bytes, side=ThreadPoolExecutor(2), meter=None, nets={"net.0": SimpleNamespace(setup_s=0.0)},
             journal=SimpleNamespace(suspect_rows={("net.0", suspect)}))
         recipe = SimpleNamespace(member=SimpleNamespace(name="net"), cells_at_once=lambda frames: frames)
-        self.net: Any = SimpleNamespace(recipe=recipe, cost=spec.Cost(bytes_a=0, bytes_b=10_000), batches=steps.WARM_UP,
+        self.net: Any = SimpleNamespace(recipe=recipe, cost=spec.Cost(bytes_a=0, bytes_b=10_000), batches=rows.WARM_UP,
                                         runner=SimpleNamespace(recorded=recorded))
         self.timing = Timing()
-        monkeypatch.setattr(steps, "_attempt", self.run)
-        monkeypatch.setattr(steps, "_settle", self.settle)
+        monkeypatch.setattr(rows, "_attempt", self.run)
+        monkeypatch.setattr(rows, "_settle", self.settle)
 
-    def run(self, scene: Any, net_id: str, net: Any, i: int, check: bool) -> steps.Answer:
+    def run(self, scene: Any, net_id: str, net: Any, i: int, check: bool) -> rows.Answer:
         with self.lock:
             self.active += 1
         time.sleep(0.05)
@@ -69,18 +69,18 @@ class Bench:
             self.most[i] = self.active
             self.active -= 1
         if i == 4 and not check:
-            return steps.Answer(error=MemoryError())
+            return rows.Answer(error=MemoryError())
         if check:
             self.alone.append(i)
-        return steps.Answer(probs=np.ones(2), seconds=0.05)
+        return rows.Answer(probs=np.ones(2), seconds=0.05)
 
-    def settle(self, scene: Any, net_id: str, net: Any, i: int, answer: steps.Answer) -> Timing:
+    def settle(self, scene: Any, net_id: str, net: Any, i: int, answer: rows.Answer) -> Timing:
         assert answer.error is None
         self.settled.append(i)
         return self.timing
 
     def go(self) -> None:
-        steps._run_window(self.scene, "net.0", self.net, list(range(8)), lambda: False)
+        rows.run_window(self.scene, "net.0", self.net, list(range(8)), lambda: False)
 
 
 def test_small_rows_of_a_recorded_net_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
