@@ -10,6 +10,7 @@ of a core for launches and copies: expect a little less there.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import tempfile
 import time
@@ -67,7 +68,10 @@ def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -
                 device = backends.Device(name="cuda:0", about="asleep", memory_bytes=16 * 10**9)
                 patches.enter_context(mock.patch.object(backends, "find_devices", lambda _: ([device], [])))
                 patches.enter_context(mock.patch.object(backends, "prepare", asleep.prepare))
+            gc.collect()
+            gc.freeze()  # as kernel.run does
             yield engine.Engine(run, Heartbeat(state / "heartbeat.json"))
+            gc.unfreeze()
 
 
 def load_alone(opened: engine.Engine) -> float:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from . import backends, batches, predict
 from .audio import Row
@@ -73,7 +72,7 @@ def predict_held(net: LoadedNet, rows: Sequence[Row], held: Held, max_frames: in
 
 def _run_all(net: LoadedNet, held: Held, plan: list[tuple[Chosen, int]]) -> Iterator[tuple[Chosen, list[np.ndarray]]]:
     """(places, answers) batch by batch; the next batch is collated and sent while this one is computed."""
-    with ThreadPoolExecutor(1, "collate") as pool:
+    with ThreadPoolExecutor(1, "collate", initializer=torch.set_num_threads, initargs=(1,)) as pool:  # the loaders want the cores
         coming = [pool.submit(_stage, net, held, *plan[0])] if plan else []
         for number, (chosen, width) in enumerate(plan):
             this = coming.pop()
@@ -89,8 +88,11 @@ def _stage(net: LoadedNet, held: Held, chosen: Chosen, width: int) -> backends.S
     for name in net.recipe.stages:
         parts = [held[i][name][p] for i, p in chosen]
         if name == net.recipe.timed:
-            parts = [nn.functional.pad(x, (0, width - x.shape[-1])) for x in parts]
-        collated[name] = torch.stack(parts)
+            collated[name] = parts[0].new_zeros((len(parts), *parts[0].shape[:-1], width))
+            for place, x in zip(collated[name], parts, strict=True):
+                place[..., :x.shape[-1]] = x
+        else:
+            collated[name] = torch.stack(parts)
     return net.runner.stage(collated, frames if bool((frames != width).any()) else None)
 
 

@@ -82,11 +82,14 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     entry = next(net for net in scene.manifest.nets if net.id == net_id)
     recipe = scene.recipes[member.name]
     began = time.monotonic()
+    if device.cuda:  # loaders start while the net is read and built; on a CPU both want the cores
+        for stage in recipe.stages.values():
+            scene.store.prefetch(stage.fe, [scene.rows[i] for i in todo[:WINDOW_ROWS]])
     net = open_net(scene, entry, recipe, device)
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
     saved = time.monotonic()
     try:
-        schedule = _run_grouped if net.runner.device.cuda else _run_alone  # a member that is only a graph runs on the CPU
+        schedule = _run_grouped if device.cuda and entry.kind != "onnx" else _run_alone  # graphs run on the CPU
         for _ in schedule(scene, net_id, net, suspects_first(scene, net_id, todo), stop):
             if time.monotonic() - saved > SAVE_EVERY_S:
                 scene.journal.save_scores(net_id, scene.board.get(net_id))
@@ -165,7 +168,7 @@ def _run_grouped(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[i
         load_window(scene, net.recipe, windows[number], stop)
         return {} if stop() else grouped.hold(net, scene.store, [scene.rows[i] for i in windows[number]], scene.lose)
 
-    with ThreadPoolExecutor(1, "inputs") as pool:
+    with ThreadPoolExecutor(1, "inputs", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         coming = [pool.submit(ready, 0)] if windows else []
         for number, window in enumerate(windows):
             began = time.monotonic()
