@@ -240,7 +240,7 @@ def _lengths(report: Mapping[str, Any]) -> str:
                                      group["edges"], ("frames per clip", "frames computed"), "length groups", 150)
     if len(groups) > 3:
         body += f'<p class="note">{len(groups) - 3} more in report.json</p>'
-    return section("Lengths", "Clips are predicted at full length. On a CPU one at a time; on a GPU in groups of nearly equal "
+    return section("Lengths", "Clips are predicted at full length. On a CPU each alone; on a GPU in groups of nearly equal "
                    "length, so that next to nothing is padding.", body)
 
 
