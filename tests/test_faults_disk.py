@@ -30,7 +30,7 @@ def run_store(folder: Path, *prefix: str, **chosen: Any) -> dict[str, Any]:
                    outcome="what fits is read back, the rest computed again; the half-written entry is cut off")
 def test_a_scratch_disk_that_is_too_small(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
-    stats = run_store(scratch, *in_mounts(f"mkdir -p {scratch}; mount -t tmpfs -o size=2m none {scratch}"))
+    stats = run_store(scratch, *in_mounts(f"mkdir -p {scratch}; mount -t tmpfs -o size=2m none {scratch}"), seconds=0.01)
     assert 0 < stats["disk_bytes"] <= 2 << 20 and stats["hits"]["recompute"] > 0 and not stats["left"]
 
 
@@ -41,7 +41,7 @@ def test_a_scratch_disk_that_is_too_small(tmp_path: Path) -> None:
 def test_no_inodes_left(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     mount = f"mkdir -p {scratch}; mount -t tmpfs -o size=64m,nr_inodes=3 none {scratch}"
-    stats = run_store(scratch, *in_mounts(mount), frontends=2)
+    stats = run_store(scratch, *in_mounts(mount), frontends=2, seconds=0.02)  # slower than the disk
     assert stats["rows_disk"] == 24 and stats["disk_errors"].get("ENOSPC")
 
 
