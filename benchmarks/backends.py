@@ -31,7 +31,7 @@ FRAMES_PER_SECOND, BINS, CLASSES = 64, 128, 80  # the argus front end
 ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}  # what the guard sets beyond OMP_WAIT_POLICY and the numbers of threads
 EAGER = "torch eager"
 Way = Callable[[torch.Tensor], torch.Tensor]
-SIDE = "engine: "  # recorded nets and graphs: rows side by side, a thread each, as kernel.steps runs them
+SIDE = "engine: "  # recorded nets and graphs: rows side by side, a thread each, as kernel.rows runs them
 
 
 def build_net(name: str) -> nn.Module:

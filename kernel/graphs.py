@@ -91,7 +91,8 @@ class GraphNet(nn.Module):
 
     Runs at exact lengths: it takes no `frames`. Batch and time are free where the graph leaves them free.
 
-    callers  threads that may call it at once; cores that each call takes
+    callers  threads that may call it at once
+    cores    cores that each call takes
     """
 
     output = "logits"
