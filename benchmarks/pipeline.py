@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -59,12 +58,15 @@ def build_bundle(folder: Path, task: str, nets: int, base: int, graphs: bool) ->
 
 def write_input(folder: Path, clips: int) -> Path:
     """An input folder of a competition: sample and test clips."""
-    names = write_clips(folder / "test", draw_seconds(clips))
+    write_sample(folder, write_clips(folder / "test", draw_seconds(clips)))
+    return folder
+
+
+def write_sample(folder: Path, names: Sequence[str]) -> None:
     with open(folder / "sample_submission.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["fname", *CLASSES])
         writer.writerows([name, *[0] * len(CLASSES)] for name in names)
-    return folder
 
 
 def ours(bundle: Path, given: Path, working: Path) -> Method:
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.quick:
         given.clips, given.rounds, given.base = 8, 1, 8
-    print(describe_machine("torch", "librosa", "onnxruntime"), f"{os.cpu_count()} cores")
+    print(describe_machine("torch", "librosa", "onnxruntime"))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = write_input(folder / "input", given.clips)

@@ -9,7 +9,6 @@ seconds from the guard's start to the prior submission and to the end of a run o
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -20,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.pipeline import CLASSES, ROOT, Method, build_bundle, ours, run_once
+from benchmarks.pipeline import ROOT, Method, build_bundle, ours, run_once, write_sample
 from benchmarks.rounds import Seconds, describe_machine, draw_seconds, median, write_clips
 
 import numpy as np  # isort: skip
@@ -37,10 +36,7 @@ def make_input(folder: Path, sources: Path, clips: int) -> Path:
     names = [f"clip{number:05d}.wav" for number in range(clips)]
     for number, name in enumerate(names):
         os.link(files[number % len(files)], folder / "test" / name)
-    with open(folder / "sample_submission.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["fname", *CLASSES])
-        writer.writerows([name, *[0] * len(CLASSES)] for name in names)
+    write_sample(folder, names)
     return folder
 
 

@@ -60,6 +60,10 @@ class Journal:
         self.suspect_rows = {pair for pair in pairs if pair not in self.dropped}
         self._keep("quarantine.json", {"clips": sorted(self.quarantined), "batches": sorted(self.dropped)})
 
+    def suspects_with(self, net_id: str) -> set[str]:
+        """Row ids in flight with this net at an earlier crash, to be run first and alone."""
+        return {row for name, row in self.suspect_rows if name == net_id}
+
     def _load(self, name: str, default: Any) -> Any:
         path = self.state / name
         return json.loads(path.read_bytes()) if path.exists() else default

@@ -48,9 +48,9 @@ def run_window(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[i
         return Answer() if stop() else _attempt(scene, net_id, net, i, check)
 
     frames, again = scene.frames[net.recipe.member.name], list[int]()
-    suspects = {row for name, row in scene.journal.suspect_rows if name == net_id}
-    beside = {i: _fitting(scene, net, i) for i in window}
-    if lacking_bytes(scene, max(beside[i] * need_bytes(scene, net, i) for i in window)) > 0:
+    suspects, need = scene.journal.suspects_with(net_id), {i: need_bytes(scene, net, i) for i in window}
+    beside = {i: _fitting(scene, net, need[i]) for i in window}
+    if lacking_bytes(scene, max((count * need[i] for i, count in beside.items() if count > 1), default=0.0)) > 0:
         beside = dict.fromkeys(window, 1)  # others have taken the memory meanwhile
     careful = [i for i in window if beside[i] < 2 or scene.rows[i].id in suspects]
     crowd = sorted(set(window) - set(careful), key=lambda i: -frames[i])  # longest first: no core waits long for the last one
@@ -82,9 +82,8 @@ def run_window(scene: Scene, net_id: str, net: predict.LoadedNet, window: list[i
     run_careful(again)
 
 
-def _fitting(scene: Scene, net: predict.LoadedNet, i: int) -> int:
-    """How many forwards like row i's may run at once: 1 for nets that are not recorded or whose need nobody knows."""
-    need = need_bytes(scene, net, i)
+def _fitting(scene: Scene, net: predict.LoadedNet, need: float) -> int:
+    """How many forwards of `need` bytes may run at once: 1 for nets that are not recorded or whose need nobody knows."""
     return min(scene.workers, int(scene.side_bytes // need)) if net.runner.recorded and need > 0 else 1
 
 

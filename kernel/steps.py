@@ -107,7 +107,7 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
 
 def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
     """Rows in flight with this net at a crash go first: a second crash then names the culprit and costs no other row."""
-    suspect = {row for name, row in scene.journal.suspect_rows if name == net_id}
+    suspect = scene.journal.suspects_with(net_id)
     return sorted(todo, key=lambda i: scene.rows[i].id not in suspect) if suspect else todo
 
 
@@ -143,7 +143,7 @@ def _run_alone(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int
 def cut_windows(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[int]) -> list[list[int]]:
     """The rows in pieces for a GPU, by number and by frames; a suspect is a piece of its own."""
     frames = scene.frames[net.recipe.member.name]
-    suspects = {row for name, row in scene.journal.suspect_rows if name == net_id}
+    suspects = scene.journal.suspects_with(net_id)
     most = min(grouped.frames_per_batch(net) / 2, float(frames[todo].sum()) / WINDOWS_GPU)
     windows: list[list[int]] = []
     held = 0.0

@@ -25,12 +25,16 @@ def run_store(folder: Path, *prefix: str, **chosen: Any) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def run_store_on_tmpfs(scratch: Path, options: str, **chosen: Any) -> dict[str, Any]:
+    """Figures of a store whose scratch folder is a disk of its own, made with these mount options."""
+    return run_store(scratch, *in_mounts(f"mkdir -p {scratch}; mount -t tmpfs -o {options} none {scratch}"), **chosen)
+
+
 @needs_namespaces
 @pytest.mark.fault(row=12, injection="a scratch disk of 2 MB for 6 MB of arrays (tmpfs): ENOSPC within an entry",
                    outcome="what fits is read back, the rest computed again; the half-written entry is cut off")
 def test_a_scratch_disk_that_is_too_small(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    stats = run_store(scratch, *in_mounts(f"mkdir -p {scratch}; mount -t tmpfs -o size=2m none {scratch}"), seconds=0.01)
+    stats = run_store_on_tmpfs(tmp_path / "scratch", "size=2m", seconds=0.01)
     assert 0 < stats["disk_bytes"] <= 2 << 20 and stats["hits"]["recompute"] > 0 and not stats["left"]
 
 
@@ -39,9 +43,7 @@ def test_a_scratch_disk_that_is_too_small(tmp_path: Path) -> None:
 @pytest.mark.fault(row=13, injection="a scratch disk without a free inode for the second front end's file (tmpfs nr_inodes)",
                    outcome="the first front end is spilled, the second computed again")
 def test_no_inodes_left(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    mount = f"mkdir -p {scratch}; mount -t tmpfs -o size=64m,nr_inodes=3 none {scratch}"
-    stats = run_store(scratch, *in_mounts(mount), frontends=2, seconds=0.02)  # slower than the disk
+    stats = run_store_on_tmpfs(tmp_path / "scratch", "size=64m,nr_inodes=3", frontends=2, seconds=0.02)  # slower than the disk
     assert stats["rows_disk"] == 24 and stats["disk_errors"].get("ENOSPC")
 
 
@@ -96,8 +98,7 @@ def test_a_disk_slower_than_computing(tmp_path: Path, what: str) -> None:
 @pytest.mark.fault(row=15, injection="no RAM for the store and a scratch disk of 64 KB",
                    outcome="every array computed on each use")
 def test_both_tiers_full(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    stats = run_store(scratch, *in_mounts(f"mkdir -p {scratch}; mount -t tmpfs -o size=64k none {scratch}"))
+    stats = run_store_on_tmpfs(tmp_path / "scratch", "size=64k")
     assert stats["disk_bytes"] == stats["ram_bytes"] == 0 and stats["hits"]["recompute"] == 48
 
 

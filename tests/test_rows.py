@@ -53,7 +53,7 @@ class Bench:
         self.scene: Any = SimpleNamespace(
             rows=[SimpleNamespace(id=f"r{i}") for i in range(8)], frames={"net": np.full(8, 100.0)}, workers=2,
             side_bytes=side_bytes, side=ThreadPoolExecutor(2), meter=None, nets={"net.0": SimpleNamespace(setup_s=0.0)},
-            journal=SimpleNamespace(suspect_rows={("net.0", suspect)}))
+            journal=SimpleNamespace(suspects_with=lambda net_id: {suspect}))
         recipe = SimpleNamespace(member=SimpleNamespace(name="net"), cells_at_once=lambda frames: frames)
         self.net: Any = SimpleNamespace(recipe=recipe, cost=spec.Cost(bytes_a=0, bytes_b=10_000), batches=rows.WARM_UP,
                                         runner=SimpleNamespace(recorded=recorded))
