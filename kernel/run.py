@@ -18,7 +18,8 @@ from pathlib import Path
 from .errors import HourglassError, MemoryTooSmall
 from .limits import Meter
 
-ENGINE_BYTES = 450_000_000  # torch, numpy and the engine before the first clip: 330 MB measured on CPU, plus one small net
+ENGINE_BYTES = 350_000_000  # torch, numpy and the engine before the first clip: 230 MB measured on CPU, plus one small net
+DATA_BYTES = 450_000_000  # the same for RLIMIT_DATA, which counts what is only reserved too: 360 MB end the engine at its start
 MAPPED_BYTES = 1_300_000_000  # the same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
 EXIT_MEMORY = 3  # the guard does not restart after this
 
@@ -28,7 +29,7 @@ def check_memory(ram_bytes: int) -> None:
 
     Raises  MemoryTooSmall with the number of bytes that are needed
     """
-    for name, need, letter in (("RLIMIT_AS", MAPPED_BYTES, "v"), ("RLIMIT_DATA", ENGINE_BYTES, "d")):
+    for name, need, letter in (("RLIMIT_AS", MAPPED_BYTES, "v"), ("RLIMIT_DATA", DATA_BYTES, "d")):
         allowed = resource.getrlimit(getattr(resource, name))[0]
         if allowed != resource.RLIM_INFINITY and allowed < need:
             raise MemoryTooSmall(f"{name} is {allowed / 1e6:.0f} MB, the engine needs {need / 1e6:.0f} MB: "
@@ -54,8 +55,6 @@ def main(state: str) -> None:
     heartbeat, status = Heartbeat(folder / "heartbeat.json"), 0
     try:
         check_memory(int(run["limits"]["ram_bytes"]))
-        import librosa.filters  # noqa: F401 (up to 10 s from a cold disk: part of the start, not of the first clip)
-
         from .engine import Engine
 
         gc.freeze()  # what is loaded stays: looking through it again after each net took 0.2 s

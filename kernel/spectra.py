@@ -1,7 +1,7 @@
 """Signal arithmetic behind the front ends and in-net spectra: trim, STFT, mel, dB, PCEN, chroma, statistics.
 
-Owns every formula and its edge rules. librosa gives the mel and chroma filter banks only; the rest is ours and tested against
-librosa. "librosa 0.6.3 behaviour" means: STFT and RMS frames reflect at the clip's edges, PCEN starts from a zero state.
+Owns every formula and its edge rules (filter weights: banks), all tested against librosa. "librosa 0.6.3 behaviour" means:
+STFT and RMS frames reflect at the clip's edges, PCEN starts from a zero state.
 Does not know front ends, presets or stored dtypes.
 
 A waveform is a 1-D float32 numpy array or torch tensor of at least one sample. Spectra are [T, bins] (time first) in here,
@@ -16,6 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+
+from . import banks
 
 BLOCK_SAMPLES = 1 << 18  # frames x n_fft per FFT block, so that buffers stay in cache (measured: 64 to 256 frames are alike)
 FILTERS_PER_PART = 16  # mel bands start at multiples of this: full vector registers in the product
@@ -120,9 +122,7 @@ class MelBank:
 def mel_bank(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, kind: torch.dtype = torch.float32,
              device: str = "cpu") -> MelBank:
     """Slaney mel bank, area-normalised, cut into bands; every non-zero weight lies inside its band (checked)."""
-    from librosa.filters import mel
-
-    dense = mel(sr=rate, n_fft=n_fft, n_mels=mels, fmin=fmin, fmax=fmax, htk=False, norm="slaney", dtype=np.float32)
+    dense = banks.mel_weights(rate, n_fft, mels, fmin, fmax)
     parts: list[tuple[int, int, int, int, torch.Tensor]] = []
     covered = 0
     for first, last, low, high in _split_bands(dense):
@@ -154,9 +154,7 @@ def _split_bands(dense: np.ndarray) -> list[tuple[int, int, int, int]]:
 @lru_cache(maxsize=16)
 def chroma_bank(rate: int, n_fft: int, classes: int = 12) -> torch.Tensor:
     """f32[n_fft//2+1, 12] chroma weights at tuning 0. The tuning estimate costs more than a whole log-mel and is left out."""
-    from librosa.filters import chroma
-
-    return torch.from_numpy(np.ascontiguousarray(chroma(sr=rate, n_fft=n_fft, n_chroma=classes, tuning=0.0).T)).float()
+    return torch.from_numpy(np.ascontiguousarray(banks.chroma_weights(rate, n_fft, classes).T))
 
 
 def power_blocks(padded: torch.Tensor, window: torch.Tensor, hop: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel import finish, frontends, spectra
+from kernel import banks, finish, frontends, spectra
 from kernel.errors import ClipEmpty, SpecError
 from kernel.frontends import PRESETS, build
 
@@ -176,6 +176,18 @@ def test_trim_equals_librosa_away_from_the_edges() -> None:
 
 def test_all_silent_clip_is_not_trimmed() -> None:
     assert spectra.trim_bounds(np.zeros(5000, np.float32)) == (0, 5000)
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters")
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("n_fft", [64, 512, 1023, 2048, 2560])
+def test_filter_banks_are_librosa_s_to_the_last_bit(rate: int, n_fft: int) -> None:
+    for mels, fmin, fmax in ((26, 0.0, rate / 2), (64, 27.5, 3800.25), (128, 20.0, rate / 2), (128, 1200.0, 3000.0)):
+        want = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=mels, fmin=fmin, fmax=fmax)
+        got = banks.mel_weights(rate, n_fft, mels, fmin, fmax)
+        assert got.dtype == want.dtype and np.array_equal(got, want)
+    want = librosa.filters.chroma(sr=rate, n_fft=n_fft, tuning=0.0)
+    assert np.array_equal(banks.chroma_weights(rate, n_fft), want)
 
 
 @pytest.mark.filterwarnings("ignore:Empty filters")
