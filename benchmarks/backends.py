@@ -5,6 +5,7 @@
 Two processes take turns on the same clips and nets (seeded random weights): "eager" in the environment torch comes with (but for
 OMP_WAIT_POLICY=PASSIVE, without which it collapses on a shared machine), everything else in the environment the guard gives the
 engine. Every way is checked against eager first: "error" is the largest difference of a logit, relative to the largest logit.
+The last row is the machine's own bound, measured in the same rounds: one wide 3 x 3 convolution, a copy for each thread.
 """
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from benchmarks.rounds import Seconds, describe_machine, draw_seconds, median, r
 import numpy as np  # isort: skip
 import torch  # isort: skip
 from torch import nn  # isort: skip
+from torch.utils.flop_counter import FlopCounterMode  # isort: skip
 
 from kernel import backends, graphs, models  # isort: skip
 
@@ -30,8 +32,10 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
 FRAMES_PER_SECOND, BINS, CLASSES = 64, 128, 80  # the argus front end
 ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}  # what the guard sets beyond OMP_WAIT_POLICY and the numbers of threads
 EAGER = "torch eager"
+ROOF_CHANNELS, ROOF_SIDE = 256, 32  # the convolution of the bound, and its picture
 Way = Callable[[torch.Tensor], torch.Tensor]
 SIDE = "engine: "  # recorded nets and graphs: rows side by side, a thread each, as kernel.rows runs them
+ROOF = "bound: one 3 x 3 convolution, 256 channels"
 
 
 def build_net(name: str) -> nn.Module:
@@ -49,9 +53,25 @@ def build_net(name: str) -> nn.Module:
 
 
 def draw_clips(net: nn.Module, clips: int) -> list[torch.Tensor]:
+    """Longest first, as kernel.rows takes them."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(1, int(net.channels or 1), BINS, max(40, int(FRAMES_PER_SECOND * s)), generator=generator)  # type: ignore
-            for s in draw_seconds(clips)]
+            for s in sorted(draw_seconds(clips), reverse=True)]
+
+
+def build_roof() -> Way:
+    """One convolution on a picture of its own: what it is called with does not matter."""
+    net = nn.Conv2d(ROOF_CHANNELS, ROOF_CHANNELS, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)
+    x = torch.randn(1, ROOF_CHANNELS, ROOF_SIDE, ROOF_SIDE).contiguous(memory_format=torch.channels_last)
+    return lambda _: net(x)
+
+
+def count_operations(way: Way, inputs: list[torch.Tensor]) -> int:
+    """Floating-point operations of all calls, a multiply-add as two."""
+    with FlopCounterMode(display=False) as counter:
+        for x in inputs:
+            way(x)
+    return counter.get_total_flops()
 
 
 def find_runtimes() -> list[ModuleType]:
@@ -93,10 +113,14 @@ def serve(pipe: Connection, name: str, clips: int, threads: int, eager: bool) ->
         top = max(float(y.abs().max()) for y in wanted)
         errors = {key: max(float((way(x) - y).abs().max()) for x, y in zip(inputs, wanted, strict=True)) / top
                   for key, way in ways.items()}  # and the unmeasured first call
-        pipe.send((errors, sum(x.shape[-1] for x in inputs)))
+        work = dict.fromkeys(ways, count_operations(net, inputs))
+        if not eager:
+            ways[ROOF], errors[ROOF] = build_roof(), 0.0
+            work[ROOF] = count_operations(ways[ROOF], inputs)
+        pipe.send((errors, work, sum(x.shape[-1] for x in inputs)))
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as side:
             while (key := pipe.recv()) is not None:
-                spread: Callable[..., Iterable[torch.Tensor]] = side.map if key.startswith(SIDE) else map
+                spread: Callable[..., Iterable[torch.Tensor]] = side.map if key.startswith(SIDE) or key == ROOF else map
                 pipe.send(time_call(lambda way=ways[key], spread=spread: list(spread(way, inputs))))
 
 
@@ -111,10 +135,11 @@ def measure(name: str, clips: int, rounds: int, threads: int) -> None:
         for key in ENGINE:
             os.environ.pop(key, None)
         workers.append((worker, own))
-    errors: dict[str, float] = {}
+    errors, work = dict[str, float](), dict[str, int]()
     for _, pipe in workers:
-        found, frames = pipe.recv()
+        found, operations, frames = pipe.recv()
         errors |= found
+        work |= operations
         keys += [(pipe, key) for key in found]
     times: dict[str, list[Seconds]] = {key: [] for _, key in keys}
     for _ in range(rounds):
@@ -125,10 +150,15 @@ def measure(name: str, clips: int, rounds: int, threads: int) -> None:
         pipe.send(None)
         worker.join()
     print(f"\n{name}: {clips} clips, {frames} frames, {threads} threads, medians of {rounds} interleaved rounds")
-    print(f"{'':58}{'frames/s':>10}{'wall x':>8}{'CPU x':>8}{'error':>10}")
+    speeds = {key: work[key] / median(values) / 1e9 for key, values in times.items()}
+    print(f"{'':58}{'frames/s':>10}{'wall x':>8}{'CPU x':>8}{'GFLOP/s':>9}{'of bound':>10}{'error':>10}")
     for key, values in times.items():
+        if key == ROOF:
+            print(f"{key:<58}{'':26}{speeds[key]:>9.0f}", flush=True)
+            continue
         wall, cpu = (ratio(times[EAGER], values, kind) for kind in (0, 1))
-        print(f"{key:<58}{frames / median(values):>10.0f}{wall:>8.2f}{cpu:>8.2f}{errors[key]:>10.1e}", flush=True)
+        print(f"{key:<58}{frames / median(values):>10.0f}{wall:>8.2f}{cpu:>8.2f}{speeds[key]:>9.0f}"
+              f"{speeds[key] / speeds[ROOF]:>10.0%}{errors[key]:>10.1e}", flush=True)
 
 
 def main() -> None:
