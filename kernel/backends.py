@@ -112,6 +112,10 @@ class Runner:
     copies: Any = None  # the CUDA stream that inputs travel on
     recorded: bool = False
 
+    def zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """f32 zeros on the host, pinned where a GPU will read them, so that `stage` need not copy them once more."""
+        return torch.zeros(shape, pin_memory=self.device.cuda)
+
     def stage(self, inputs: Inputs, frames: torch.Tensor | None = None) -> Staged:
         """Inputs on the device: to a GPU from pinned memory on a stream of their own, so that one batch travels while another
         is computed. May be called in another thread than the runner.

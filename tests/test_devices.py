@@ -99,6 +99,25 @@ def test_the_gpu_schedule_gives_the_scores_of_the_cpu(tmp_path: Path, tiny_bundl
         np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
 
 
+def test_a_gpu_takes_suspects_alone_and_first_then_long_rows_before_short_ones(tmp_path: Path, tiny_bundle: Path) -> None:
+    with open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened, computing_on_cpu(lambda device: None):
+        scene = opened.scene
+        scene.journal.suspect_rows = {(net_id, "c4.wav") for net_id in scene.nets}
+        taken: dict[str, list[list[str]]] = {}
+        flight = scene.journal.flight
+
+        def watch(kind: str, ids: list[str], net: str = "") -> Any:
+            if kind == "batch":
+                taken.setdefault(net, []).append(ids)
+            return flight(kind, ids, net)
+
+        with mock.patch.object(scene.journal, "flight", watch):
+            opened.execute()
+    longest = [f"c{i}.wav" for i in reversed(range(CLIPS)) if i != 4]
+    members = [windows for net_id, windows in taken.items() if net_id in scene.nets and len(windows) > 1]
+    assert members and all(windows[0] == ["c4.wav"] and sum(windows[1:], []) == longest for windows in members)
+
+
 def test_two_devices_work_at_once_one_thread_each(tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]) -> None:
     """The first two batches meet at a barrier: with one device, or one thread for both, it would break."""
     meet, met, users = threading.Barrier(2), set[str](), dict[str, set[int]]()

@@ -25,9 +25,8 @@ from small_ensembles import FOLDER, published, shrink
 from whole_runs import render_clip
 
 from builder import ensemble_docs
-from kernel import audio, backends, frontends, limits, models, predict, spec, views
+from kernel import audio, backends, frontends, grouped, limits, models, predict, spec, views
 from kernel.errors import SpecError
-from kernel.grouped import predict_grouped
 from kernel.models.timm_backbone import import_timm
 from training import demo_clips
 
@@ -322,8 +321,8 @@ def test_the_gpu_schedule_of_every_solution_gives_what_each_row_gets_alone() -> 
     for member in ensemble.members:
         state = small_ensembles.random_net(member, 0, 80).state_dict()
         net = predict.load_net(predict.build_recipe(ensemble, member), state, 80, device, spec.Cost())
-        done = predict_grouped(net, Waves(), rows, 1 << 17, lambda row, error: pytest.fail(f"{row.id}: {error}"))
-        found = {row.id: probs for row, probs in done}
+        window = grouped.open_window(net, Waves(), rows, lambda row, error: pytest.fail(f"{row.id}: {error}"))
+        found = {row.id: probs for done in grouped.predict_grouped(net, iter([window])) for row, probs in done.answers}
         for row in rows:
             np.testing.assert_allclose(found[row.id], predict.predict_alone(net, Waves(), row), atol=1e-5, err_msg=member.name)
 

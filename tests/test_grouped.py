@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,11 +62,15 @@ def rows_of(frames: dict[str, int]) -> list[Row]:
 
 
 def run_groups(net: predict.LoadedNet, store: Any, frames: dict[str, int], cells: int = 1 << 20) -> dict[str, np.ndarray]:
+    """Row -> probabilities, all rows in one window."""
     lost: list[str] = []
-    done = predict_grouped(net, store, rows_of(frames), cells, lambda row, error: lost.append(row.id))
-    found = {row.id: probs for row, probs in done}
+
+    def windows() -> Iterator[grouped.Window]:
+        yield grouped.open_window(net, store, rows_of(frames), lambda row, error: lost.append(row.id))
+
+    done = [a for part in predict_grouped(net, windows(), lambda net: cells) for a in part.answers]
     assert lost == [id for id, t in frames.items() if t == 0]
-    return found
+    return {row.id: probs for row, probs in done}
 
 
 def lengths_of(net: predict.LoadedNet) -> dict[str, int]:
@@ -145,26 +151,118 @@ def test_batches_are_bounded_by_input_and_by_the_memory_of_the_device() -> None:
     assert grouped.frames_per_batch(net) == 500
 
 
-def test_the_next_batch_is_collated_while_this_one_runs() -> None:
-    """The second batch is staged before the first has an answer: the runner waits for it and would time out otherwise."""
-    net = build_net("simple_cnn", {"base": 4, "channels": 1})
-    staged, runner = threading.Event(), net.runner
-    calls: list[int] = []
+def watch(net: predict.LoadedNet, run: Callable[[], None]) -> list[int]:
+    """`run` is called before each batch; gives the passes of each batch that was staged."""
+    module, staged = net.module, list[int]()
 
-    class Watching(backends.Runner):
+    class Watched(backends.Runner):
         def stage(self, inputs: backends.Inputs, frames: torch.Tensor | None = None) -> backends.Staged:
-            calls.append(1)
-            if len(calls) == 2:
-                staged.set()
+            staged.append(len(inputs["x"]))
+            return super().stage(inputs, frames)
+
+    def answer(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+        run()
+        return backends.call_net(module, inputs, lengths)
+
+    net.runner = Watched(device=CPU, path="test", run=answer, exact=answer)
+    return staged
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for another thread, 20 s at most."""
+    limit = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def test_the_next_batches_are_staged_while_one_runs_across_windows() -> None:
+    """A runner that waits for two more batches, one of them of the next window, would wait for ever if nothing were staged."""
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    frames = {"a": 50, "b": 80, "c": 120, "d": 200}
+    store, ran = Stored(frames), list[int]()
+
+    def run() -> None:
+        ran.append(1)
+        until(lambda: len(staged) >= min(4, len(ran) + 2))
+        time.sleep(0.02)
+        assert len(staged) <= len(ran) + 1 + grouped.STAGED_AHEAD  # and one more may have begun, no more: the device has an end
+
+    staged = watch(net, run)
+    parts = rows_of({"a": 50, "b": 80}), rows_of({"c": 120, "d": 200})
+    windows = (grouped.open_window(net, store, rows, print) for rows in parts)
+    found = {row.id: p for done in predict_grouped(net, windows) for row, p in done.answers}
+    for row in rows_of(frames):
+        np.testing.assert_allclose(found[row.id], predict.predict_alone(net, store, row), atol=1e-5)
+
+
+def test_only_the_rows_on_the_device_are_in_flight() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    frames = {f"r{i}": 50 + 40 * i for i in range(6)}
+    store, flying, seen = Stored(frames), list[str](), list[tuple[str, ...]]()
+
+    @contextmanager
+    def flight(rows: Sequence[Row]) -> Iterator[None]:
+        flying.extend(row.id for row in rows)
+        yield
+        flying.clear()
+
+    watch(net, lambda: seen.append(tuple(flying)))
+    parts = [rows_of({id: frames[id] for id in ids}) for ids in (("r0", "r1"), ("r2",), ("r3", "r4", "r5"))]
+    for _ in predict_grouped(net, (grouped.open_window(net, store, rows, print) for rows in parts), flight=flight):
+        assert not flying
+    assert list(dict.fromkeys(seen)) == [("r0", "r1"), ("r2",), ("r3", "r4", "r5")]
+
+
+def test_leaving_early_ends_the_thread_that_stages() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    store, opened = Stored({f"r{i}": 60 for i in range(50)}), list[str]()
+
+    def windows() -> Iterator[grouped.Window]:
+        for row in rows_of(dict.fromkeys(store.arrays, 60)):
+            opened.append(row.id)
+            yield grouped.open_window(net, store, [row], print)
+
+    done = predict_grouped(net, windows())
+    next(done)
+    done.close()
+    assert len(opened) <= 2 + grouped.STAGED_AHEAD + 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("inputs")]
+
+
+def test_what_breaks_while_windows_are_made_ready_is_raised_where_they_are_used() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+
+    def windows() -> Iterator[grouped.Window]:
+        yield grouped.open_window(net, Stored({"a": 60}), rows_of({"a": 60}), print)
+        raise OSError("the disk went away")
+
+    done = predict_grouped(net, windows())
+    assert [row.id for row, _ in next(done).answers] == ["a"]
+    with pytest.raises(OSError, match="went away"):
+        next(done)
+
+
+def test_a_batch_that_does_not_reach_the_device_is_halved() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    frames = {f"r{i}": 100 for i in range(8)}
+    module = net.module
+
+    class Small(backends.Runner):
+        def stage(self, inputs: backends.Inputs, frames: torch.Tensor | None = None) -> backends.Staged:
+            if len(inputs["x"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
             return super().stage(inputs, frames)
 
     def run(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
-        assert staged.wait(20)
-        return runner.run(inputs, lengths)
+        return backends.call_net(module, inputs, lengths)
 
-    net.runner = Watching(device=CPU, path="test", run=run, exact=run)
-    frames = {"a": 50, "b": 80, "c": 120}
-    assert set(run_groups(net, Stored(frames), frames)) == set(frames)
+    net.runner = Small(device=CPU, path="test", run=run, exact=run)
+    store = Stored(frames)
+    found = run_groups(net, store, frames)
+    for row in rows_of(frames):
+        np.testing.assert_allclose(found[row.id], predict.predict_alone(net, store, row), atol=1e-5)
+    assert any("halved" in note for note in net.runner.notes)
 
 
 def test_errors_other_than_memory_are_not_hidden() -> None:
