@@ -1,6 +1,6 @@
 """Overlap of loading and computing: a whole run of the engine against its stages alone.
 
-    python -m benchmarks.overlap [--clips 600] [--rounds 5] [--quick]
+    python -m benchmarks.overlap [--clips 600] [--rounds 7] [--quick]
 
 GPU schedule: the device is a stand-in that sleeps for every batch, as long as asked for, and uses no core; "slowest" is the
 longer of loading alone and sleeping alone, at three ratios of the two. CPU schedule: a real net; fold 0 loads and computes,
@@ -101,7 +101,7 @@ def run_steps(opened: engine.Engine) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="100 clips, 2 rounds")
     given = parser.parse_args()
     clips, rounds = (100, 2) if given.quick else (given.clips, given.rounds)
@@ -113,21 +113,25 @@ def main() -> None:
         one, two = build_bundle(folder / "one", "padded", 1, 8, False), build_bundle(folder / "two", "padded", 2, 8, False)
         loading: list[float] = []
         whole: dict[str, list[float]] = {}
-        for _ in range(rounds):
+        def time_loading() -> float:
             with open_engine(folder, one, data, None) as opened:
                 loading.append(load_alone(opened))
-                frames = float(opened.scene.frames["net"].sum())
+                return float(opened.scene.frames["net"].sum())
+
+        for _ in range(rounds):
             for share in SLEEPS:
+                frames = time_loading()  # just before: the machine may be slower a minute later
                 asleep = Asleep(share * loading[-1] / frames)
                 with open_engine(folder, one, data, asleep) as opened:
                     wall = run_steps(opened)[0]
                 slowest = max(loading[-1], asleep.slept)
                 name = f"GPU schedule, sleeping {share:.1f} x loading: whole / slowest stage"
                 whole.setdefault(name, []).append(wall / slowest)
+            time_loading()
             with open_engine(folder, two, data, None) as opened:
                 first, second = run_steps(opened)
             whole.setdefault("CPU schedule: whole / sum of the stages alone", []).append(first / (loading[-1] + second))
-        print(f"loading alone {np.median(loading):.2f} s, {frames:.0f} frames")
+        print(f"loading alone {np.median(loading):.2f} s ({min(loading):.2f} to {max(loading):.2f}), {frames:.0f} frames")
         for name, values in whole.items():
             print(f"{name:<66}{np.median(values):6.3f}   rounds {', '.join(f'{v:.2f}' for v in values)}")
 
