@@ -164,8 +164,9 @@ class Engine:
             if outcome.done and not cost.inputs:
                 share = outcome.done / max(1, outcome.rows)
                 done = plan.Todo(rows=outcome.done, frames=share * float(scene.frames[step.member].sum()))
-                spent = outcome.seconds - outcome.loading_s - scene.nets[step.net_id].setup_s
-                self.speeds = self.speeds.learn(step.member, plan.expected(cost, done), spent)
+                setup_s = scene.nets[step.net_id].setup_s
+                spent = outcome.seconds - outcome.loading_s - setup_s
+                self.speeds = self.speeds.learn(step.member, plan.expected(cost, done), spent, setup_s)
             self._forget_finished_frontends()
             self.publish_due = True
             self.changed.notify_all()

@@ -34,7 +34,6 @@ class NetCost:
     """What one net costs before anything was measured here, and what it is worth.
 
     a_s, b_s_per_frame  seconds per row = a_s + b_s_per_frame x frames of the row (all its tiles)
-    setup_s             seconds once per step (reading and preparing the net)
     value               worth of the net's member, > 0; equal values mean the cheap one first
     inputs              members that must be complete first (stackers); empty for first-level nets
     """
@@ -44,7 +43,6 @@ class NetCost:
     a_s: float
     b_s_per_frame: float
     value: float = 1.0
-    setup_s: float = 0.0
     inputs: tuple[str, ...] = ()
 
 
@@ -80,23 +78,33 @@ class Speeds:
     """Measured seconds / expected seconds, per member and over all of them (for members not measured yet).
 
     A factor of 1 means that the machine is as fast as the manifest says. Values are never changed: `learn` gives a new one.
+
+    setups  seconds once per step, reading and preparing the net, per measured member
     """
 
     members: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     overall: float | None = None
+    setups: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def factor(self, member: str) -> float:
         return self.members.get(member, self.overall if self.overall is not None else 1.0)
 
-    def learn(self, member: str, expected_s: float, measured_s: float) -> Speeds:
-        """Speeds after `member` took `measured_s` for work that costs `expected_s` by the manifest; loading excluded."""
+    def setup(self, member: str) -> float:
+        """Seconds of a step beside its rows; what other members took where this one was not measured."""
+        return self.setups.get(member, sum(self.setups.values()) / len(self.setups) if self.setups else 0.0)
+
+    def learn(self, member: str, expected_s: float, measured_s: float, setup_s: float = 0.0) -> Speeds:
+        """Speeds after `member` took `measured_s`, its setup and loading excluded, for work of `expected_s` by the manifest."""
         if expected_s <= 0 or measured_s < 0:
             return self
         new = measured_s / expected_s
-        known = self.members.get(member)
-        factor = new if known is None else (1 - LEARNING) * known + LEARNING * new
-        overall = new if self.overall is None else (1 - LEARNING) * self.overall + LEARNING * new
-        return replace(self, members=MappingProxyType({**self.members, member: factor}), overall=overall)
+        return Speeds(members=MappingProxyType({**self.members, member: _blend(self.members.get(member), new)}),
+                      overall=_blend(self.overall, new),
+                      setups=MappingProxyType({**self.setups, member: _blend(self.setups.get(member), setup_s)}))
+
+
+def _blend(known: float | None, new: float) -> float:
+    return new if known is None else (1 - LEARNING) * known + LEARNING * new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +147,14 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
 
 
 def expected(cost: NetCost, todo: Todo) -> float:
-    """Seconds by the manifest alone, loading excluded: what `Speeds.learn` compares with."""
-    return max(0.0, cost.setup_s + cost.a_s * todo.rows + cost.b_s_per_frame * todo.frames)
+    """Seconds by the manifest alone, setup and loading excluded: what `Speeds.learn` compares with."""
+    return max(0.0, cost.a_s * todo.rows + cost.b_s_per_frame * todo.frames)
 
 
 def forecast(cost: NetCost, todo: Todo, speeds: Speeds) -> float:
     """Seconds of a step on this machine, as far as it is known."""
-    return expected(cost, todo) * speeds.factor(cost.member) + todo.loading_s
+    setup_s = 0.0 if cost.inputs else speeds.setup(cost.member)  # a stacker has next to none
+    return expected(cost, todo) * speeds.factor(cost.member) + setup_s + todo.loading_s
 
 
 def next_step(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds, *, left_s: float, uncovered: int,

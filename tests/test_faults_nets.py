@@ -16,7 +16,7 @@ from whole_runs import check, faulty_build, flip_bit, make_place, prior_rows, ru
 
 from kernel import backends, models, predict, spec
 from kernel.audio import Clip, Row
-from kernel.grouped import predict_grouped
+from kernel.grouped import open_window, predict_grouped
 
 ALL = {f"c{i:02d}.wav" for i in range(12)}
 
@@ -175,8 +175,8 @@ def grouped(frames: dict[str, int], fail: Callable[[torch.Tensor], None]) -> tup
 
     net.runner = backends.Runner(device=device, path="test", run=plain, exact=plain)
     rows = [Row(id=id, clip=Clip(id=id)) for id in frames]
-    done = predict_grouped(net, Stored(frames), rows, 1 << 20, lambda row, error: pytest.fail(str(error)))
-    return {row.id: probs for row, probs in done}, net
+    window = open_window(net, Stored(frames), rows, lambda row, error: pytest.fail(str(error)))
+    return {row.id: probs for done in predict_grouped(net, iter([window])) for row, probs in done.answers}, net
 
 
 FRAMES = {f"r{i}": 200 + i for i in range(24)}

@@ -42,10 +42,30 @@ def run(costs, budget_s, true_speed=1.0, row_independent=True, learn=True):
 
 
 def test_forecast_is_linear_in_rows_and_frames_plus_setup_and_loading():
-    cost = NetCost(net_id="m.0", member="m", a_s=0.5, b_s_per_frame=0.01, setup_s=2.0)
+    cost = NetCost(net_id="m.0", member="m", a_s=0.5, b_s_per_frame=0.01)
     todo = Todo(rows=10, frames=1000, loading_s=7.0)
-    assert plan.expected(cost, todo) == pytest.approx(2 + 5 + 10)
-    assert plan.forecast(cost, todo, Speeds(members={"m": 2.0})) == pytest.approx(2 * 17 + 7)  # loading is no net's speed
+    assert plan.expected(cost, todo) == pytest.approx(5 + 10)
+    speeds = Speeds(members={"m": 2.0}, setups={"m": 3.0})
+    assert plan.forecast(cost, todo, speeds) == pytest.approx(2 * 15 + 3 + 7)  # setup and loading are no net's speed
+
+
+def test_setup_is_learnt_per_member_and_expected_of_nets_that_were_not_measured_but_not_of_stackers():
+    speeds = Speeds().learn("a", 10.0, 10.0, setup_s=4.0).learn("b", 10.0, 10.0, setup_s=2.0)
+    assert (speeds.setup("a"), speeds.setup("b"), speeds.setup("c")) == (4.0, 2.0, 3.0) and Speeds().setup("a") == 0.0
+    assert 2.0 < speeds.learn("a", 10.0, 10.0, setup_s=2.0).setup("a") < 4.0
+    todo = Todo(rows=10, frames=0.0)
+    costs = [NetCost(net_id=f"{member}.0", member=member, a_s=1.0, b_s_per_frame=0.0) for member in ("a", "c")]
+    stacker = NetCost(net_id="s.0", member="s", a_s=1.0, b_s_per_frame=0.0, inputs=("a",))
+    assert [plan.forecast(c, todo, speeds) for c in (*costs, stacker)] == pytest.approx([14.0, 13.0, 10.0])
+
+
+def test_a_net_whose_setup_does_not_fit_is_not_started():
+    """Two nets of 10 s for their rows and 8 s to read: after the first, 15 s would be enough without the reading."""
+    costs = [NetCost(net_id=f"m.{fold}", member="m", a_s=1.0, b_s_per_frame=0.0) for fold in (0, 1)]
+    speeds = Speeds().learn("m", 10.0, 10.0, setup_s=8.0)
+    todo = {"m.1": Todo(rows=10, frames=0.0)}
+    assert plan.next_step(costs, todo, speeds, left_s=15.0, uncovered=0) is None
+    assert plan.next_step(costs, todo, Speeds().learn("m", 10.0, 10.0), left_s=15.0, uncovered=0) is not None
 
 
 def test_the_cheapest_net_comes_first_and_starts_even_if_it_does_not_fit():
