@@ -90,7 +90,7 @@ def open_window(net: LoadedNet, store: Any, rows: Sequence[Row], failed: Callabl
 
 
 def predict_grouped(net: LoadedNet, windows: Iterator[Window], max_frames: Callable[[LoadedNet], int] = frames_per_batch,
-                    flight: Callable[[Sequence[Row]], AbstractContextManager[Any]] = nullcontext) -> Iterator[Answered]:
+                    flight: Callable[[Sequence[Row]], AbstractContextManager[Any]] = nullcontext) -> Generator[Answered]:
     """Answers window by window, in length groups of at most `max_frames` frames. Padding is masked, or absent where the net
     cannot be masked.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 
@@ -186,15 +186,16 @@ def _run_grouped(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[i
     def flight(rows: Sequence[audio.Row]) -> AbstractContextManager[None]:
         return scene.journal.flight("batch", [row.id for row in rows], net_id)
 
-    for done in grouped.predict_grouped(net, windows(), flight=flight):
-        numbers = [scene.numbers[row.id] for row in done.window.rows]
-        state.loading_s += done.waited
-        state.timing.add(len(numbers), float(frames[numbers].sum()), done.seconds)
-        for row, probs in done.answers:
-            put(scene, net_id, scene.numbers[row.id], probs)
-        if stop():
-            return
-        yield
+    with closing(grouped.predict_grouped(net, windows(), flight=flight)) as answered:
+        for done in answered:
+            numbers = [scene.numbers[row.id] for row in done.window.rows]
+            state.loading_s += done.waited
+            state.timing.add(len(numbers), float(frames[numbers].sum()), done.seconds)
+            for row, probs in done.answers:
+                put(scene, net_id, scene.numbers[row.id], probs)
+            if stop():
+                return
+            yield
 
 
 def run_stacker(scene: Scene, net_id: str, stacker: spec.Stacker, stop: Stop) -> None:
