@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import kernel
+from kernel import frontends
 from kernel.bundle import parse_state
 from kernel.errors import ModelLoadFailed, SpecError
 from kernel.limits import PROFILES, limits
@@ -208,6 +209,11 @@ def build(order: Order, say: Callable[[str], None] = print) -> Built:
     trial.check_back_end(ensemble, order.back_end)
     sources, filled = _find_sources(parts, modules, order)
     costs = _try_parts(ensemble, modules, sources, seconds)
+    for name, keys in ensemble.frontends.items():
+        fe = frontends.build(keys)
+        if fe.empty_filters:
+            say(f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and give nothing; right "
+                "only if the checkpoints were trained so, else raise n_fft or fmin, or lower mels")
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {order.out}")
     with staging(order.out) as folder:
         (folder / "bundle").mkdir()

@@ -129,6 +129,11 @@ class FrontEnd:
         return rows // 3 if self.layout == "bands" else rows
 
     @property
+    def empty_filters(self) -> int:
+        """Mel filters that lie between two FFT bins and give nothing."""
+        return int((_bank(self, torch.float32).peaks == 0).sum()) if self.spectrum in ("mel", "mel_chroma_stft") else 0
+
+    @property
     def min_samples(self) -> int:
         return round(self.min_seconds * self.rate)
 

@@ -95,6 +95,16 @@ def test_the_notebook_holds_the_same_script(tmp_path: Path) -> None:
     assert (data["code_file"], data["kernel_type"]) == ("infer_kernel.ipynb", "notebook")
 
 
+def test_empty_mel_filters_are_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    assembly.build(order(tmp_path / "good"), say=said.append)
+    assert not any("mel filters" in line for line in said)
+    text = TINY.read_text(encoding="utf-8").replace('preset = "argus"', 'preset = "argus"\nn_fft = 512')
+    (tmp_path / "short.toml").write_text(text, encoding="utf-8")
+    assembly.build(order(tmp_path / "o", ensemble=tmp_path / "short.toml"), say=said.append)
+    assert any("front end mel: 10 of 128 mel filters" in line and "n_fft" in line for line in said), said
+
+
 def test_a_refused_build_leaves_the_old_one(out: Path) -> None:
     before = read_all(out)
     for bad in (order(out, title="short"), order(out, random_weights=False, weights=out), order(out, licence="mine")):
