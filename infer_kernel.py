@@ -902,11 +902,17 @@ def read_json(path, default):
 
 
 def count_gains(run):
-    """(rows scored, clips and batches quarantined) so far, as the engine last said."""
+    """(rows scored, clips and batches quarantined, suspects named by crashes before the last one), as the engine last said.
+
+    A new suspect is a gain: it goes first and alone from then on, so that faults which strike once each, in other clips every
+    time, do not end the run.
+    """
     beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
     kept = read_json(os.path.join(run.state, "quarantine.json"), {})
     named = sum(len(v) for v in kept.values()) if isinstance(kept, dict) else len(kept)
-    return int(beat.get("scored_rows", 0)), max(int(beat.get("quarantined", 0)), named)
+    crashes = read_json(os.path.join(run.state, "crashes.json"), [])
+    suspects = {(c.get("kind"), c.get("net"), i) for c in crashes if isinstance(c, dict) for i in c.get("ids", ())}
+    return int(beat.get("scored_rows", 0)), max(int(beat.get("quarantined", 0)), named), len(suspects)
 
 
 def count_oom_kills():
@@ -1033,11 +1039,11 @@ def report_death(run, why, status, began, oom):
 
 def run_engine(run):
     """Attempts until one finishes, time is up, or restarts no longer bring anything."""
-    marks, best, barren = run.marks(), (0, 0), 0
+    marks, best, barren = run.marks(), (0, 0, 0), 0
     while not attempt(run):
         gains = count_gains(run)
-        barren = 0 if gains[0] > best[0] or gains[1] > best[1] or run.attempts == 1 else barren + 1
-        best = (max(best[0], gains[0]), max(best[1], gains[1]))
+        barren = 0 if any(new > old for new, old in zip(gains, best, strict=True)) or run.attempts == 1 else barren + 1
+        best = tuple(max(pair) for pair in zip(gains, best, strict=True))
         left_s = marks["stop_s"] - run.clock.elapsed()
         if run.signal or left_s < RESTART_ROOM_S or run.attempts > MAX_RESTARTS or barren >= MAX_BARREN:
             reason = f"{max(0.0, left_s):.1f} s left" if left_s < RESTART_ROOM_S else "restarts brought nothing new"

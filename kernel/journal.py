@@ -168,15 +168,20 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            try:
-                self.write()
-            except OSError:  # a full state disk must not end the beat; the guard sees a stale time if it lasts
-                continue
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        try:
+            self.write()
+        except OSError:  # a full state disk must not end the beat; the guard sees a stale time if it lasts
+            return
 
     def step(self, unit: str, forecast_s: float = 0.0) -> None:
-        """Begin a unit of work; counts as progress."""
+        """Begin a unit of work; counts as progress. The guard hears of it at once: a net that holds the interpreter keeps the
+        next beat, and an engine that hangs in a step would look like one that is starting, which has twice the time."""
         self.unit, self.forecast_s = unit, forecast_s
         self.progress += 1
+        self._try_to_write()
 
     def close(self) -> None:
         """The last beat: everything is done, so that the guard can tell this exit from a library's own `_exit(0)`."""

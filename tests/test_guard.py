@@ -382,6 +382,27 @@ def run():
     assert [death["scored_rows"] for death in run.report["guard"]["deaths"]] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("suspect", "attempts", "fault"),
+                         [("f'c{lives}.wav'", 8, "EngineDied"), ("'c1.wav'", 4, "EngineGivenUp")])
+def test_a_new_suspect_counts_as_progress_the_same_one_does_not(where: Path, suspect: str, attempts: int, fault: str) -> None:
+    """As the engine does: the crash before is recorded when the next life begins."""
+    engine = f"""
+def run():
+    lives, path = count("lives"), Path(RUN["state"]) / "crashes.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    if lives > 1:
+        path.write_text(json.dumps([*known, {{"kind": "clip", "net": "", "ids": [{suspect}]}}]))
+    beat(1)
+    if lives < 8:
+        os.kill(os.getpid(), 9)
+    publish()
+    report()
+"""
+    run = run_guard(where, make_bundle(where / "bundle", engine).folder)
+    check(run, fault)
+    assert run.report["guard"]["attempts"] == attempts and run.report["guard"]["finished"] == (attempts == 8)
+
+
 def test_a_new_quarantine_counts_as_progress(where: Path) -> None:
     engine = """
 def run():
