@@ -35,7 +35,7 @@ EAGER = "torch eager"
 ROOF_CHANNELS, ROOF_SIDE = 256, 32  # the convolution of the bound, and its picture
 Way = Callable[[torch.Tensor], torch.Tensor]
 SIDE = "engine: "  # recorded nets and graphs: rows side by side, a thread each, as kernel.rows runs them
-ROOF = "bound: one 3 x 3 convolution, 256 channels"
+ROOF = f"bound: one 3 x 3 convolution, {ROOF_CHANNELS} channels"
 
 
 def build_net(name: str) -> nn.Module:

@@ -113,6 +113,7 @@ def main() -> None:
         one, two = build_bundle(folder / "one", "padded", 1, 8, False), build_bundle(folder / "two", "padded", 2, 8, False)
         loading: list[float] = []
         whole: dict[str, list[float]] = {}
+
         def time_loading() -> float:
             with open_engine(folder, one, data, None) as opened:
                 loading.append(load_alone(opened))

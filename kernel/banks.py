@@ -1,6 +1,6 @@
 """Filter banks over FFT bins: mel (Slaney) and chroma, number for number those of librosa 0.11, without importing it.
 
-Importing librosa.filters brings numba, LLVM and scipy.signal: 0.13 GB and 0.8 s of every run for one small matrix.
+Importing librosa.filters brings numba, LLVM and scipy.signal: 0.13 GB and 0.7 s of every run for one small matrix.
 """
 from __future__ import annotations
 

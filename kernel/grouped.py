@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -97,8 +97,7 @@ def predict_grouped(net: LoadedNet, windows: Iterator[Window], max_frames: Calla
     windows  drawn in a thread of its own, which also collates and sends their batches while the device computes earlier ones
     flight   entered with a window's rows while they are on the device
     """
-    coming = _ahead(_stage_windows(net, windows, max_frames), STAGED_AHEAD)
-    try:
+    with closing(_ahead(_stage_windows(net, windows, max_frames), STAGED_AHEAD)) as coming:
         while True:
             asked = time.monotonic()
             batch = next(coming, None)
@@ -116,8 +115,6 @@ def predict_grouped(net: LoadedNet, windows: Iterator[Window], max_frames: Calla
             yield Answered(window=window, waited=began - asked, seconds=time.monotonic() - began, answers=[
                 (window.rows[i], UNFIT if any(x is UNFIT for x in outs) else predict.merge(net, np.stack(outs)))
                 for i, outs in of_rows.items()])
-    finally:
-        coming.close()
 
 
 def _ahead(items: Iterator[T], count: int) -> Generator[T]:

@@ -82,16 +82,15 @@ def run_member(scene: Scene, net_id: str, member: spec.Member, todo: list[int], 
     entry = next(net for net in scene.manifest.nets if net.id == net_id)
     recipe = scene.recipes[member.name]
     began = time.monotonic()
-    if device.cuda:
+    on_gpu = device.cuda and entry.kind != "onnx"  # graphs run on the CPU
+    if on_gpu:
         todo = longest_first(scene, recipe, todo)
-        for stage in recipe.stages.values():  # loaders start while the net is read and built; on a CPU both want the cores
-            scene.store.prefetch(stage.fe, [scene.rows[i] for i in todo[:WINDOW_ROWS]])
+        prefetch(scene, recipe, todo[:WINDOW_ROWS])  # loaders start while the net is read and built; on a CPU both want the cores
     net = open_net(scene, entry, recipe, device)
     state.path, state.setup_s = net.runner.path, time.monotonic() - began
     saved = time.monotonic()
     try:
-        schedule = _run_grouped if device.cuda and entry.kind != "onnx" else _run_alone  # graphs run on the CPU
-        for _ in schedule(scene, net_id, net, suspects_first(scene, net_id, todo), stop):
+        for _ in (_run_grouped if on_gpu else _run_alone)(scene, net_id, net, suspects_first(scene, net_id, todo), stop):
             if time.monotonic() - saved > SAVE_EVERY_S:
                 scene.journal.save_scores(net_id, scene.board.get(net_id))
                 saved = time.monotonic()
@@ -120,6 +119,12 @@ def suspects_first(scene: Scene, net_id: str, todo: list[int]) -> list[int]:
     """Rows in flight with this net at a crash go first: a second crash then names the culprit and costs no other row."""
     suspect = scene.journal.suspects_with(net_id)
     return sorted(todo, key=lambda i: scene.rows[i].id not in suspect) if suspect else todo
+
+
+def prefetch(scene: Scene, recipe: predict.Recipe, rows: list[int]) -> None:
+    """Let the loaders begin with the spectrograms of these rows."""
+    for stage in recipe.stages.values():
+        scene.store.prefetch(stage.fe, [scene.rows[i] for i in rows])
 
 
 def load_window(scene: Scene, recipe: predict.Recipe, window: list[int], stop: Stop) -> float:
@@ -173,11 +178,11 @@ def _run_grouped(scene: Scene, net_id: str, net: predict.LoadedNet, todo: list[i
     frames, pieces, state = scene.frames[net.recipe.member.name], cut_windows(scene, net_id, net, todo), scene.nets[net_id]
 
     def windows() -> Iterator[grouped.Window]:
+        for piece in pieces[:WINDOWS_AHEAD]:
+            prefetch(scene, net.recipe, piece)
         for number, piece in enumerate(pieces):
-            first = number + WINDOWS_AHEAD if number else 0
-            coming = [scene.rows[i] for later in pieces[first:number + 1 + WINDOWS_AHEAD] for i in later]
-            for stage in net.recipe.stages.values():
-                scene.store.prefetch(stage.fe, coming)
+            for later in pieces[number + WINDOWS_AHEAD:][:1]:
+                prefetch(scene, net.recipe, later)
             load_window(scene, net.recipe, piece, stop)
             if stop():
                 return

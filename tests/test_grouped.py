@@ -64,11 +64,8 @@ def rows_of(frames: dict[str, int]) -> list[Row]:
 def run_groups(net: predict.LoadedNet, store: Any, frames: dict[str, int], cells: int = 1 << 20) -> dict[str, np.ndarray]:
     """Row -> probabilities, all rows in one window."""
     lost: list[str] = []
-
-    def windows() -> Iterator[grouped.Window]:
-        yield grouped.open_window(net, store, rows_of(frames), lambda row, error: lost.append(row.id))
-
-    done = [a for part in predict_grouped(net, windows(), lambda net: cells) for a in part.answers]
+    window = grouped.open_window(net, store, rows_of(frames), lambda row, error: lost.append(row.id))
+    done = [a for part in predict_grouped(net, iter([window]), lambda net: cells) for a in part.answers]
     assert lost == [id for id, t in frames.items() if t == 0]
     return {row.id: probs for row, probs in done}
 
@@ -151,12 +148,13 @@ def test_batches_are_bounded_by_input_and_by_the_memory_of_the_device() -> None:
     assert grouped.frames_per_batch(net) == 500
 
 
-def watch(net: predict.LoadedNet, run: Callable[[], None]) -> list[int]:
-    """`run` is called before each batch; gives the passes of each batch that was staged."""
+def watch(net: predict.LoadedNet, run: Callable[[], None], stage: Callable[[int], None] = lambda passes: None) -> list[int]:
+    """`run` is called before each batch, `stage` before it is staged; gives the passes of each batch that was staged."""
     module, staged = net.module, list[int]()
 
     class Watched(backends.Runner):
         def stage(self, inputs: backends.Inputs, frames: torch.Tensor | None = None) -> backends.Staged:
+            stage(len(inputs["x"]))
             staged.append(len(inputs["x"]))
             return super().stage(inputs, frames)
 
@@ -246,18 +244,12 @@ def test_what_breaks_while_windows_are_made_ready_is_raised_where_they_are_used(
 def test_a_batch_that_does_not_reach_the_device_is_halved() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     frames = {f"r{i}": 100 for i in range(8)}
-    module = net.module
 
-    class Small(backends.Runner):
-        def stage(self, inputs: backends.Inputs, frames: torch.Tensor | None = None) -> backends.Staged:
-            if len(inputs["x"]) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().stage(inputs, frames)
+    def stage(passes: int) -> None:
+        if passes > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def run(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
-        return backends.call_net(module, inputs, lengths)
-
-    net.runner = Small(device=CPU, path="test", run=run, exact=run)
+    watch(net, lambda: None, stage)
     store = Stored(frames)
     found = run_groups(net, store, frames)
     for row in rows_of(frames):

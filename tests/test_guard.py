@@ -382,39 +382,37 @@ def run():
     assert [death["scored_rows"] for death in run.report["guard"]["deaths"]] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("suspect", "attempts", "fault"),
-                         [("f'c{lives}.wav'", 8, "EngineDied"), ("'c1.wav'", 4, "EngineGivenUp")])
-def test_a_new_suspect_counts_as_progress_the_same_one_does_not(where: Path, suspect: str, attempts: int, fault: str) -> None:
-    """As the engine does: the crash before is recorded when the next life begins."""
+def up_to_eight_lives(where: Path, deed: str) -> GuardRun:
+    """An engine that does `deed` in each of its `lives` and is killed in all but the eighth."""
     engine = f"""
 def run():
-    lives, path = count("lives"), Path(RUN["state"]) / "crashes.json"
-    known = json.loads(path.read_text()) if path.exists() else []
-    if lives > 1:
-        path.write_text(json.dumps([*known, {{"kind": "clip", "net": "", "ids": [{suspect}]}}]))
+    lives, state = count("lives"), Path(RUN["state"])
+    {deed}
     beat(1)
     if lives < 8:
         os.kill(os.getpid(), 9)
     publish()
     report()
 """
-    run = run_guard(where, make_bundle(where / "bundle", engine).folder)
+    return run_guard(where, make_bundle(where / "bundle", engine).folder)
+
+
+def crashes(clip: str) -> str:
+    """The deed of naming a suspect of every life before this one, as the engine does at its start."""
+    return f"""(state / "crashes.json").write_text(json.dumps(
+        [{{"kind": "clip", "net": "", "ids": [{clip}]}} for life in range(1, lives)]))"""
+
+
+@pytest.mark.parametrize(("clip", "attempts", "fault"), [("f'c{life}.wav'", 8, "EngineDied"), ("'c1.wav'", 4, "EngineGivenUp")])
+def test_a_new_suspect_counts_as_progress_the_same_one_does_not(where: Path, clip: str, attempts: int, fault: str) -> None:
+    run = up_to_eight_lives(where, crashes(clip))
     check(run, fault)
     assert run.report["guard"]["attempts"] == attempts and run.report["guard"]["finished"] == (attempts == 8)
 
 
 def test_a_new_quarantine_counts_as_progress(where: Path) -> None:
-    engine = """
-def run():
-    lives = count("lives")
-    (Path(RUN["state"]) / "quarantine.json").write_text(json.dumps({"clips": ["a"] * (lives // 2), "batches": []}))
-    beat(1)
-    if lives < 8:
-        os.kill(os.getpid(), 9)
-    publish()
-    report()
-"""
-    run = run_guard(where, make_bundle(where / "bundle", engine).folder)
+    run = up_to_eight_lives(
+        where, '(state / "quarantine.json").write_text(json.dumps({"clips": ["a"] * (lives // 2), "batches": []}))')
     check(run, "EngineDied")
     assert run.report["guard"]["attempts"] == 8 and run.report["guard"]["finished"]
 

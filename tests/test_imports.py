@@ -32,7 +32,7 @@ LAYERS = (  # a module imports only from layers above its own line
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LIGHT = ("spec", "limits", "plan", "blend", "batches", "submission")
 # Source: the image table of Kaggle's notebooks (Python 3.12, May 2026); the design's list is shorter: these alone are used.
-# librosa, which the image has, stays out: its import costs a run 0.13 GB and 0.8 s (kernel/banks.py).
+# librosa, which the image has, stays out: its import costs a run 0.13 GB and 0.7 s (kernel/banks.py).
 IMAGE = {"torch", "numpy", "pandas", "soundfile", "soxr", "joblib", "psutil", "safetensors", "scipy"}
 OPTIONAL = {"timm", "openvino", "onnxruntime", "matplotlib", "tqdm"}  # inside functions only: absent from the image, or slow
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
