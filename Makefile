@@ -35,16 +35,16 @@ faults: $(READY)
 	$(PY) -m pytest tests -m faults --timeout 600
 
 whole: $(READY)
-	$(PY) -m pytest tests/test_ensembles.py -m whole
+	$(PY) -m pytest tests/runs/test_ensembles.py -m whole
 
 chaos: $(READY)
-	$(PY) -m tests.chaos --seeds 30
+	$(PY) -m tests.helpers.chaos --seeds 30
 
 fuzz: $(READY)
-	$(PY) -m tests.fuzz_audio --count 10000 --seed 0
+	$(PY) -m tests.helpers.fuzz_audio --count 10000 --seed 0
 
 image: $(READY)
-	$(PY) -m tests.image
+	$(PY) -m tests.helpers.image
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -1,19 +1,23 @@
-"""The kernel: the one file that is pushed to Kaggle. It guards the engine and always leaves a valid submission.csv.
+"""The kernel: the one file that is pushed to Kaggle. It guards the engine and always leaves a valid
+submission.csv.
 
-    python infer_kernel.py --bundle out/bundle --input IN --working OUT [--limits fat2019] [--seconds N] [--strict]
-    python infer_kernel.py --rehearse --bundle out/bundle --clips DIR       (everything after it goes to kernel.rehearsal)
+    python infer_kernel.py --bundle out/bundle --input IN --working OUT [--limits fat2019] [--seconds N]
+    [--strict]
+    python infer_kernel.py --rehearse --bundle out/bundle --clips DIR       (everything after it goes to
+    kernel.rehearsal.command)
 
-Owns the first second (prior submission), the trust in the bundle (manifest and wheel, by sha256), the clock and the life of
-the engine process. Standard library only: numpy and torch are the engine's, and a machine that cannot load them still gets
-its submission. Does not decode, predict or blend. After the prior only the engine publishes. It is long because Kaggle takes
-one file; read it from the end: execute() tells the story.
+Owns the first second (prior submission), the trust in the bundle (manifest and wheel, by sha256), the clock
+and the life of the engine process. Standard library only: numpy and torch are the engine's, and a machine
+that cannot load them still gets its submission. Does not decode, predict or blend. After the prior only the
+engine publishes. It is long because Kaggle takes one file; read it from the end: execute() tells the story.
 
-`build_dataset.py` replaces the one line `CONSTANT = None` below by `CONSTANT = json.loads('...')`. Keys: manifest_sha256,
-bundle, classes, prior, profile {name, seconds, ram_bytes, disk_bytes, cores, gpu}, output {format, label_column, labels},
-device, slug. While it is None the file is UNPINNED: it trusts the manifest it is given by --bundle.
+`build_dataset.py` replaces the one line `CONSTANT = None` below by `CONSTANT = json.loads('...')`. Keys:
+manifest_sha256, bundle, classes, prior, profile {name, seconds, ram_bytes, disk_bytes, cores, gpu}, output
+{format, label_column, labels}, device, slug. While it is None the file is UNPINNED: it trusts the manifest it
+is given by --bundle.
 
-Exit codes: 0 a valid submission is there; 1 with --strict, when anything at all was degraded; 2 no sample and no clips, output
-unwritable, or bad arguments.
+Exit codes: 0 a valid submission is there; 1 with --strict, when anything at all was degraded; 2 no sample and
+no clips, output unwritable, or bad arguments.
 """
 import time
 
@@ -34,29 +38,62 @@ import sys  # noqa: E402
 CONSTANT = None  # filled by build_dataset.py
 
 KAGGLE_INPUT, KAGGLE_WORKING = "/kaggle/input", "/kaggle/working"
-SAMPLE_NAMES = ("sample_submission.csv", "sample_submission.csv.gz", "sample_submission.csv.zip", "sample_submission.zip",
-                "samplesubmission.csv")
+SAMPLE_NAMES = (
+    "sample_submission.csv",
+    "sample_submission.csv.gz",
+    "sample_submission.csv.zip",
+    "sample_submission.zip",
+    "samplesubmission.csv",
+)
 AUDIO_NAMES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus", ".m4a", ".au", ".w64")
-DEFAULT_PROFILE = {"name": "fat2019", "seconds": 3600.0, "ram_bytes": 14 * 10**9, "disk_bytes": 5 * 10**9, "cores": 2,
-                   "gpu": True}
-SUFFIXES = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
-            "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-LEAST = 1e-30  # smallest value written; the engine's submissions have the same width (kernel.submission)
-MANIFEST_BYTES, WHEEL_BYTES, SAMPLE_BYTES = 1 << 20, 64 << 20, 1 << 30  # nothing larger is read: it is none of ours
-SEARCH_S, MAX_FOLDERS, MAX_ENTRIES = 3.0, 3000, 2000  # bounds of a search, so that a folder of 50,000 clips costs nothing
-SAMPLE_DEPTH, BUNDLE_DEPTH = 3, 8  # /kaggle/input/competitions/SLUG; .../models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
+DEFAULT_PROFILE = {
+    "name": "fat2019",
+    "seconds": 3600.0,
+    "ram_bytes": 14 * 10**9,
+    "disk_bytes": 5 * 10**9,
+    "cores": 2,
+    "gpu": True,
+}
+SUFFIXES = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "kb": 10**3,
+    "m": 10**6,
+    "mb": 10**6,
+    "g": 10**9,
+    "gb": 10**9,
+    "t": 10**12,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+# smallest value written; the engine's submissions have the same width (kernel.scores.submission)
+LEAST = 1e-30
+# nothing larger is read: it is none of ours
+MANIFEST_BYTES, WHEEL_BYTES, SAMPLE_BYTES = 1 << 20, 64 << 20, 1 << 30
+# bounds of a search, so that a folder of 50,000 clips costs nothing
+SEARCH_S, MAX_FOLDERS, MAX_ENTRIES = 3.0, 3000, 2000
+# /kaggle/input/competitions/SLUG; .../models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
+SAMPLE_DEPTH, BUNDLE_DEPTH = 3, 8
 LEAST_BUDGET_S = 3.0  # DESIGN 9: below it only the prior
 RESTART_ROOM_S = 3.0  # an engine needs about this long before it scores its first row
 MAX_RESTARTS, MAX_BARREN = 20, 2  # a culprit is known after two crashes, so one barren restart proves nothing
 EXIT_MEMORY = 3  # the engine's verdict "not enough memory": a restart would end the same way
 START_FORECAST_S = 30.0  # importing torch from a cold disk
-POLL_S, HEARTBEAT_S, PAUSE_S = 0.05, 0.3, 2.0  # a gap of PAUSE_S between two polls: the whole machine stood still
+# a gap of PAUSE_S between two polls: the whole machine stood still
+POLL_S, HEARTBEAT_S, PAUSE_S = 0.05, 0.3, 2.0
 FAREWELL_S, EXIT_S = 1.0, 1.8  # after a signal: what the engine gets to publish, and the whole exit
 REHEARSAL_FAREWELL_S = 4.0  # a rehearsal ends a guard of its own first
-TEMPORARY = (".submission.csv.", ".report.json.", ".report.html.")  # .NAME.*.tmp in the working folder are ours
+# .NAME.*.tmp in the working folder are ours
+TEMPORARY = (".submission.csv.", ".report.json.", ".report.html.")
 
-# What the engine process runs. It dies with the guard, whatever it is doing: the end of a pipe that only the guard holds makes
-# Linux send SIGKILL to the whole group (no thread of ours has to run for it), and the parent-death signal stands behind it.
+# What the engine process runs. It dies with the guard, whatever it is doing: the end of a pipe that only the
+# guard holds makes
+# Linux send SIGKILL to the whole group (no thread of ours has to run for it), and the parent-death signal
+# stands behind it.
 BOOT = """
 import ctypes, fcntl, os, select, signal, sys
 code, entry, pipe, *arguments = sys.argv[1:]
@@ -74,7 +111,7 @@ if entry == "engine":
     from kernel.run import main
     main(*arguments)
 else:
-    from kernel.rehearsal import main
+    from kernel.rehearsal.command import main
     sys.exit(main(arguments[1:], arguments[0]))
 """
 
@@ -96,7 +133,9 @@ class Fault(Exception):
 
 
 class Clock:
-    """Seconds since the file's first line, blind to changes of the wall clock, plus what had passed before."""
+    """Seconds since the file's first line, blind to changes of the wall clock, plus what had passed
+    before.
+    """
 
     def __init__(self, offset_s=0.0, now=time.monotonic, boot=read_boot_clock):
         self.offset_s, self.now, self.boot = offset_s, now, boot
@@ -139,7 +178,9 @@ class Run:
 
     def fault(self, code, where, message):
         """Record a fault and say it: no degradation without a line here."""
-        self.faults.append({"t": round(self.clock.elapsed(), 2), "code": code, "where": str(where), "message": str(message)})
+        self.faults.append(
+            {"t": round(self.clock.elapsed(), 2), "code": code, "where": str(where), "message": str(message)}
+        )
         say(f"{code} {where}: {message}")
 
     def classes(self):
@@ -160,15 +201,20 @@ class Run:
 
 
 def say(text):
-    """One line on stdout; what cannot be printed is escaped, so that a file name cannot write to the terminal."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
+    """One line on stdout; what cannot be printed is escaped, so that a file name cannot write to the
+    terminal.
+    """
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text)
+    )
     try:
         print(f"[hourglass] {line}", flush=True)
     except (OSError, ValueError):
         sys.stdout = open(os.devnull, "w")  # nobody reads any more; report.json still tells
 
 
-# -- arguments ----------------------------------------------------------------------------------------------------------
+# -- arguments
+# ----------------------------------------------------------------------------------------------------------
 
 
 def parse_bytes(text):
@@ -204,28 +250,62 @@ def parse_count(text):
 def make_parser():
     parser = argparse.ArgumentParser(prog="infer_kernel.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)")
-    parser.add_argument("--input", metavar="DIR", help="folder with sample_submission.csv and the clips (default: /kaggle/input)")
-    parser.add_argument("--clips", metavar="DIR", help="folder of clips, if not the one found below the input")
-    parser.add_argument("--working", metavar="DIR", help="folder for submission.csv and report.json (default: /kaggle/working)")
-    parser.add_argument("--limits", metavar="PROFILE", help="named limits, e.g. fat2019, code-gpu, code-cpu, birdclef-cpu90")
+    parser.add_argument(
+        "--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)"
+    )
+    parser.add_argument(
+        "--input",
+        metavar="DIR",
+        help="folder with sample_submission.csv and the clips (default: /kaggle/input)",
+    )
+    parser.add_argument(
+        "--clips", metavar="DIR", help="folder of clips, if not the one found below the input"
+    )
+    parser.add_argument(
+        "--working",
+        metavar="DIR",
+        help="folder for submission.csv and report.json (default: /kaggle/working)",
+    )
+    parser.add_argument(
+        "--limits", metavar="PROFILE", help="named limits, e.g. fat2019, code-gpu, code-cpu, birdclef-cpu90"
+    )
     parser.add_argument("--seconds", type=parse_seconds, help="time budget instead of the profile's")
-    parser.add_argument("--ram", type=parse_bytes, metavar="14GB", help="memory limit instead of the profile's")
+    parser.add_argument(
+        "--ram", type=parse_bytes, metavar="14GB", help="memory limit instead of the profile's"
+    )
     parser.add_argument("--disk", type=parse_bytes, metavar="5GB", help="disk limit instead of the profile's")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)")
-    parser.add_argument("--first", type=parse_count, metavar="N", help="predict the first N rows only; the others keep the prior")
-    parser.add_argument("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
-    parser.add_argument("--offset", type=parse_seconds, metavar="SECONDS", help="seconds that had passed before the start")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)"
+    )
+    parser.add_argument(
+        "--first",
+        type=parse_count,
+        metavar="N",
+        help="predict the first N rows only; the others keep the prior",
+    )
+    parser.add_argument(
+        "--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)"
+    )
+    parser.add_argument(
+        "--offset", type=parse_seconds, metavar="SECONDS", help="seconds that had passed before the start"
+    )
     parser.add_argument("--strict", action="store_true", help="exit 1 when anything was degraded")
-    parser.add_argument("--rehearse", action="store_true", help="rehearse with --clips under the limits: see --rehearse --help")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="rehearse with --clips under the limits: see --rehearse --help",
+    )
     return parser
 
 
-# -- the sample -----------------------------------------------------------------------------------------------------------
+# -- the sample
+# -----------------------------------------------------------------------------------------------------------
 
 
 def list_folder(folder):
-    """(file names, subfolders) of a folder; a large one is cut short, which only hides folders behind 2,000 files."""
+    """(file names, subfolders) of a folder; a large one is cut short, which only hides folders behind 2,000
+    files.
+    """
     files, below = [], []
     try:
         with os.scandir(folder) as entries:
@@ -239,7 +319,9 @@ def list_folder(folder):
 
 
 def survey(root, depth, names):
-    """Paths below `root` whose lower-case name is one of `names`, nearest first, within the bounds of a search."""
+    """Paths below `root` whose lower-case name is one of `names`, nearest first, within the bounds of a
+    search.
+    """
     found, level, seen, until = [], [root], 0, time.monotonic() + SEARCH_S
     for _ in range(depth + 1):
         deeper = []
@@ -250,7 +332,9 @@ def survey(root, depth, names):
             files, below = list_folder(folder)
             here = [name for name in files if name.lower() in names]
             if len(files) + len(below) >= MAX_ENTRIES:
-                here += [name for name in names if name not in here and os.path.isfile(os.path.join(folder, name))]
+                here += [
+                    name for name in names if name not in here and os.path.isfile(os.path.join(folder, name))
+                ]
             found += [os.path.join(folder, name) for name in sorted(here)]
             deeper += below
         level = deeper
@@ -274,7 +358,9 @@ def open_sample(path):
 
 
 def read_sample(path):
-    """{"path", "header", "ids", "cells"} of a sample as raw text; cells = the first row. Raises ValueError when it is none."""
+    """{"path", "header", "ids", "cells"} of a sample as raw text; cells = the first row. Raises ValueError
+    when it is none.
+    """
     import io
     import zlib
 
@@ -284,7 +370,15 @@ def read_sample(path):
             header = next(rows, [])
             first = next(rows, None)
             ids = [] if first is None else [first[0], *(row[0] for row in rows)]
-    except (OSError, csv.Error, EOFError, zlib.error, StopIteration, RuntimeError, NotImplementedError) as error:
+    except (
+        OSError,
+        csv.Error,
+        EOFError,
+        zlib.error,
+        StopIteration,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
         raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from error
     except Exception as error:  # zipfile's own class, named without importing zipfile for a plain file
         if type(error).__name__ != "BadZipFile":
@@ -306,7 +400,9 @@ def _bounded(lines, path):
 
 
 def find_sample(run):
-    """The sample below the input, or None: the one whose header has our classes, then the competition's own, then the nearest."""
+    """The sample below the input, or None: the one whose header has our classes, then the competition's own,
+    then the nearest.
+    """
     known = set(run.classes())
     samples = []
     for path in survey(run.input, SAMPLE_DEPTH, SAMPLE_NAMES):
@@ -320,7 +416,11 @@ def find_sample(run):
         samples.append(((strangers, below[0] != "competitions" and len(below) > 1, len(below), path), sample))
     samples.sort(key=lambda ranked: ranked[0])
     if len(samples) > 1 and any(s["ids"] != samples[0][1]["ids"] for _, s in samples[1:]):
-        run.fault("SampleAmbiguous", samples[0][1]["path"], f"one of {len(samples)} samples below {run.input}; give --input")
+        run.fault(
+            "SampleAmbiguous",
+            samples[0][1]["path"],
+            f"one of {len(samples)} samples below {run.input}; give --input",
+        )
     return samples[0][1] if samples else None
 
 
@@ -335,9 +435,11 @@ def list_clips(root):
 
 
 def make_sample(run):
-    """A sample made from the clips, for an input without one, or None when there are no clips or no classes to name.
+    """A sample made from the clips, for an input without one, or None when there are no clips or no classes
+    to name.
 
-    Windowed bundles need the sample: the number of rows depends on the lengths, which the guard does not know.
+    Windowed bundles need the sample: the number of rows depends on the lengths, which the guard does not
+    know.
     """
     classes = run.classes()
     windowed = (run.manifest or {}).get("ensemble", {}).get("windows")
@@ -351,11 +453,14 @@ def make_sample(run):
         root, names = os.path.join(root, shared), [name[len(shared) + 1:] for name in names]
     run.clips, output = root, run.output()
     columns = [output.get("label_column") or "label"] if output.get("format") == "label" else classes
-    run.fault("SampleMissing", run.input, f"no sample_submission.csv; made one from {len(names)} clips in {root}")
+    run.fault(
+        "SampleMissing", run.input, f"no sample_submission.csv; made one from {len(names)} clips in {root}"
+    )
     return {"path": None, "header": ["fname", *columns], "ids": names, "cells": []}
 
 
-# -- submission.csv -------------------------------------------------------------------------------------------------------
+# -- submission.csv
+# -------------------------------------------------------------------------------------------------------
 
 
 def quote(text):
@@ -371,7 +476,9 @@ def is_number(text):
 
 
 def has_labels(run):
-    """True when the submission has a label column: by the bundle's output format, else by the sample's own first row."""
+    """True when the submission has a label column: by the bundle's output format, else by the sample's own
+    first row.
+    """
     form = run.output().get("format")
     if form is None:
         return len(run.sample["header"]) == 2 and not all(is_number(text) for text in run.sample["cells"][1:])
@@ -386,7 +493,7 @@ def label_column(run):
 def prior_cells(run):
     """Cells of every row of the prior submission, in the order of the sample's header.
 
-    A column that is no class of ours gets 1 / number of columns, as in kernel.submission.
+    A column that is no class of ours gets 1 / number of columns, as in kernel.scores.submission.
     """
     columns, prior = run.sample["header"][1:], dict(zip(run.classes(), run.prior(), strict=False))
     cells = [f"{min(1.0, max(LEAST, prior.get(name, 1.0 / len(columns)))):.6e}" for name in columns]
@@ -404,11 +511,15 @@ def report_columns(run):
     if not run.classes() or has_labels(run):
         return
     columns, classes = set(run.sample["header"][1:]), set(run.classes())
-    for names, text in ((columns - classes, "are no class of the bundle and hold a constant"),
-                        (classes - columns, "are classes of the bundle without a column, their scores are not written")):
+    for names, text in (
+        (columns - classes, "are no class of the bundle and hold a constant"),
+        (classes - columns, "are classes of the bundle without a column, their scores are not written"),
+    ):
         if names:
             shown = ", ".join(map(repr, sorted(names)[:5])) + (" ..." if len(names) > 5 else "")
-            run.fault("ColumnsUnknown", run.sample["path"] or "sample", f"{len(names)} columns ({shown}) {text}")
+            run.fault(
+                "ColumnsUnknown", run.sample["path"] or "sample", f"{len(names)} columns ({shown}) {text}"
+            )
 
 
 def prior_lines(run):
@@ -459,7 +570,9 @@ def publish_prior(run):
     try:
         write_prior(run)
     except OSError as error:
-        raise Refusal("OutputUnwritable", f"{run.working}: {error}; give --working a folder that takes files") from error
+        raise Refusal(
+            "OutputUnwritable", f"{run.working}: {error}; give --working a folder that takes files"
+        ) from error
     if run.prior_s is None:
         run.prior_s = round(run.clock.elapsed() - run.clock.offset_s, 4)
     report_columns(run)
@@ -474,7 +587,9 @@ def allowed_labels(run):
 
 
 def find_invalid(run):
-    """Why submission.csv cannot be scored, or None. Independent of both writers: reads the file from its start."""
+    """Why submission.csv cannot be scored, or None. Independent of both writers: reads the file from its
+    start.
+    """
     path, sample, count = os.path.join(run.working, "submission.csv"), run.sample, 0
     allowed, label_at = allowed_labels(run), label_column(run)
     try:
@@ -483,7 +598,11 @@ def find_invalid(run):
             if next(rows, None) != sample["header"]:
                 return "the header differs from the sample's"
             for count, row in enumerate(rows, 1):
-                if count > len(sample["ids"]) or row[:1] != [sample["ids"][count - 1]] or len(row) != len(sample["header"]):
+                if (
+                    count > len(sample["ids"])
+                    or row[:1] != [sample["ids"][count - 1]]
+                    or len(row) != len(sample["header"])
+                ):
                     return f"row {count} is not the sample's row {count}"
                 cells = row[1:]
                 if allowed is not None and cells.pop(label_at) not in allowed:
@@ -520,11 +639,14 @@ def overwrite_prior(run):
         run.fault("OutputUnwritable", run.working, error)
 
 
-# -- the bundle -----------------------------------------------------------------------------------------------------------
+# -- the bundle
+# -----------------------------------------------------------------------------------------------------------
 
 
 def sha256(data):
-    """Hex sha256. The interpreter's own module where it has one: hashlib would bring in OpenSSL, 4 MB for one small file."""
+    """Hex sha256. The interpreter's own module where it has one: hashlib would bring in OpenSSL, 4 MB for one
+    small file.
+    """
     try:
         from _sha2 import sha256 as digest  # Python 3.12 and later
     except ImportError:
@@ -548,7 +670,9 @@ def read_bytes(path, limit):
 
 
 def find_manifests(run):
-    """Paths of manifest.json, in the order of trust: --bundle, Kaggle's places for our slug, a bounded search."""
+    """Paths of manifest.json, in the order of trust: --bundle, Kaggle's places for our slug, a bounded
+    search.
+    """
     if run.arguments.bundle:
         return survey(run.arguments.bundle, 3, ("manifest.json",))
     slug = run.constant.get("slug")
@@ -558,8 +682,11 @@ def find_manifests(run):
 
     roots = [run.input] if run.arguments.input else [KAGGLE_INPUT, run.input]
     for root in roots:
-        near = [path for pattern in (slug, f"datasets/*/{slug}", f"models/*/{slug}/*/*/*", f"notebooks/*/{slug}")
-                for path in sorted(glob.glob(os.path.join(glob.escape(root), pattern)))]
+        near = [
+            path
+            for pattern in (slug, f"datasets/*/{slug}", f"models/*/{slug}/*/*/*", f"notebooks/*/{slug}")
+            for path in sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
+        ]
         found = [path for folder in near for path in survey(folder, 3, ("manifest.json",))]
         if any(sha256_of(path) == run.constant["manifest_sha256"] for path in found):
             return found
@@ -575,29 +702,49 @@ def sha256_of(path):
 
 
 def parse_manifest(text, path):
-    """The manifest as plain data, checked as far as the guard uses it; the engine's strict loader checks the rest."""
+    """The manifest as plain data, checked as far as the guard uses it; the engine's strict loader checks the
+    rest.
+    """
     try:
         data = json.loads(text)
         wheel, classes, prior = data["wheel"], data["ensemble"]["classes"], data["prior"]
         entries = [wheel["entry"], *wheel["files"].values()]
         good = all(isinstance(e["bytes"], int) and isinstance(e["sha256"], str) for e in entries)
         good = good and isinstance(wheel["file"], str) and all(isinstance(c, str) for c in classes)
-        good = good and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in prior) and len(prior) in (0, len(classes))
+        good = (
+            good
+            and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in prior)
+            and len(prior) in (0, len(classes))
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Fault("BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again") from error
+        raise Fault(
+            "BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again"
+        ) from error
     if not good:
-        raise Fault("BundleInvalid", path, "a field of the manifest has the wrong type; build the bundle again")
+        raise Fault(
+            "BundleInvalid", path, "a field of the manifest has the wrong type; build the bundle again"
+        )
     return data
 
 
 def open_bundle(run):
-    """Verified code of the bundle: {path in the wheel: bytes}. Sets run.bundle and run.manifest. Raises Fault."""
+    """Verified code of the bundle: {path in the wheel: bytes}. Sets run.bundle and run.manifest. Raises
+    Fault.
+    """
     pinned = run.constant.get("manifest_sha256")
     paths, last = find_manifests(run), None
     if not paths:
         where = run.arguments.bundle or (KAGGLE_INPUT if pinned else "--bundle")
-        raise Fault("BundleMissing", where, "no manifest.json found; " + (
-            "attach the dataset to the kernel" if pinned else "give --bundle the folder that build_dataset.py wrote"))
+        raise Fault(
+            "BundleMissing",
+            where,
+            "no manifest.json found; "
+            + (
+                "attach the dataset to the kernel"
+                if pinned
+                else "give --bundle the folder that build_dataset.py wrote"
+            ),
+        )
     strangers = []
     for path in paths:
         try:
@@ -614,20 +761,34 @@ def open_bundle(run):
         else:
             run.bundle, run.manifest, run.manifest_text = os.path.dirname(path), manifest, text
             return code
-    raise last or Fault("BundleHashMismatch", run.input, f"this kernel wants the manifest with sha256 {pinned[:16]}, but "
-                        + "; ".join(strangers[:3]) + ". Push the kernel again, or wait until the dataset is processed")
+    raise last or Fault(
+        "BundleHashMismatch",
+        run.input,
+        f"this kernel wants the manifest with sha256 {pinned[:16]}, but "
+        + "; ".join(strangers[:3])
+        + ". Push the kernel again, or wait until the dataset is processed",
+    )
 
 
 def is_safe(name):
     """True for a relative path that stays where it is put."""
-    return bool(name) and name.isprintable() and "\\" not in name and all(p not in ("", ".", "..") for p in name.split("/"))
+    return (
+        bool(name)
+        and name.isprintable()
+        and "\\" not in name
+        and all(p not in ("", ".", "..") for p in name.split("/"))
+    )
 
 
 def read_code(folder, wheel):
-    """Verified bytes of every file of the wheel, be it a wheel, renamed, or unpacked to a folder. Raises Fault."""
+    """Verified bytes of every file of the wheel, be it a wheel, renamed, or unpacked to a folder. Raises
+    Fault.
+    """
     expected = {name: e for name, e in wheel["files"].items() if is_safe(name)}
     if len(expected) != len(wheel["files"]):
-        raise Fault("BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again")
+        raise Fault(
+            "BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again"
+        )
     seen = []
     for path in find_wheels(folder, wheel):
         data = read_bytes(path, WHEEL_BYTES)
@@ -652,7 +813,11 @@ def find_wheels(folder, wheel):
         listed = [(place, *list_folder(place)) for place in level]
         places += [os.path.join(place, name) for place, files, _ in listed for name in sorted(files)]
         level = [path for _, _, below in listed for path in below]
-    return [p for i, p in enumerate(places) if (i == 0 or p != own) and os.path.isfile(p) and os.path.getsize(p) == size]
+    return [
+        p
+        for i, p in enumerate(places)
+        if (i == 0 or p != own) and os.path.isfile(p) and os.path.getsize(p) == size
+    ]
 
 
 def find_unpacked(folder):
@@ -675,7 +840,11 @@ def unpack(data, expected, path):
             with archive.open(name) as file:
                 code[name] = file.read(entry["bytes"] + 1)
             if sha256(code[name]) != entry["sha256"]:
-                raise Fault("BundleHashMismatch", path, f"{name} inside differs from the manifest; build the bundle again")
+                raise Fault(
+                    "BundleHashMismatch",
+                    path,
+                    f"{name} inside differs from the manifest; build the bundle again",
+                )
     return code
 
 
@@ -689,12 +858,14 @@ def read_unpacked(root, expected):
             data = b""
         if sha256(data) == entry["sha256"]:
             code[name] = data
-        elif ".dist-info/" not in name:  # Python files are what runs; an unpacker may drop the wheel's own papers
+        elif ".dist-info/" not in name:
+            # Python files are what runs; an unpacker may drop the wheel's own papers
             return None
     return code
 
 
-# -- the private folder ---------------------------------------------------------------------------------------------------
+# -- the private folder
+# ---------------------------------------------------------------------------------------------------
 
 
 def is_memory(path):
@@ -724,9 +895,14 @@ def scratch_places(run):
 
 
 def describe_process(pid):
-    """(boot id, start time in ticks) of a process, which together with its pid name it for ever; None if it is gone."""
+    """(boot id, start time in ticks) of a process, which together with its pid name it for ever; None if it
+    is gone.
+    """
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot, open(f"/proc/{pid}/stat", "rb") as stat:
+        with (
+            open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot,
+            open(f"/proc/{pid}/stat", "rb") as stat,
+        ):
             return [boot.read().strip(), int(stat.read().rpartition(b")")[2].split()[19])]
     except (OSError, ValueError, IndexError):
         return None
@@ -743,7 +919,8 @@ def sweep_stale(place):
             with open(os.path.join(entry.path, "owner.json"), encoding="ascii") as file:
                 owner = json.load(file)
             alive = describe_process(int(owner["pid"])) == owner["process"]
-        except (OSError, ValueError, KeyError, TypeError):  # no owner yet: just made, unless it is old; or not ours at all
+        except (OSError, ValueError, KeyError, TypeError):
+            # no owner yet: just made, unless it is old; or not ours at all
             code = entry.name.removeprefix("hourglass-")
             ours = len(code) == 16 and set(code) <= set("0123456789abcdef")
             alive = not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < 60
@@ -767,12 +944,24 @@ def make_state(run):
         run.state = path
         if place == run.working:
             run.profile["disk_bytes"] = 0
-            run.fault("ScratchRejected", place, "only the output folder is writable: nothing is spilled there, what does not fit "
-                                                "into memory is computed again; set TMPDIR to a folder on a disk")
+            run.fault(
+                "ScratchRejected",
+                place,
+                "only the output folder is writable: nothing is spilled there, what does not fit "
+                "into memory is computed again; set TMPDIR to a folder on a disk",
+            )
         elif is_memory(place):
-            run.fault("ScratchRejected", place, "is memory, not a disk, and nothing else is writable: spilling there uses RAM")
+            run.fault(
+                "ScratchRejected",
+                place,
+                "is memory, not a disk, and nothing else is writable: spilling there uses RAM",
+            )
         return
-    raise Fault("StoreError", "scratch", f"no folder for private files ({'; '.join(tried) or 'none writable'}); set TMPDIR")
+    raise Fault(
+        "StoreError",
+        "scratch",
+        f"no folder for private files ({'; '.join(tried) or 'none writable'}); set TMPDIR",
+    )
 
 
 def write_state(run, name, data):
@@ -793,46 +982,88 @@ def prepare_state(run, code):
     lines = [",".join(map(quote, run.sample["header"]))]
     blank = "," * (len(run.sample["header"]) - 1)
     lines += [quote(row_id) + blank for row_id in run.sample["ids"]]
-    run.sample["copy"] = write_state(run, "sample_submission.csv", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+    run.sample["copy"] = write_state(
+        run, "sample_submission.csv", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+    )
 
 
 def describe_run(run):
     """run.json: what the engine is told."""
     a = run.arguments
     return {
-        "bundle": os.path.abspath(run.bundle), "manifest": os.path.join(run.state, "manifest.json"), "input": run.input,
-        "clips": run.clips, "working": run.working, "state": run.state,
+        "bundle": os.path.abspath(run.bundle),
+        "manifest": os.path.join(run.state, "manifest.json"),
+        "input": run.input,
+        "clips": run.clips,
+        "working": run.working,
+        "state": run.state,
         "sample": {"path": run.sample["copy"], "header": run.sample["header"], "ids": run.sample["ids"]},
-        "limits": {**run.profile, "seconds": run.budget_s()}, "marks": run.marks(), "started": STARTED,
-        "offset_s": run.clock.offset_s, "device": a.device or run.constant.get("device") or "auto", "loaders": a.loaders,
-        "first": a.first, "strict": a.strict, "attempt": run.attempts, "pinned": bool(run.constant), "deaths": run.deaths,
+        "limits": {**run.profile, "seconds": run.budget_s()},
+        "marks": run.marks(),
+        "started": STARTED,
+        "offset_s": run.clock.offset_s,
+        "device": a.device or run.constant.get("device") or "auto",
+        "loaders": a.loaders,
+        "first": a.first,
+        "strict": a.strict,
+        "attempt": run.attempts,
+        "pinned": bool(run.constant),
+        "deaths": run.deaths,
     }
 
 
-# -- the engine -----------------------------------------------------------------------------------------------------------
+# -- the engine
+# -----------------------------------------------------------------------------------------------------------
 
 
 def make_environment(run):
-    """Environment of the engine: thread counts before anything loads, caches in the private folder, no secrets."""
+    """Environment of the engine: thread counts before anything loads, caches in the private folder, no
+    secrets.
+    """
     threads = str(max(1, min(int(run.profile["cores"]), len(os.sched_getaffinity(0)))))
     kept = {k: v for k, v in os.environ.items()
             if not k.startswith("PYTHON") and not (k.startswith("KAGGLE") and k.endswith(("TOKEN", "KEY")))}
     return kept | {
-        "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1", "PYTHONDONTWRITEBYTECODE": "1",
-        **dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCH_HOME"), os.path.join(run.state, "cache")),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": "1",
+        "NUMEXPR_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **dict.fromkeys(
+            ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCH_HOME"),
+            os.path.join(run.state, "cache"),
+        ),
     }
 
 
 def start(run, entry, *arguments):
-    """The engine (or the rehearsal) in a session of its own; it imports nothing from the folders it works on."""
+    """The engine (or the rehearsal) in a session of its own; it imports nothing from the folders it works
+    on.
+    """
     import subprocess
 
     read_end, write_end = os.pipe()
-    command = [sys.executable or "python3", "-I", "-B", "-c", BOOT, os.path.join(run.state, "code"), entry, str(read_end)]
+    command = [
+        sys.executable or "python3",
+        "-I",
+        "-B",
+        "-c",
+        BOOT,
+        os.path.join(run.state, "code"),
+        entry,
+        str(read_end),
+    ]
     try:
-        process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, cwd=run.state, env=make_environment(run),
-                                   start_new_session=True, pass_fds=(read_end,))
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            cwd=run.state,
+            env=make_environment(run),
+            start_new_session=True,
+            pass_fds=(read_end,),
+        )
     except BaseException:
         os.close(write_end)
         raise
@@ -851,7 +1082,9 @@ def signal_group(process, number):
 
 
 def adopt_orphans():
-    """Become the parent of whatever the engine leaves behind, so that it can be ended. False where Linux cannot."""
+    """Become the parent of whatever the engine leaves behind, so that it can be ended. False where Linux
+    cannot.
+    """
     import ctypes
 
     return ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
@@ -902,16 +1135,19 @@ def read_json(path, default):
 
 
 def count_gains(run):
-    """(rows scored, clips and batches quarantined, suspects named by crashes before the last one), as the engine last said.
+    """(rows scored, clips and batches quarantined, suspects named by crashes before the last one), as the
+    engine last said.
 
-    A new suspect is a gain: it goes first and alone from then on, so that faults which strike once each, in other clips every
-    time, do not end the run.
+    A new suspect is a gain: it goes first and alone from then on, so that faults which strike once each, in
+    other clips every time, do not end the run.
     """
     beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
     kept = read_json(os.path.join(run.state, "quarantine.json"), {})
     named = sum(len(v) for v in kept.values()) if isinstance(kept, dict) else len(kept)
     crashes = read_json(os.path.join(run.state, "crashes.json"), [])
-    suspects = {(c.get("kind"), c.get("net"), i) for c in crashes if isinstance(c, dict) for i in c.get("ids", ())}
+    suspects = {
+        (c.get("kind"), c.get("net"), i) for c in crashes if isinstance(c, dict) for i in c.get("ids", ())
+    }
     return int(beat.get("scored_rows", 0)), max(int(beat.get("quarantined", 0)), named), len(suspects)
 
 
@@ -939,7 +1175,8 @@ class Watch:
         self.poll = now
         if beat and beat.get("progress") != self.seen:
             self.seen, self.last = beat.get("progress"), now
-        m, most_s = self.marks, 2 * self.marks["hung_most_s"]  # a start is no step: with 20 s, importing torch may take 10
+        # a start is no step: with 20 s, importing torch may take 10
+        m, most_s = self.marks, 2 * self.marks["hung_most_s"]
         if beat and beat.get("unit") != "start":
             self.forecast_s, self.started = float(beat.get("forecast_s") or 0.0), True
         if self.started:
@@ -960,7 +1197,11 @@ def watch(run):
             return "deadline"
         if run.clock.elapsed() >= marks["term_s"] and not termed:
             termed = True
-            run.fault("DeadlineTerminated", "engine", f"still running at {marks['term_s']:.1f} s; told to publish and leave")
+            run.fault(
+                "DeadlineTerminated",
+                "engine",
+                f"still running at {marks['term_s']:.1f} s; told to publish and leave",
+            )
             signal_group(run.engine, signal.SIGTERM)
         if now >= next_beat:
             next_beat, paused_s = now + HEARTBEAT_S, guard.paused_s
@@ -969,9 +1210,15 @@ def watch(run):
                     return "hung"
                 if not spared:  # too late for another engine: this one may yet come through
                     spared = True
-                    run.fault("EngineHung", "engine", "no progress for too long; no time for a restart, so it is left to go on")
+                    run.fault(
+                        "EngineHung",
+                        "engine",
+                        "no progress for too long; no time for a restart, so it is left to go on",
+                    )
             if guard.paused_s > paused_s:
-                run.fault("Paused", "machine", f"everything stood still for {guard.paused_s - paused_s:.1f} s")
+                run.fault(
+                    "Paused", "machine", f"everything stood still for {guard.paused_s - paused_s:.1f} s"
+                )
         time.sleep(POLL_S)
     return "exit"
 
@@ -1009,12 +1256,17 @@ def attempt(run):
     end_status = run.engine.poll()
     end_engine(run, FAREWELL_S if why == "signal" else 0.0)
     beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
-    if why == "exit" and beat.get("finished", end_status == 0):  # not the code alone: a library may end the process with 0
+    # not the code alone: a library may end the process with 0
+    if why == "exit" and beat.get("finished", end_status == 0):
         run.finished = True
         return True
     verdict = read_json(os.path.join(run.state, "verdict.json"), {})
     if end_status == EXIT_MEMORY:
-        run.fault(verdict.get("code", "MemoryTooSmall"), "engine", verdict.get("message", "not enough memory for the engine"))
+        run.fault(
+            verdict.get("code", "MemoryTooSmall"),
+            "engine",
+            verdict.get("message", "not enough memory for the engine"),
+        )
         return True
     return report_death(run, why, end_status, began, count_oom_kills() > oom_kills)
 
@@ -1023,17 +1275,31 @@ def report_death(run, why, status, began, oom):
     """Record how the engine died; true when that is final (the deadline, or a signal to us)."""
     life_s = run.clock.elapsed() - began
     if why == "signal":
-        run.fault("Interrupted", "guard", f"{signal.Signals(run.signal).name}: the last published submission stays")
+        run.fault(
+            "Interrupted", "guard", f"{signal.Signals(run.signal).name}: the last published submission stays"
+        )
     elif why == "deadline":
         run.fault("DeadlineKilled", "engine", "did not leave in time; the last published submission stays")
     elif why == "hung":
-        run.fault("EngineHung", "engine", f"no progress in attempt {run.attempts}; ended after {life_s:.1f} s, see guard.stacks")
+        run.fault(
+            "EngineHung",
+            "engine",
+            f"no progress in attempt {run.attempts}; ended after {life_s:.1f} s, see guard.stacks",
+        )
     else:
         name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         hint = " (out of memory: the kernel's OOM killer struck)" if oom else ""
         run.fault("EngineDied", "engine", f"{name}{hint} in attempt {run.attempts} after {life_s:.1f} s")
-    run.deaths.append({"attempt": run.attempts, "why": why, "status": status, "oom": oom, "life_s": round(life_s, 2),
-                       "scored_rows": count_gains(run)[0]})
+    run.deaths.append(
+        {
+            "attempt": run.attempts,
+            "why": why,
+            "status": status,
+            "oom": oom,
+            "life_s": round(life_s, 2),
+            "scored_rows": count_gains(run)[0],
+        }
+    )
     return why in ("signal", "deadline")
 
 
@@ -1042,17 +1308,26 @@ def run_engine(run):
     marks, best, barren = run.marks(), (0, 0, 0), 0
     while not attempt(run):
         gains = count_gains(run)
-        barren = 0 if any(new > old for new, old in zip(gains, best, strict=True)) or run.attempts == 1 else barren + 1
+        barren = (
+            0
+            if any(new > old for new, old in zip(gains, best, strict=True)) or run.attempts == 1
+            else barren + 1
+        )
         best = tuple(max(pair) for pair in zip(gains, best, strict=True))
         left_s = marks["stop_s"] - run.clock.elapsed()
         if run.signal or left_s < RESTART_ROOM_S or run.attempts > MAX_RESTARTS or barren >= MAX_BARREN:
-            reason = f"{max(0.0, left_s):.1f} s left" if left_s < RESTART_ROOM_S else "restarts brought nothing new"
+            reason = (
+                f"{max(0.0, left_s):.1f} s left"
+                if left_s < RESTART_ROOM_S
+                else "restarts brought nothing new"
+            )
             run.fault("EngineGivenUp", "engine", f"after {run.attempts} attempts: {reason}")
             return
         say(f"restarting the engine: attempt {run.attempts + 1}, {left_s:.0f} s left")
 
 
-# -- the end --------------------------------------------------------------------------------------------------------------
+# -- the end
+# --------------------------------------------------------------------------------------------------------------
 
 
 def sweep_temporary(run):
@@ -1075,18 +1350,36 @@ def make_report(run):
     if not isinstance(report, dict):
         beat = read_json(os.path.join(run.state, "heartbeat.json"), {}) if run.state else {}
         scored = min(rows, int(beat.get("scored_rows") or 0))
-        report = {"rows": rows, "prior_rows": rows - scored, "partial_rows": 0, "members": [], "store": {}, "faults": [],
-                  "fault_counts": {}, "peak_ram_bytes": 0, "limits": {**run.profile, "seconds": run.budget_s()},
-                  "random_weights": bool((run.manifest or {}).get("random_weights"))}
+        report = {
+            "rows": rows,
+            "prior_rows": rows - scored,
+            "partial_rows": 0,
+            "members": [],
+            "store": {},
+            "faults": [],
+            "fault_counts": {},
+            "peak_ram_bytes": 0,
+            "limits": {**run.profile, "seconds": run.budget_s()},
+            "random_weights": bool((run.manifest or {}).get("random_weights")),
+        }
     counts = report.setdefault("fault_counts", {})
     for fault in run.faults:
         report.setdefault("faults", []).append(fault)
         counts[fault["code"]] = counts.get(fault["code"], 0) + 1
     report["wall_s"] = round(run.clock.elapsed(), 3)
     report["guard"] = {
-        "prior_s": run.prior_s, "attempts": run.attempts, "deaths": run.deaths, "faults": run.faults, "finished": run.finished,
-        "pinned": bool(run.constant), "bundle": run.bundle, "offset_s": run.clock.offset_s, "peak_bytes": peak_bytes(),
-        "sample": run.sample and run.sample["path"], "stacks": run.stacks, "signal": run.signal,
+        "prior_s": run.prior_s,
+        "attempts": run.attempts,
+        "deaths": run.deaths,
+        "faults": run.faults,
+        "finished": run.finished,
+        "pinned": bool(run.constant),
+        "bundle": run.bundle,
+        "offset_s": run.clock.offset_s,
+        "peak_bytes": peak_bytes(),
+        "sample": run.sample and run.sample["path"],
+        "stacks": run.stacks,
+        "signal": run.signal,
     }
     return report
 
@@ -1104,21 +1397,35 @@ def write_report(run, report):
 
 
 def is_degraded(report):
-    return bool(report.get("faults") or report.get("fault_counts") or report.get("prior_rows") or report.get("partial_rows"))
+    return bool(
+        report.get("faults")
+        or report.get("fault_counts")
+        or report.get("prior_rows")
+        or report.get("partial_rows")
+    )
 
 
 def print_banner(run, report, code):
     """The last lines of the log: what is in the file, and loudly what is not."""
     rows, prior = report.get("rows", 0), report.get("prior_rows", 0)
-    say(f"submission.csv: {rows} rows, {rows - prior} predicted, {prior} prior | {run.clock.elapsed():.1f} s of "
-        f"{run.budget_s():.0f} s | exit {code}")
+    say(
+        f"submission.csv: {rows} rows, {rows - prior} predicted, {prior} prior | {run.clock.elapsed():.1f} s of "
+        f"{run.budget_s():.0f} s | exit {code}"
+    )
     if report.get("random_weights"):
         say("RANDOM WEIGHTS: this bundle was built to be timed; its scores mean nothing")
     if not run.constant:
-        say("UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a pushed one")
+        say(
+            "UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a pushed one"
+        )
     if is_degraded(report):
-        counts = ", ".join(f"{name} x{count}" for name, count in sorted(report.get("fault_counts", {}).items()))
-        say(f"DEGRADED: {prior} prior rows, {report.get('partial_rows', 0)} partial rows" + (f" | {counts}" if counts else ""))
+        counts = ", ".join(
+            f"{name} x{count}" for name, count in sorted(report.get("fault_counts", {}).items())
+        )
+        say(
+            f"DEGRADED: {prior} prior rows, {report.get('partial_rows', 0)} partial rows"
+            + (f" | {counts}" if counts else "")
+        )
 
 
 def finish(run):
@@ -1148,7 +1455,8 @@ def remove_state(run):
         remove_tree(run.state)
 
 
-# -- the whole run --------------------------------------------------------------------------------------------------------
+# -- the whole run
+# --------------------------------------------------------------------------------------------------------
 
 
 def set_folders(run):
@@ -1187,20 +1495,26 @@ def find_offset(budget_s, proc="/proc"):
 
 
 def set_limits(run):
-    """The limits of --limits, --seconds, --ram and --disk over the profile. Raises Refusal for an unknown profile."""
+    """The limits of --limits, --seconds, --ram and --disk over the profile. Raises Refusal for an unknown
+    profile.
+    """
     a, manifest = run.arguments, run.manifest or {}
     profiles = manifest.get("profiles") or {}
     wanted = a.limits or (None if run.constant else manifest.get("ensemble", {}).get("profile"))
     if wanted in profiles:
         run.profile = {**profiles[wanted], "name": wanted}
     elif a.limits and a.limits != run.profile["name"]:
-        raise Refusal("LimitError", f"--limits {wanted}: unknown; choose one of: {', '.join(sorted(profiles))}")
+        raise Refusal(
+            "LimitError", f"--limits {wanted}: unknown; choose one of: {', '.join(sorted(profiles))}"
+        )
     run.profile["ram_bytes"] = run.profile["ram_bytes"] if a.ram is None else a.ram
     run.profile["disk_bytes"] = run.profile["disk_bytes"] if a.disk is None else a.disk
 
 
 def catch_signals(run, within_s):
-    """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends it at once."""
+    """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends
+    it at once.
+    """
     def note(number, _frame):
         if not run.signal:
             run.signal = number
@@ -1217,7 +1531,9 @@ def catch_signals(run, within_s):
 
 
 def set_alarm(run):
-    """The last resort at the exit mark: whatever the guard is stuck in, the process ends with the file it has."""
+    """The last resort at the exit mark: whatever the guard is stuck in, the process ends with the file it
+    has.
+    """
     if not run.signal:
         left_s = run.marks()["exit_s"] - run.clock.elapsed()
         signal.setitimer(signal.ITIMER_REAL, max(left_s, 10.0 if run.marks()["prior_only"] else 0.5))
@@ -1227,13 +1543,18 @@ def settle_sample(run):
     """The sample or one made from the clips, and its prior submission. Raises Refusal SampleMissing."""
     run.sample = run.sample or make_sample(run)
     if run.sample is None:
-        raise Refusal("SampleMissing", f"no sample_submission.csv below {run.input} and nothing to make one from (clips, and a "
-                      "bundle that names the classes; rows of fixed windows always need the sample); give --input")
+        raise Refusal(
+            "SampleMissing",
+            f"no sample_submission.csv below {run.input} and nothing to make one from (clips, and a "
+            "bundle that names the classes; rows of fixed windows always need the sample); give --input",
+        )
     publish_prior(run)
 
 
 def trust_bundle(run):
-    """Verified code; with an unpinned kernel the prior is now that of the manifest. Raises Fault and Refusal."""
+    """Verified code; with an unpinned kernel the prior is now that of the manifest. Raises Fault and
+    Refusal.
+    """
     try:
         code = open_bundle(run)
     except Fault:
@@ -1251,15 +1572,21 @@ def serve(run):
     """From the prior to the engine's end; every fault here leaves the last valid submission."""
     code = trust_bundle(run)
     if run.budget_s() < LEAST_BUDGET_S or run.clock.elapsed() >= run.marks()["stop_s"]:
-        raise Fault("BudgetTooSmall", "clock", f"{run.budget_s():g} s with {run.clock.elapsed():.1f} s gone leave no time for "
-                    "more than the prior; give --seconds")
+        raise Fault(
+            "BudgetTooSmall",
+            "clock",
+            f"{run.budget_s():g} s with {run.clock.elapsed():.1f} s gone leave no time for "
+            "more than the prior; give --seconds",
+        )
     adopt_orphans()
     make_state(run)
     try:
         prepare_state(run, code)
         run_engine(run)
     except OSError as error:
-        raise Fault("StoreError", run.state, f"the private folder failed ({error}); free the disk or set TMPDIR") from error
+        raise Fault(
+            "StoreError", run.state, f"the private folder failed ({error}); free the disk or set TMPDIR"
+        ) from error
 
 
 def execute(run):
@@ -1280,7 +1607,8 @@ def execute(run):
             run.fault(fault.code, fault.where, fault)
         except Refusal:
             raise
-        except Exception as error:  # the guard's own defect must not cost the submission; it is named like any fault
+        except Exception as error:
+            # the guard's own defect must not cost the submission; it is named like any fault
             import traceback
 
             run.fault("GuardError", "guard", f"{type(error).__name__}: {error}")
@@ -1325,7 +1653,9 @@ def set_folders_for_rehearsal(run):
 
 
 def absolute_paths(arguments):
-    """The arguments with existing or future paths made absolute: the rehearsal runs in a folder of its own."""
+    """The arguments with existing or future paths made absolute: the rehearsal runs in a folder of its
+    own.
+    """
     out, folder = [], False
     for text in arguments:
         name, equals, value = text.partition("=")
@@ -1342,7 +1672,9 @@ PATH_ARGUMENTS = ("--bundle", "--input", "--clips", "--working", "--labels")
 
 
 def open_streams():
-    """Standard streams that take every text; closed ones lead nowhere, so that no file of ours gets their numbers."""
+    """Standard streams that take every text; closed ones lead nowhere, so that no file of ours gets their
+    numbers.
+    """
     handle = os.open(os.devnull, os.O_RDWR)
     while handle <= 2:
         os.set_inheritable(handle, True)
@@ -1356,11 +1688,18 @@ def open_streams():
 def main(arguments):
     """Parse, run, end the process without waiting for anything that may be stuck."""
     if not sys.platform.startswith("linux"):
-        print(f"[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is {sys.platform}: use a Linux "
-              "machine, WSL or a container", file=sys.stderr)
+        print(
+            f"[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is {sys.platform}: use a Linux "
+            "machine, WSL or a container",
+            file=sys.stderr,
+        )
         sys.exit(2)
     open_streams()
-    code = rehearse(arguments) if "--rehearse" in arguments else execute(Run(make_parser().parse_args(arguments)))
+    code = (
+        rehearse(arguments)
+        if "--rehearse" in arguments
+        else execute(Run(make_parser().parse_args(arguments)))
+    )
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,11 +1,13 @@
-"""Back ends of a CPU at mixed lengths, no clip padded: torch eager as anyone runs it, against every way the engine can take.
+"""Back ends of a CPU at mixed lengths, no clip padded: torch eager as anyone runs it, against every way the
+engine can take.
 
     python -m benchmarks.backends [--clips 24] [--rounds 5] [--threads N] [--nets simple_cnn ...] [--quick]
 
-Two processes take turns on the same clips and nets (seeded random weights): "eager" in the environment torch comes with (but for
-OMP_WAIT_POLICY=PASSIVE, without which it collapses on a shared machine), everything else in the environment the guard gives the
-engine. Every way is checked against eager first: "error" is the largest difference of a logit, relative to the largest logit.
-The last row is the machine's own bound, measured in the same rounds: one wide 3 x 3 convolution, a copy for each thread.
+Two processes take turns on the same clips and nets (seeded random weights): "eager" in the environment torch
+comes with (but for OMP_WAIT_POLICY=PASSIVE, without which it collapses on a shared machine), everything else
+in the environment the guard gives the engine. Every way is checked against eager first: "error" is the
+largest difference of a logit, relative to the largest logit. The last row is the machine's own bound,
+measured in the same rounds: one wide 3 x 3 convolution, a copy for each thread.
 """
 from __future__ import annotations
 
@@ -25,16 +27,23 @@ import torch  # isort: skip
 from torch import nn  # isort: skip
 from torch.utils.flop_counter import FlopCounterMode  # isort: skip
 
-from kernel import backends, graphs, models  # isort: skip
+from kernel import models
+
+from kernel.inference import backends, onnx  # isort: skip
 
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "simple_cnn": ("simple_cnn", {}), "resnet34": ("resnet_max", {}), "efficientnet_b0": ("timm", {"model": "efficientnet_b0"})}
+    "simple_cnn": ("simple_cnn", {}),
+    "resnet34": ("resnet_max", {}),
+    "efficientnet_b0": ("timm", {"model": "efficientnet_b0"}),
+}
 FRAMES_PER_SECOND, BINS, CLASSES = 64, 128, 80  # the argus front end
-ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}  # what the guard sets beyond OMP_WAIT_POLICY and the numbers of threads
+# what the guard sets beyond OMP_WAIT_POLICY and the numbers of threads
+ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}
 EAGER = "torch eager"
 ROOF_CHANNELS, ROOF_SIDE = 256, 32  # the convolution of the bound, and its picture
 Way = Callable[[torch.Tensor], torch.Tensor]
-SIDE = "engine: "  # recorded nets and graphs: rows side by side, a thread each, as kernel.rows runs them
+# recorded nets and graphs: rows side by side, a thread each, as kernel.engine.cpu runs them
+SIDE = "engine: "
 ROOF = f"bound: one 3 x 3 convolution, {ROOF_CHANNELS} channels"
 
 
@@ -53,15 +62,21 @@ def build_net(name: str) -> nn.Module:
 
 
 def draw_clips(net: nn.Module, clips: int) -> list[torch.Tensor]:
-    """Longest first, as kernel.rows takes them."""
+    """Longest first, as kernel.engine.cpu takes them."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(1, int(net.channels or 1), BINS, max(40, int(FRAMES_PER_SECOND * s)), generator=generator)  # type: ignore
-            for s in sorted(draw_seconds(clips), reverse=True)]
+    return [
+        torch.randn(1, int(net.channels or 1), BINS, max(40, int(FRAMES_PER_SECOND * s)), generator=generator)  # type: ignore
+        for s in sorted(draw_seconds(clips), reverse=True)
+    ]
 
 
 def build_roof() -> Way:
     """One convolution on a picture of its own: what it is called with does not matter."""
-    net = nn.Conv2d(ROOF_CHANNELS, ROOF_CHANNELS, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)
+    net = (
+        nn.Conv2d(ROOF_CHANNELS, ROOF_CHANNELS, 3, padding=1)
+        .requires_grad_(False)
+        .to(memory_format=torch.channels_last)
+    )
     x = torch.randn(1, ROOF_CHANNELS, ROOF_SIDE, ROOF_SIDE).contiguous(memory_format=torch.channels_last)
     return lambda _: net(x)
 
@@ -76,7 +91,7 @@ def count_operations(way: Way, inputs: list[torch.Tensor]) -> int:
 
 def find_runtimes() -> list[ModuleType]:
     found = []
-    for name in graphs.RUNTIMES:
+    for name in onnx.RUNTIMES:
         try:
             found.append(__import__(name))
         except ImportError:
@@ -94,10 +109,13 @@ def list_ways(net: nn.Module, clips: list[torch.Tensor], threads: int) -> dict[s
     ways: dict[str, Way] = {
         "torch eager, engine's environment": net,
         "torch folded, channels-last": lambda x: folded(x.contiguous(memory_format=torch.channels_last)),
-        f"{SIDE if runner.recorded else 'engine, row by row: '}{runner.path}": lambda x: torch.from_numpy(runner({"x": x}))}
+        f"{SIDE if runner.recorded else 'engine, row by row: '}{runner.path}": lambda x: torch.from_numpy(
+            runner({"x": x})
+        ),
+    }
     exported = export_net(net, {"x": clips[0]}, "x", fixed=False)
     for runtime in find_runtimes():
-        graph = graphs.GraphNet(exported, runtime, threads)
+        graph = onnx.GraphNet(exported, runtime, threads)
         ways[f"{SIDE}{graph.path}"] = graph
     return ways
 
@@ -120,7 +138,9 @@ def serve(pipe: Connection, name: str, clips: int, threads: int, eager: bool) ->
         pipe.send((errors, work, sum(x.shape[-1] for x in inputs)))
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as side:
             while (key := pipe.recv()) is not None:
-                spread: Callable[..., Iterable[torch.Tensor]] = side.map if key.startswith(SIDE) or key == ROOF else map
+                spread: Callable[..., Iterable[torch.Tensor]] = (
+                    side.map if key.startswith(SIDE) or key == ROOF else map
+                )
                 pipe.send(time_call(lambda way=ways[key], spread=spread: list(spread(way, inputs))))
 
 
@@ -149,7 +169,9 @@ def measure(name: str, clips: int, rounds: int, threads: int) -> None:
     for worker, pipe in workers:
         pipe.send(None)
         worker.join()
-    print(f"\n{name}: {clips} clips, {frames} frames, {threads} threads, medians of {rounds} interleaved rounds")
+    print(
+        f"\n{name}: {clips} clips, {frames} frames, {threads} threads, medians of {rounds} interleaved rounds"
+    )
     speeds = {key: work[key] / median(values) / 1e9 for key, values in times.items()}
     print(f"{'':58}{'frames/s':>10}{'wall x':>8}{'CPU x':>8}{'GFLOP/s':>9}{'of bound':>10}{'error':>10}")
     for key, values in times.items():

@@ -2,10 +2,11 @@
 
     python -m benchmarks.baselines tiles|padded --bundle DIR --clips DIR --out scores.npy
 
-`tiles`: the loop of the 1st-place FAT2019 kernel: log-mels of all clips first (librosa, worker processes), then net by net,
-clip by clip: tiles with deltas (librosa), batches of at most 16 tiles, torch eager. `padded`: the everyday DataLoader: librosa
-log-mels by worker processes, kept in memory, then net by net in batches of 16 padded to the longest, torch eager. Both read the
-weights from the bundle and use the families of kernel.models: every run computes the same nets. Nothing is slow on purpose.
+`tiles`: the loop of the 1st-place FAT2019 kernel: log-mels of all clips first (librosa, worker processes),
+then net by net, clip by clip: tiles with deltas (librosa), batches of at most 16 tiles, torch eager.
+`padded`: the everyday DataLoader: librosa log-mels by worker processes, kept in memory, then net by net in
+batches of 16 padded to the longest, torch eager. Both read the weights from the bundle and use the families
+of kernel.models: every run computes the same nets. Nothing is slow on purpose.
 """
 from __future__ import annotations
 
@@ -31,8 +32,16 @@ def log_mel(path: str) -> np.ndarray:
     wave, _ = librosa.effects.trim(wave)
     if len(wave) < RATE // 2:
         wave = np.pad(wave, (RATE // 2 - len(wave) + 1) // 2)
-    mel = librosa.feature.melspectrogram(y=wave, sr=RATE, n_fft=N_FFT, hop_length=HOP, n_mels=MELS, fmin=FMIN, fmax=RATE // 2,
-                                         pad_mode="reflect")
+    mel = librosa.feature.melspectrogram(
+        y=wave,
+        sr=RATE,
+        n_fft=N_FFT,
+        hop_length=HOP,
+        n_mels=MELS,
+        fmin=FMIN,
+        fmax=RATE // 2,
+        pad_mode="reflect",
+    )
     return librosa.power_to_db(mel).astype(np.float32)
 
 
@@ -42,7 +51,10 @@ def cut_tiles(mel: np.ndarray) -> np.ndarray:
     missing = max(0, STEP * (count - 1) + TILE - mel.shape[1])
     mel = np.pad(mel, ((0, 0), (missing // 2, missing - missing // 2)), constant_values=mel.min())
     tiles = [mel[:, k * STEP:k * STEP + TILE] for k in range(count)]
-    return np.stack([np.stack([t, librosa.feature.delta(t), librosa.feature.delta(t, order=2)]) for t in tiles]) / 100
+    return (
+        np.stack([np.stack([t, librosa.feature.delta(t), librosa.feature.delta(t, order=2)]) for t in tiles])
+        / 100
+    )
 
 
 def load_nets(bundle: Path) -> list[nn.Module]:
@@ -69,7 +81,9 @@ def predict_tiles(bundle: Path, paths: Sequence[str]) -> np.ndarray:
         rows = []
         for mel in mels:
             x = torch.from_numpy(cut_tiles(mel))
-            rows.append(torch.cat([torch.sigmoid(net(part)) for part in x.split(BATCH)]).double().mean(0).numpy())
+            rows.append(
+                torch.cat([torch.sigmoid(net(part)) for part in x.split(BATCH)]).double().mean(0).numpy()
+            )
         scores.append(np.stack(rows))
     return np.stack(scores)
 
@@ -88,12 +102,23 @@ class Clips(torch.utils.data.Dataset[torch.Tensor]):
 @torch.no_grad()
 def predict_padded(bundle: Path, paths: Sequence[str]) -> np.ndarray:
     """f64[nets, N, K], padding included in every mean: what this schedule gives."""
-    loader = torch.utils.data.DataLoader(Clips(paths), batch_size=BATCH, num_workers=os.cpu_count() or 1, collate_fn=list)
+    loader = torch.utils.data.DataLoader(
+        Clips(paths), batch_size=BATCH, num_workers=os.cpu_count() or 1, collate_fn=list
+    )
     batches = []
     for mels in loader:
         longest = max(mel.shape[1] for mel in mels)
-        batches.append(torch.stack([nn.functional.pad(mel, (0, longest - mel.shape[1]), value=float(mel.min())) for mel in mels]))
-    return np.stack([torch.cat([torch.sigmoid(net(x[:, None])) for x in batches]).double().numpy() for net in load_nets(bundle)])
+        batches.append(
+            torch.stack(
+                [nn.functional.pad(mel, (0, longest - mel.shape[1]), value=float(mel.min())) for mel in mels]
+            )
+        )
+    return np.stack(
+        [
+            torch.cat([torch.sigmoid(net(x[:, None])) for x in batches]).double().numpy()
+            for net in load_nets(bundle)
+        ]
+    )
 
 
 def main() -> None:

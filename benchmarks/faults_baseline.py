@@ -1,8 +1,8 @@
 """The same faults for Hourglass and for the plain script every Kaggler writes: how many does each survive?
 
-Prints a table; asserts nothing. Survived = a submission that can be scored (header, ids, order, finite values in 0..1), exit
-code 0, before the limit; "WRONG" = it looks so, but a row that the fault does not touch, or all rows, silently changed.
-`python benchmarks/faults_baseline.py [--only WORD]`
+Prints a table; asserts nothing. Survived = a submission that can be scored (header, ids, order, finite values
+in 0..1), exit code 0, before the limit; "WRONG" = it looks so, but a row that the fault does not touch, or
+all rows, silently changed. `python benchmarks/faults_baseline.py [--only WORD]`
 """
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
-from bundles import built_once  # noqa: E402
-from guard_runs import GuardRun, wait_for  # noqa: E402
-from injectors import control_group, in_mounts, inside  # noqa: E402
-from invariants import find_broken  # noqa: E402
 from test_faults_clips import silent_hours  # noqa: E402
-from whole_runs import (  # noqa: E402
+
+from tests.helpers.bundles import built_once  # noqa: E402
+from tests.helpers.guard_runs import GuardRun, wait_for  # noqa: E402
+from tests.helpers.injectors import control_group, in_mounts, inside  # noqa: E402
+from tests.helpers.invariants import find_broken  # noqa: E402
+from tests.helpers.whole_runs import (  # noqa: E402
     Place,
     find_engine,
     flip_bit,
@@ -106,8 +107,10 @@ def full_disk(place: Place) -> tuple[str, ...]:
 
 
 def read_only_python(place: Place) -> tuple[str, ...]:
-    return in_mounts(f"mount --bind {sys.prefix} {sys.prefix} && mount -o remount,bind,ro {sys.prefix} && export HOME=/nowhere "
-                     "NUMBA_CACHE_DIR=/nowhere/cache")
+    return in_mounts(
+        f"mount --bind {sys.prefix} {sys.prefix} && mount -o remount,bind,ro {sys.prefix} && export HOME=/nowhere "
+        "NUMBA_CACHE_DIR=/nowhere/cache"
+    )
 
 
 FAULTS = [
@@ -118,37 +121,74 @@ FAULTS = [
     Fault(name="a clip that is missing", harm=lambda p, b: clip(p).unlink()),
     Fault(name="a clip that is a FIFO", harm=lambda p, b: hide(clip(p), os.mkfifo), seconds=60),
     Fault(name="a clip cut in half", harm=lambda p, b: clip(p).write_bytes(clip(p).read_bytes()[:9000])),
-    Fault(name="a clip of NaN samples",
-          harm=lambda p, b: soundfile.write(clip(p), np.full(9999, np.nan), 22_050, subtype="FLOAT")),
-    Fault(name="two hours of silence in 1 MB, 2 GB of memory", group_bytes=2 * 10**9,
-          harm=lambda p, b: hide(clip(p), silent_hours)),
+    Fault(
+        name="a clip of NaN samples",
+        harm=lambda p, b: soundfile.write(clip(p), np.full(9999, np.nan), 22_050, subtype="FLOAT"),
+    ),
+    Fault(
+        name="two hours of silence in 1 MB, 2 GB of memory",
+        group_bytes=2 * 10**9,
+        harm=lambda p, b: hide(clip(p), silent_hours),
+    ),
     Fault(name="ids nan, 007, null", harm=strange_ids, touches=None),
     Fault(name="sample with BOM and CRLF", harm=with_bom, touches=()),
     Fault(name="kill -9 of the worker", during=after(2.5, signal.SIGKILL), touches=()),
-    Fault(name="SIGTERM after 4 s of a long run", make=lambda f: make_crowd(f, 3000), during=after(4, signal.SIGTERM, True),
-          touches=None),
+    Fault(
+        name="SIGTERM after 4 s of a long run",
+        make=lambda f: make_crowd(f, 3000),
+        during=after(4, signal.SIGTERM, True),
+        touches=None,
+    ),
     Fault(name="the worker stopped (SIGSTOP)", during=after(2.5, signal.SIGSTOP), seconds=60, touches=None),
     Fault(name="4,000 clips in 30 s", make=lambda f: make_crowd(f, 4000), seconds=30, touches=None),
-    Fault(name="650 MB of memory, 60 clips of 60 s", make=lambda f: make_crowd(f, 60, seconds=60.0), group_bytes=650 * 10**6,
-          seconds=120, touches=None),
+    Fault(
+        name="650 MB of memory, 60 clips of 60 s",
+        make=lambda f: make_crowd(f, 60, seconds=60.0),
+        group_bytes=650 * 10**6,
+        seconds=120,
+        touches=None,
+    ),
     Fault(name="150 MB of memory", group_bytes=150 * 10**6, touches=None),
     Fault(name="output disk full", prefix=full_disk, touches=None),
-    Fault(name="a flipped bit in one net's weights", harm=lambda p, b: flip_bit(b / "plain.0.safetensors", -6), touches=None),
-    Fault(name="a weights file missing", harm=lambda p, b: (b / "plain.0.safetensors").unlink(), touches=None),
+    Fault(
+        name="a flipped bit in one net's weights",
+        harm=lambda p, b: flip_bit(b / "plain.0.safetensors", -6),
+        touches=None,
+    ),
+    Fault(
+        name="a weights file missing", harm=lambda p, b: (b / "plain.0.safetensors").unlink(), touches=None
+    ),
     Fault(name="64 file descriptors", prefix=lambda p: ("prlimit", "--nofile=64:64"), touches=()),
-    Fault(name="/dev/shm of 1 MB", prefix=lambda p: in_mounts("mount -t tmpfs -o size=1m none /dev/shm"), touches=()),
+    Fault(
+        name="/dev/shm of 1 MB",
+        prefix=lambda p: in_mounts("mount -t tmpfs -o size=1m none /dev/shm"),
+        touches=(),
+    ),
     Fault(name="read-only Python, no HOME", prefix=read_only_python, touches=()),
     Fault(name="no network", prefix=lambda p: ("unshare", "-Urn"), touches=()),
 ]
 
 
-def run_plain(place: Place, bundle: Path, seconds: float, prefix: tuple[str, ...], during: During | None) -> GuardRun:
+def run_plain(
+    place: Place, bundle: Path, seconds: float, prefix: tuple[str, ...], during: During | None
+) -> GuardRun:
     """The plain script on the same place; killed at the limit, as Kaggle does."""
     (place.folder / "out").mkdir(exist_ok=True)
     began = time.monotonic()
-    process = subprocess.Popen([*prefix, sys.executable, str(ROOT / "benchmarks" / "plain_script.py"), str(bundle),
-                                str(place.folder / "in"), str(place.folder / "out")], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [
+            *prefix,
+            sys.executable,
+            str(ROOT / "benchmarks" / "plain_script.py"),
+            str(bundle),
+            str(place.folder / "in"),
+            str(place.folder / "out"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         if during is not None:
             during(process, place.folder / "out")
@@ -156,12 +196,21 @@ def run_plain(place: Place, bundle: Path, seconds: float, prefix: tuple[str, ...
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, _ = process.communicate()
-    return GuardRun(code=process.returncode, wall_s=time.monotonic() - began, out=out, working=place.folder / "out",
-                    sample=place.folder / "in" / "sample_submission.csv", scratch=place.folder / "none", budget_s=seconds,
-                    mark="none")
+    return GuardRun(
+        code=process.returncode,
+        wall_s=time.monotonic() - began,
+        out=out,
+        working=place.folder / "out",
+        sample=place.folder / "in" / "sample_submission.csv",
+        scratch=place.folder / "none",
+        budget_s=seconds,
+        mark="none",
+    )
 
 
-def strike(fault: Fault, plain: bool, folder: Path, reference: dict[str, list[str]] | None) -> tuple[str, dict[str, list[str]]]:
+def strike(
+    fault: Fault, plain: bool, folder: Path, reference: dict[str, list[str]] | None
+) -> tuple[str, dict[str, list[str]]]:
     """(verdict, rows) of one fault for one of the two."""
     place = fault.make(folder)
     bundle = Path(shutil.copytree(built_once() / "bundle", folder / "bundle"))
@@ -187,14 +236,18 @@ def strike(fault: Fault, plain: bool, folder: Path, reference: dict[str, list[st
         return "lost: " + broken[0][:60].replace("\n", " "), {}
     rows = rows_of(run)
     touched = ids if fault.touches is None else set(fault.touches)
-    if reference is not None and any(rows[id] != reference[id] for id in reference if id in rows and id not in touched):
+    if reference is not None and any(
+        rows[id] != reference[id] for id in reference if id in rows and id not in touched
+    ):
         return "WRONG: other rows changed", rows
     if plain and "bit" in fault.name and reference is not None and rows != reference:
         return "WRONG: silently other scores", rows
     return "survived", rows
 
 
-def execute(plain: bool, place: Place, bundle: Path, seconds: float, prefix: tuple[str, ...], during: During) -> GuardRun:
+def execute(
+    plain: bool, place: Place, bundle: Path, seconds: float, prefix: tuple[str, ...], during: During
+) -> GuardRun:
     if plain:
         return run_plain(place, bundle, seconds, prefix, during)
     return run_whole(place, bundle, seconds=seconds, prefix=prefix, during=during)
@@ -202,7 +255,9 @@ def execute(plain: bool, place: Place, bundle: Path, seconds: float, prefix: tup
 
 def main() -> None:
     """Run both through every fault and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="faults whose name holds this word")
     chosen = parser.parse_args()
     survived = {True: 0, False: 0}
@@ -214,8 +269,11 @@ def main() -> None:
             verdicts = {}
             for plain in (False, True):
                 try:
-                    verdicts[plain], rows = strike(fault, plain, Path(top) / f"{number}-{plain}", references.get(plain))
-                except BaseException as error:  # pytest's skip, where this machine does not allow the injector
+                    verdicts[plain], rows = strike(
+                        fault, plain, Path(top) / f"{number}-{plain}", references.get(plain)
+                    )
+                except BaseException as error:
+                    # pytest's skip, where this machine does not allow the injector
                     if type(error).__name__ != "Skipped":
                         raise
                     verdicts[plain], rows = f"left out: {error}", {}

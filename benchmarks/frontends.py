@@ -2,8 +2,8 @@
 
     python -m benchmarks.frontends [--rounds 7] [--seconds 120] [--threads 2] [--quick]
 
-Rounds are interleaved; medians and ratios are printed, nothing is asserted. Clips are synthetic, 0.5 to 15 s. Every method
-runs with one intra-op thread; the last block runs whole clips on several Python threads.
+Rounds are interleaved; medians and ratios are printed, nothing is asserted. Clips are synthetic, 0.5 to 15 s.
+Every method runs with one intra-op thread; the last block runs whole clips on several Python threads.
 """
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import librosa  # isort: skip
 import numpy as np  # isort: skip
 import torch  # isort: skip
 
-from kernel import finish, frontends, spectra  # isort: skip
+from kernel.inference import finish
+
+from kernel.sound import frontends, spectra  # isort: skip
 
 Method = Callable[[np.ndarray], np.ndarray]
 
@@ -28,7 +30,9 @@ def make_clips(rate: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
     while total < seconds:
         length = float(rng.uniform(0.5, 15))
         t = np.arange(int(length * rate)) / rate
-        wave = 0.3 * np.sin(2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)) + 0.01 * rng.standard_normal(len(t))
+        wave = 0.3 * np.sin(
+            2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)
+        ) + 0.01 * rng.standard_normal(len(t))
         clips.append(wave.astype(np.float32))
         total += length
     return clips
@@ -38,10 +42,15 @@ Times = dict[str, list[Seconds]]
 
 
 def show(title: str, peer: str, times: Times, frames: int) -> None:
-    """Print microseconds per frame and the ratios to `peer`; the CPU columns hold on a machine that others use too."""
+    """Print microseconds per frame and the ratios to `peer`; the CPU columns hold on a machine that others
+    use too.
+    """
     print(f"\n{title}\n  {'':46}{'wall us':>9}{'x':>7}{'CPU us':>9}{'x':>7}")
     for name, values in times.items():
-        cells = (f"{median(values, kind) / frames * 1e6:9.2f}{ratio(times[peer], values, kind):7.2f}" for kind in (0, 1))
+        cells = (
+            f"{median(values, kind) / frames * 1e6:9.2f}{ratio(times[peer], values, kind):7.2f}"
+            for kind in (0, 1)
+        )
         print(f"  {name:46}{''.join(cells)}", flush=True)
 
 
@@ -49,15 +58,20 @@ def mel_methods(fe: frontends.FrontEnd) -> dict[str, Method]:
     """Log-mel of one wave f32[S] -> dB [M, T], by us and by each peer, edges and clip included."""
     shape = {"n_fft": fe.n_fft, "hop_length": fe.hop}
     window = torch.hann_window(fe.n_fft)
-    dense = torch.from_numpy(librosa.filters.mel(sr=fe.rate, n_fft=fe.n_fft, n_mels=fe.mels, fmin=fe.fmin, fmax=fe.rate / 2))
+    dense = torch.from_numpy(
+        librosa.filters.mel(sr=fe.rate, n_fft=fe.n_fft, n_mels=fe.mels, fmin=fe.fmin, fmax=fe.rate / 2)
+    )
 
     def by_librosa(wave: np.ndarray) -> np.ndarray:
-        mel = librosa.feature.melspectrogram(y=wave, sr=fe.rate, n_mels=fe.mels, fmin=fe.fmin, fmax=fe.rate / 2,
-                                             pad_mode="reflect", **shape)
+        mel = librosa.feature.melspectrogram(
+            y=wave, sr=fe.rate, n_mels=fe.mels, fmin=fe.fmin, fmax=fe.rate / 2, pad_mode="reflect", **shape
+        )
         return librosa.power_to_db(mel)
 
     def by_torch(wave: np.ndarray, root: bool) -> np.ndarray:
-        stft = torch.stft(torch.from_numpy(wave), window=window, return_complex=True, pad_mode="reflect", **shape)
+        stft = torch.stft(
+            torch.from_numpy(wave), window=window, return_complex=True, pad_mode="reflect", **shape
+        )
         parts = torch.view_as_real(stft)
         power = stft.abs() ** 2 if root else parts[..., 0] ** 2 + parts[..., 1] ** 2
         decibels = 10 * torch.log10(torch.clamp(dense @ power, min=1e-10))
@@ -72,7 +86,9 @@ def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, th
     clips, methods = make_clips(rate, seconds), mel_methods(fe)
     frames = sum(fe.max_frames(len(clip)) for clip in clips)
     worst = max(float(np.abs(methods["librosa"](clip) - methods["ours"](clip)).max()) for clip in clips)
-    times = race({name: lambda m=method: [m(clip) for clip in clips] for name, method in methods.items()}, rounds)
+    times = race(
+        {name: lambda m=method: [m(clip) for clip in clips] for name, method in methods.items()}, rounds
+    )
     show(f"log-mel {rate} Hz, n_fft {n_fft}, hop {hop}, 128 mels: {len(clips)} clips, {frames} frames; "
          f"ours - librosa: {worst:.1e} dB", "librosa", times, frames)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -88,27 +104,84 @@ def compare_parts(seconds: float, rounds: int) -> None:
     fe = frontends.build({"preset": "simongrest", "trim_db": None, "scale": "linear"})
     power = [fe(clip)[0] for clip in clips]
     frames = sum(p.shape[1] for p in power)
-    show("PCEN, 256 mels", "librosa", race({
-        "librosa": lambda: [librosa.pcen(p, sr=44100, hop_length=689, gain=0.6, bias=0.1, power=0.2, time_constant=0.4,
-                                         eps=1e-9, zi=np.zeros((256, 1), np.float32)) for p in power],
-        "ours": lambda: [spectra.pcen(p, frames_per_second=44100 / 689) for p in power]}, rounds), frames)
+    show(
+        "PCEN, 256 mels",
+        "librosa",
+        race(
+            {
+                "librosa": lambda: [
+                    librosa.pcen(
+                        p,
+                        sr=44100,
+                        hop_length=689,
+                        gain=0.6,
+                        bias=0.1,
+                        power=0.2,
+                        time_constant=0.4,
+                        eps=1e-9,
+                        zi=np.zeros((256, 1), np.float32),
+                    )
+                    for p in power
+                ],
+                "ours": lambda: [spectra.pcen(p, frames_per_second=44100 / 689) for p in power],
+            },
+            rounds,
+        ),
+        frames,
+    )
     tiles = torch.randn(32, 1, 128, 256)
-    show("delta and delta-delta, tiles of 256 frames", "librosa", race({
-        "librosa": lambda: [librosa.feature.delta(tile[0].numpy(), order=o) for tile in tiles for o in (1, 2)],
-        "ours": lambda: [finish.delta(tiles, 9, o) for o in (1, 2)]}, rounds), 32 * 256)
-    show("trim (per 512-sample frame)", "librosa", race({
-        "librosa": lambda: [librosa.effects.trim(clip) for clip in clips],
-        "ours": lambda: [spectra.trim_bounds(clip) for clip in clips]}, rounds), sum(len(c) // 512 for c in clips))
+    show(
+        "delta and delta-delta, tiles of 256 frames",
+        "librosa",
+        race(
+            {
+                "librosa": lambda: [
+                    librosa.feature.delta(tile[0].numpy(), order=o) for tile in tiles for o in (1, 2)
+                ],
+                "ours": lambda: [finish.delta(tiles, 9, o) for o in (1, 2)],
+            },
+            rounds,
+        ),
+        32 * 256,
+    )
+    show(
+        "trim (per 512-sample frame)",
+        "librosa",
+        race(
+            {
+                "librosa": lambda: [librosa.effects.trim(clip) for clip in clips],
+                "ours": lambda: [spectra.trim_bounds(clip) for clip in clips],
+            },
+            rounds,
+        ),
+        sum(len(c) // 512 for c in clips),
+    )
     stft = [np.abs(librosa.stft(clip, n_fft=2048, hop_length=512)) ** 2 for clip in clips]
-    turned, bank = [torch.from_numpy(np.ascontiguousarray(s.T)) for s in stft], spectra.chroma_bank(44100, 2048)
-    show("chroma from a power STFT", "librosa", race({
-        "librosa": lambda: [librosa.feature.chroma_stft(S=s, sr=44100, tuning=0) for s in stft],
-        "librosa with its tuning estimate": lambda: [librosa.feature.chroma_stft(S=s, sr=44100) for s in stft],
-        "ours": lambda: [spectra.chroma(p, bank) for p in turned]}, rounds), sum(s.shape[1] for s in stft))
+    turned, bank = (
+        [torch.from_numpy(np.ascontiguousarray(s.T)) for s in stft],
+        spectra.chroma_bank(44100, 2048),
+    )
+    show(
+        "chroma from a power STFT",
+        "librosa",
+        race(
+            {
+                "librosa": lambda: [librosa.feature.chroma_stft(S=s, sr=44100, tuning=0) for s in stft],
+                "librosa with its tuning estimate": lambda: [
+                    librosa.feature.chroma_stft(S=s, sr=44100) for s in stft
+                ],
+                "ours": lambda: [spectra.chroma(p, bank) for p in turned],
+            },
+            rounds,
+        ),
+        sum(s.shape[1] for s in stft),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=120.0, help="audio per set of clips")
     parser.add_argument("--threads", type=int, default=2, help="Python threads of the clip-parallel rows")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gallery [--docs docs]
 
-Runs over PRESETS, so that a new preset appears by itself. The clip is synthetic (a bell, a bird, a voice and rain between two
-silent ends), the same on every machine.
+Runs over PRESETS, so that a new preset appears by itself. The clip is synthetic (a bell, a bird, a voice and
+rain between two silent ends), the same on every machine.
 """
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel.frontends import FrontEnd, build
-from kernel.presets import PRESETS
+from kernel.sound.frontends import FrontEnd, build
+from kernel.sound.presets import PRESETS
 from training import demo_clips
 
 SECONDS, SILENCE = 5.0, 0.6
@@ -23,7 +23,7 @@ HEAD = """# Gallery of front ends
 
 One clip, {seconds:g} s (a bell, a bird, a voice and rain between two silent ends; rendered, no recording), as every preset stores
 it: low frequencies at the bottom, each picture scaled to its own range. `python -m benchmarks.gallery` makes this page and
-`python -m kernel.frontends` prints the table with bytes and cost. What a net wants after the crop (deltas, /255, channel
+`python -m kernel.sound` prints the table with bytes and cost. What a net wants after the crop (deltas, /255, channel
 repeat, the in-net mel of the wave presets) is its finish and is not shown.
 
 """
@@ -32,7 +32,12 @@ repeat, the in-net mel of the wave presets) is its finish and is not shown.
 def make_scene(rate: int) -> np.ndarray:
     """f32[SECONDS x rate] of the gallery's clip at `rate` Hz."""
     inner = SECONDS - 2 * SILENCE
-    parts = ((demo_clips.bell, 0.5), (demo_clips.bird, 0.25), (demo_clips.vowel, 0.3), (demo_clips.rain, 0.05))
+    parts = (
+        (demo_clips.bell, 0.5),
+        (demo_clips.bird, 0.25),
+        (demo_clips.vowel, 0.3),
+        (demo_clips.rain, 0.05),
+    )
     mixed = sum(gain * demo_clips.render(3, sound, inner, rate, 1)[:, 0] for sound, gain in parts)
     edge = np.zeros(round(SILENCE * rate), np.float32)
     return np.concatenate([edge, np.asarray(mixed, np.float32), edge])
@@ -86,23 +91,32 @@ def save(levels: np.ndarray, path: Path) -> None:
         Image.fromarray(levels).quantize(64).save(path, optimize=True)
         return
     image = Image.fromarray(levels // 4, mode="P")
-    image.putpalette((matplotlib.colormaps["magma"](np.linspace(0, 1, 64))[:, :3] * 255).astype(np.uint8).ravel().tolist())
+    image.putpalette(
+        (matplotlib.colormaps["magma"](np.linspace(0, 1, 64))[:, :3] * 255).astype(np.uint8).ravel().tolist()
+    )
     image.save(path, optimize=True, bits=8)
 
 
 def describe(name: str, fe: FrontEnd, array: np.ndarray, image: str | None) -> str:
     """The Markdown section of one preset."""
     default = FrontEnd()
-    values = [f"{f.name} {getattr(fe, f.name)}" for f in fields(fe)
-              if f.name not in ("name", "stored", "pad_value") and getattr(fe, f.name) != getattr(default, f.name)]
+    values = [
+        f"{f.name} {getattr(fe, f.name)}"
+        for f in fields(fe)
+        if f.name not in ("name", "stored", "pad_value") and getattr(fe, f.name) != getattr(default, f.name)
+    ]
     shape = " x ".join(str(n) for n in array.shape)
     shown = f"![{name}](gallery/{image})" if image else f"Value: {float(array.ravel()[0]):.4f}"
-    return (f"## {name}\n\n{shown}\n\n`[{shape}]` {fe.stored}, {fe.rate} Hz, {array.nbytes / SECONDS / 1e3:.1f} kB per second, "
-            f"pad {fe.pad}" + (f". {', '.join(values)}" if values else "") + ".\n\n")
+    return (
+        f"## {name}\n\n{shown}\n\n`[{shape}]` {fe.stored}, {fe.rate} Hz, {array.nbytes / SECONDS / 1e3:.1f} kB per second, "
+        f"pad {fe.pad}" + (f". {', '.join(values)}" if values else "") + ".\n\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     folder = parser.parse_args().docs
     (folder / "gallery").mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,13 @@
-"""Length groups against the usual schedules, on one net: real frames per second, padding, shapes, and the error.
+"""Length groups against the usual schedules, on one net: real frames per second, padding, shapes, and the
+error.
 
-    python -m benchmarks.grouping [--clips 24] [--rounds 5] [--device cpu|cuda] [--family simple_cnn] [--cells 16384] [--quick]
+    python -m benchmarks.grouping [--clips 24] [--rounds 5] [--device cpu|cuda] [--family simple_cnn] [--cells
+    16384] [--quick]
 
-Clips have the FAT2019 kind of lengths (log-normal, 0.3 to 30 s, median 5 s); the net has seeded random weights. "error" is the
-largest difference of a logit from the clip run alone, relative to the largest logit: what a schedule without masks costs.
-Rounds are interleaved; medians and ratios to one clip at a time are printed. `--plan-only` shows the groups without a net.
+Clips have the FAT2019 kind of lengths (log-normal, 0.3 to 30 s, median 5 s); the net has seeded random
+weights. "error" is the largest difference of a logit from the clip run alone, relative to the largest logit:
+what a schedule without masks costs. Rounds are interleaved; medians and ratios to one clip at a time are
+printed. `--plan-only` shows the groups without a net.
 """
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ import torch  # isort: skip
 from torch import nn  # isort: skip
 
 from kernel import models  # isort: skip
-from kernel.batches import Batch, group, singles  # isort: skip
+from kernel.engine.length_groups import Batch, group, singles  # isort: skip
 
 FRAMES_PER_SECOND, BINS = 64, 128  # the argus front end
 PADDING, MAX_ROWS = 0.02, 512  # the engine's settings
@@ -43,7 +46,10 @@ def schedules(cells: int) -> dict[str, tuple[Schedule, bool]]:
     return {
         "one at a time": (singles, False),
         "arrival order, 16, padded": (lambda f: chunks(range(len(f)), f, 16), False),
-        "sorted buckets of 16, padded": (lambda f: chunks(sorted(range(len(f)), key=lambda i: f[i]), f, 16), False),
+        "sorted buckets of 16, padded": (
+            lambda f: chunks(sorted(range(len(f)), key=lambda i: f[i]), f, 16),
+            False,
+        ),
         "equal lengths only": (grouped(0.0, exact=True), False),
         "length groups <= 2 %, masked": (grouped(PADDING), True),
         "length groups <= 10 %, masked": (grouped(0.10), True),
@@ -51,7 +57,9 @@ def schedules(cells: int) -> dict[str, tuple[Schedule, bool]]:
 
 
 @torch.inference_mode()
-def run(net: nn.Module, clips: Sequence[torch.Tensor], batches: Sequence[Batch], masked: bool, classes: int) -> np.ndarray:
+def run(
+    net: nn.Module, clips: Sequence[torch.Tensor], batches: Sequence[Batch], masked: bool, classes: int
+) -> np.ndarray:
     """f32[N, K] logits in the order of the clips."""
     device = clips[0].device
     out = torch.empty(len(clips), classes, device=device)
@@ -59,7 +67,9 @@ def run(net: nn.Module, clips: Sequence[torch.Tensor], batches: Sequence[Batch],
         x = clips[0].new_zeros(len(batch.rows), *clips[0].shape[:2], batch.width)
         for place, (i, frames) in enumerate(zip(batch.rows, batch.frames, strict=True)):
             x[place, :, :, :frames] = clips[i]
-        told = torch.tensor(batch.frames, device=device) if masked and min(batch.frames) < batch.width else None
+        told = (
+            torch.tensor(batch.frames, device=device) if masked and min(batch.frames) < batch.width else None
+        )
         out[list(batch.rows)] = net(x) if told is None else net(x, told)
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -78,8 +88,10 @@ def build_net(family: str, device: torch.device, classes: int) -> nn.Module:
 
 def describe(name: str, frames: Sequence[int], batches: Sequence[Batch]) -> str:
     computed = sum(b.cells for b in batches)
-    return (f"{name:<32}{len(batches):>8}{len({(len(b.rows), b.width) for b in batches}):>8}{len({b.width for b in batches}):>8}"
-            f"{1 - sum(frames) / computed:>9.2%}{computed / len(batches):>12.0f}")
+    return (
+        f"{name:<32}{len(batches):>8}{len({(len(b.rows), b.width) for b in batches}):>8}{len({b.width for b in batches}):>8}"
+        f"{1 - sum(frames) / computed:>9.2%}{computed / len(batches):>12.0f}"
+    )
 
 
 def main() -> None:
@@ -107,17 +119,29 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     net = build_net(given.family, device, classes)
     generator = np.random.default_rng(1)
-    clips = [torch.from_numpy(generator.standard_normal((net.channels, BINS, n), dtype=np.float32)).to(device) for n in frames]
+    clips = [
+        torch.from_numpy(generator.standard_normal((net.channels, BINS, n), dtype=np.float32)).to(device)
+        for n in frames
+    ]
     alone = run(net, clips, plans["one at a time"][0], False, classes)
     error = {name: float(np.abs(run(net, clips, b, m, classes) - alone).max() / np.abs(alone).max())
              for name, (b, m) in plans.items()}
-    times = race({name: lambda b=batches, m=masked: run(net, clips, b, m, classes) for name, (batches, masked) in plans.items()},
-                 given.rounds)
-    print(f"\n{given.family} on {device}, {torch.get_num_threads()} threads, medians of {given.rounds} interleaved rounds")
+    times = race(
+        {
+            name: lambda b=batches, m=masked: run(net, clips, b, m, classes)
+            for name, (batches, masked) in plans.items()
+        },
+        given.rounds,
+    )
+    print(
+        f"\n{given.family} on {device}, {torch.get_num_threads()} threads, medians of {given.rounds} interleaved rounds"
+    )
     print(f"{'':32}{'frames/s':>10}{'wall x':>8}{'CPU x':>8}{'error':>10}")
     for name in plans:
         wall, cpu = (ratio(times["one at a time"], times[name], kind) for kind in (0, 1))
-        print(f"{name:<32}{sum(frames) / median(times[name]):>10.0f}{wall:>8.2f}{cpu:>8.2f}{error[name]:>10.1e}")
+        print(
+            f"{name:<32}{sum(frames) / median(times[name]):>10.0f}{wall:>8.2f}{cpu:>8.2f}{error[name]:>10.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python -m benchmarks.overlap [--clips 600] [--rounds 7] [--quick]
 
-GPU schedule: the device is a stand-in that sleeps for every batch, as long as asked for, and uses no core; "slowest" is the
-longer of loading alone and sleeping alone, at three ratios of the two. CPU schedule: a real net; fold 0 loads and computes,
-fold 1 computes alone, and loading alone is timed apart; both want the same cores, so the bound is the sum. A real GPU wants some
-of a core for launches and copies: expect a little less there.
+GPU schedule: the device is a stand-in that sleeps for every batch, as long as asked for, and uses no core;
+"slowest" is the longer of loading alone and sleeping alone, at three ratios of the two. CPU schedule: a real
+net; fold 0 loads and computes, fold 1 computes alone, and loading alone is timed apart; both want the same
+cores, so the bound is the sum. A real GPU wants some of a core for launches and copies: expect a little less
+there.
 """
 from __future__ import annotations
 
@@ -27,20 +28,29 @@ from benchmarks.rounds import describe_machine
 import numpy as np  # isort: skip
 import torch  # isort: skip
 
-from kernel import backends, engine, limits, steps, submission  # isort: skip
-from kernel.journal import Heartbeat  # isort: skip
+from kernel import limits
+from kernel.engine import loop
+from kernel.inference import backends
+from kernel.scores import submission
+
+from kernel.engine.step import run_step  # isort: skip
+from kernel.engine.journal import Heartbeat  # isort: skip
 
 SLEEPS = (0.6, 1.0, 1.4)  # sleeping in all / loading alone
 
 
 class Asleep:
-    """A runner that sleeps `per_frame` seconds for every frame of a batch: what a GPU looks like to the rest."""
+    """A runner that sleeps `per_frame` seconds for every frame of a batch: what a GPU looks like to the
+    rest.
+    """
 
     def __init__(self, per_frame: float):
         self.per_frame, self.slept = per_frame, 0.0
 
     def prepare(self, *_: Any, **__: Any) -> backends.Runner:
-        return backends.Runner(device=backends.Device(name="cpu", about=""), path="asleep", run=self.run, exact=self.run)
+        return backends.Runner(
+            device=backends.Device(name="cpu", about=""), path="asleep", run=self.run, exact=self.run
+        )
 
     def run(self, inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         x = inputs["x"]
@@ -51,18 +61,35 @@ class Asleep:
 
 
 @contextmanager
-def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -> Iterator[engine.Engine]:
+def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -> Iterator[loop.Engine]:
     """An engine ready to run in this process, its device asleep or the CPU."""
     chosen = limits.limits("fat2019", seconds=3600)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         state = Path(place)
         sample = submission.read_sample(data / "sample_submission.csv")
         run = {
-            "bundle": str(bundle), "manifest": str(bundle / "manifest.json"), "input": str(data), "clips": str(data / "test"),
-            "working": str(state), "state": str(state), "limits": asdict(chosen), "marks": asdict(limits.marks(3600.0)),
-            "sample": {"path": str(data / "sample_submission.csv"), "header": list(sample.header), "ids": list(sample.ids)},
-            "started": time.monotonic(), "offset_s": 0.0, "device": "cpu", "loaders": None, "first": None, "strict": False,
-            "attempt": 1, "pinned": False}
+            "bundle": str(bundle),
+            "manifest": str(bundle / "manifest.json"),
+            "input": str(data),
+            "clips": str(data / "test"),
+            "working": str(state),
+            "state": str(state),
+            "limits": asdict(chosen),
+            "marks": asdict(limits.marks(3600.0)),
+            "sample": {
+                "path": str(data / "sample_submission.csv"),
+                "header": list(sample.header),
+                "ids": list(sample.ids),
+            },
+            "started": time.monotonic(),
+            "offset_s": 0.0,
+            "device": "cpu",
+            "loaders": None,
+            "first": None,
+            "strict": False,
+            "attempt": 1,
+            "pinned": False,
+        }
         with ExitStack() as patches:
             if asleep is not None:
                 device = backends.Device(name="cuda:0", about="asleep", memory_bytes=16 * 10**9)
@@ -70,11 +97,11 @@ def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -
                 patches.enter_context(mock.patch.object(backends, "prepare", asleep.prepare))
             gc.collect()
             gc.freeze()  # as kernel.run does
-            yield engine.Engine(run, Heartbeat(state / "heartbeat.json"))
+            yield loop.Engine(run, Heartbeat(state / "heartbeat.json"))
             gc.unfreeze()
 
 
-def load_alone(opened: engine.Engine) -> float:
+def load_alone(opened: loop.Engine) -> float:
     """Seconds of loading every row, with nothing else to do."""
     scene = opened.scene
     stage = next(iter(scene.recipes["net"].stages.values()))
@@ -86,11 +113,11 @@ def load_alone(opened: engine.Engine) -> float:
     return seconds
 
 
-def run_steps(opened: engine.Engine) -> list[float]:
+def run_steps(opened: loop.Engine) -> list[float]:
     """Seconds of each net's step, in order, as the engine takes them; the store is dropped at the end."""
     seconds = []
     while (step := opened._take_step()) is not None:
-        outcome = steps.run_step(opened.scene, step, opened.scene.devices[0], lambda: False)
+        outcome = run_step(opened.scene, step, opened.scene.devices[0], lambda: False)
         opened._finish_step(step, outcome)
         seconds.append(outcome.seconds)
     opened.scene.store.close()
@@ -110,7 +137,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = write_input(folder / "input", clips)
-        one, two = build_bundle(folder / "one", "padded", 1, 8, False), build_bundle(folder / "two", "padded", 2, 8, False)
+        one, two = (
+            build_bundle(folder / "one", "padded", 1, 8, False),
+            build_bundle(folder / "two", "padded", 2, 8, False),
+        )
         loading: list[float] = []
         whole: dict[str, list[float]] = {}
 
@@ -131,8 +161,12 @@ def main() -> None:
             time_loading()
             with open_engine(folder, two, data, None) as opened:
                 first, second = run_steps(opened)
-            whole.setdefault("CPU schedule: whole / sum of the stages alone", []).append(first / (loading[-1] + second))
-        print(f"loading alone {np.median(loading):.2f} s ({min(loading):.2f} to {max(loading):.2f}), {frames:.0f} frames")
+            whole.setdefault("CPU schedule: whole / sum of the stages alone", []).append(
+                first / (loading[-1] + second)
+            )
+        print(
+            f"loading alone {np.median(loading):.2f} s ({min(loading):.2f} to {max(loading):.2f}), {frames:.0f} frames"
+        )
         for name, values in whole.items():
             print(f"{name:<66}{np.median(values):6.3f}   rounds {', '.join(f'{v:.2f}' for v in values)}")
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.pipeline [--clips 32] [--nets 3] [--rounds 5] [--quick]
 
-Two tasks: `tiles` (the 1st-place net on tiles of 256 frames, against its own one-clip-at-a-time loop) and `padded` (a plain CNN
-on whole clips, against the everyday padded DataLoader). Ours runs twice: on torch alone, and with exported graphs in the bundle.
-Every run is a process of its own from start to exit, imports and loading included; runs take turns. "apart" is the largest
-difference of a score from ours on torch: the tile loop agrees, padding does not. Baselines: benchmarks/baselines.py.
+Two tasks: `tiles` (the 1st-place net on tiles of 256 frames, against its own one-clip-at-a-time loop) and
+`padded` (a plain CNN on whole clips, against the everyday padded DataLoader). Ours runs twice: on torch
+alone, and with exported graphs in the bundle. Every run is a process of its own from start to exit, imports
+and loading included; runs take turns. "apart" is the largest difference of a score from ours on torch: the
+tile loop agrees, padding does not. Baselines: benchmarks/baselines.py.
 """
 from __future__ import annotations
 
@@ -28,8 +29,11 @@ import numpy as np  # isort: skip
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = [f"class{k:02d}" for k in range(80)]
 TASKS = {
-    "tiles": ("the argus tile loop", 'family = "aux_skip_attention"\nparams = {{ base = {base} }}\n'
-              'finish = ["delta", {{ kind = "scale", divide = 100 }}]\nview = {{ kind = "tiles", frames = 256, step = 128 }}'),
+    "tiles": (
+        "the argus tile loop",
+        'family = "aux_skip_attention"\nparams = {{ base = {base} }}\n'
+        'finish = ["delta", {{ kind = "scale", divide = 100 }}]\nview = {{ kind = "tiles", frames = 256, step = 128 }}',
+    ),
     "padded": ("the padded DataLoader", 'family = "simple_cnn"\nparams = {{ base = {base}, channels = 1 }}'),
 }
 
@@ -49,10 +53,14 @@ def build_bundle(folder: Path, task: str, nets: int, base: int, graphs: bool) ->
     folder.mkdir(parents=True, exist_ok=True)
     toml = folder / f"{task}.toml"
     folds, body = list(range(nets)), TASKS[task][1].format(base=base)
-    toml.write_text(f'name = "{task}"\nclasses = {json.dumps(CLASSES)}\nmean = "geometric"\n[frontends.mel]\npreset = "argus"\n'
-                    f'[[members]]\nname = "net"\nfrontend = "mel"\nfolds = {folds}\n{body}\n')
+    toml.write_text(
+        f'name = "{task}"\nclasses = {json.dumps(CLASSES)}\nmean = "geometric"\n[frontends.mel]\npreset = "argus"\n'
+        f'[[members]]\nname = "net"\nfrontend = "mel"\nfolds = {folds}\n{body}\n'
+    )
     out = folder / f"{task}-{'graphs' if graphs else 'torch'}"
-    assembly.build(assembly.Order(ensemble=toml, out=out, random_weights=True, export_onnx=graphs), say=lambda _: None)
+    assembly.build(
+        assembly.Order(ensemble=toml, out=out, random_weights=True, export_onnx=graphs), say=lambda _: None
+    )
     return out / "bundle"
 
 
@@ -70,8 +78,24 @@ def write_sample(folder: Path, names: Sequence[str]) -> None:
 
 
 def ours(bundle: Path, given: Path, working: Path) -> Method:
-    return Method(command=[sys.executable, "-I", str(ROOT / "infer_kernel.py"), "--bundle", str(bundle), "--input", str(given),
-                           "--working", str(working), "--device", "cpu", "--seconds", "3600"], out=working / "submission.csv")
+    return Method(
+        command=[
+            sys.executable,
+            "-I",
+            str(ROOT / "infer_kernel.py"),
+            "--bundle",
+            str(bundle),
+            "--input",
+            str(given),
+            "--working",
+            str(working),
+            "--device",
+            "cpu",
+            "--seconds",
+            "3600",
+        ],
+        out=working / "submission.csv",
+    )
 
 
 def read_scores(path: Path) -> np.ndarray:
@@ -98,8 +122,10 @@ def describe_run(working: Path) -> str:
     first = min(stage["start_s"] for name, stage in stages.items() if name.startswith("net."))
     loading = sum(net["loading_s"] for member in report["members"] for net in member["nets"])
     nets = sum(net["seconds"] for member in report["members"] for net in member["nets"]) - loading
-    return (f"{report['device']['path']}; first net began after {first:.1f} s, waited {loading:.1f} s for spectrograms, computed "
-            f"{nets:.1f} s; peak {report.get('peak_own_bytes', report['peak_ram_bytes']) / 1e6:.0f} MB")
+    return (
+        f"{report['device']['path']}; first net began after {first:.1f} s, waited {loading:.1f} s for spectrograms, computed "
+        f"{nets:.1f} s; peak {report.get('peak_own_bytes', report['peak_ram_bytes']) / 1e6:.0f} MB"
+    )
 
 
 def compare(task: str, methods: dict[str, Method], rounds: int) -> None:
@@ -135,16 +161,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = write_input(folder / "input", given.clips)
-        print(f"{given.clips} clips, {sum(draw_seconds(given.clips)):.0f} s of audio, {given.nets} nets of base {given.base}")
+        print(
+            f"{given.clips} clips, {sum(draw_seconds(given.clips)):.0f} s of audio, {given.nets} nets of base {given.base}"
+        )
         for task in given.tasks:
-            plain, quick = (build_bundle(folder, task, given.nets, given.base, graphs) for graphs in (False, True))
+            plain, quick = (
+                build_bundle(folder, task, given.nets, given.base, graphs) for graphs in (False, True)
+            )
             out = folder / f"{task}.npy"
             methods = {
-                TASKS[task][0]: Method(out=out, command=[
-                    sys.executable, "-m", "benchmarks.baselines", task, "--bundle", str(plain), "--clips", str(data / "test"),
-                    "--out", str(out)]),
+                TASKS[task][0]: Method(
+                    out=out,
+                    command=[
+                        sys.executable,
+                        "-m",
+                        "benchmarks.baselines",
+                        task,
+                        "--bundle",
+                        str(plain),
+                        "--clips",
+                        str(data / "test"),
+                        "--out",
+                        str(out),
+                    ],
+                ),
                 "hourglass, torch": ours(plain, data, folder / f"{task}-out-torch"),
-                "hourglass, exported graphs": ours(quick, data, folder / f"{task}-out-graphs")}
+                "hourglass, exported graphs": ours(quick, data, folder / f"{task}-out-graphs"),
+            }
             compare(task, methods, given.rounds)
 
 

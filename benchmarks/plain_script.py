@@ -1,7 +1,7 @@
 """The script every Kaggler writes: all spectrograms in a list, one loop over the models, to_csv at the end.
 
-The peer of benchmarks/faults_baseline.py. Deliberately plain, and no worse than public kernels: it reads the sample, runs clips
-one by one, averages the models' probabilities. Not part of the product.
+The peer of benchmarks/faults_baseline.py. Deliberately plain, and no worse than public kernels: it reads the
+sample, runs clips one by one, averages the models' probabilities. Not part of the product.
 `python plain_script.py BUNDLE INPUT WORKING`
 """
 import json
@@ -25,7 +25,9 @@ classes = sample.columns[1:]
 
 def logmel(path):
     wave, _ = librosa.load(path, sr=44100)
-    mel = librosa.power_to_db(librosa.feature.melspectrogram(y=wave, sr=44100, n_mels=128, hop_length=347, n_fft=2560))
+    mel = librosa.power_to_db(
+        librosa.feature.melspectrogram(y=wave, sr=44100, n_mels=128, hop_length=347, n_fft=2560)
+    )
     return np.stack([mel, librosa.feature.delta(mel), librosa.feature.delta(mel, order=2)])
 
 
@@ -38,6 +40,8 @@ for net in manifest["nets"]:
     model.eval()
     with torch.no_grad():
         channels = getattr(model, "channels", 1)
-        predictions.append([torch.sigmoid(model(torch.from_numpy(x[None, :channels]).float()))[0].numpy() for x in X])
+        predictions.append(
+            [torch.sigmoid(model(torch.from_numpy(x[None, :channels]).float()))[0].numpy() for x in X]
+        )
 sample[classes] = np.mean(predictions, axis=0)
 sample.to_csv(f"{working}/submission.csv", index=False)

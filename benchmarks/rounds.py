@@ -1,6 +1,8 @@
-"""What the benchmarks share: interleaved rounds, medians of wall and CPU seconds, clips, and a line on the machine.
+"""What the benchmarks share: interleaved rounds, medians of wall and CPU seconds, clips, and a line on the
+machine.
 
-Import it before numpy and torch: it closes the traps of thread pools that would spoil every row of a table, ours and the peers'.
+Import it before numpy and torch: it closes the traps of thread pools that would spoil every row of a table,
+ours and the peers'.
 """
 from __future__ import annotations
 
@@ -26,8 +28,10 @@ def describe_machine(*packages: str) -> str:
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.processor())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return (f"{datetime.date.today()} | {model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} | "
-            f"Python {platform.python_version()}, {versions}")
+    return (
+        f"{datetime.date.today()} | {model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} | "
+        f"Python {platform.python_version()}, {versions}"
+    )
 
 
 def time_call(call: Callable[[], object]) -> Seconds:
@@ -37,7 +41,9 @@ def time_call(call: Callable[[], object]) -> Seconds:
 
 
 def race(methods: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Seconds]]:
-    """(wall, CPU) seconds of each method in each of the interleaved rounds, after one unmeasured call each."""
+    """(wall, CPU) seconds of each method in each of the interleaved rounds, after one unmeasured call
+    each.
+    """
     times: dict[str, list[Seconds]] = {name: [] for name in methods}
     for call in methods.values():
         call()
@@ -71,7 +77,9 @@ def write_clips(folder: Path, seconds: list[float], rate: int = 44_100) -> list[
     for number, length in enumerate(seconds):
         rng = np.random.default_rng(number)
         t = np.arange(int(length * rate)) / rate
-        wave = 0.3 * np.sin(2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)) + 0.01 * rng.standard_normal(len(t))
+        wave = 0.3 * np.sin(
+            2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)
+        ) + 0.01 * rng.standard_normal(len(t))
         names.append(f"clip{number:05d}.wav")
         soundfile.write(folder / names[-1], wave.astype(np.float32), rate, subtype="PCM_16")
     return names

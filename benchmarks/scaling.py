@@ -2,9 +2,10 @@
 
     python -m benchmarks.scaling [--sizes 250 1000 4000] [--rounds 5] [--quick]
 
-Clips are hard links to 50 short ones (the lengths of FAT2019 x 0.3), one small net on the CPU. Printed: seconds per clip (slope)
-and fixed seconds (intercept) of a least-squares line through the medians, wall and CPU; memory beside torch and the store; and
-seconds from the guard's start to the prior submission and to the end of a run of one row, a bound of the first prediction.
+Clips are hard links to 50 short ones (the lengths of FAT2019 x 0.3), one small net on the CPU. Printed:
+seconds per clip (slope) and fixed seconds (intercept) of a least-squares line through the medians, wall and
+CPU; memory beside torch and the store; and seconds from the guard's start to the prior submission and to the
+end of a run of one row, a bound of the first prediction.
 """
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ import numpy as np  # isort: skip
 
 DISTINCT, SHARE = 50, 0.3
 TORCH = ("import torch; torch.ones(8, 8) @ torch.ones(8, 8); "
-         "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])")  # not ru_maxrss: it remembers the parent's
+         # not ru_maxrss: it remembers the parent's
+         "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])")
 
 
 def make_input(folder: Path, sources: Path, clips: int) -> Path:
@@ -44,7 +46,9 @@ def time_start(method: Method) -> tuple[float, float]:
     """Seconds from the start to the first submission.csv, and to the end of the run."""
     method.out.unlink(missing_ok=True)
     start = time.perf_counter()
-    process = subprocess.Popen([*method.command, "--first", "1"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*method.command, "--first", "1"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not method.out.exists() and process.poll() is None:
         time.sleep(0.002)
     prior = time.perf_counter() - start
@@ -61,11 +65,18 @@ def beside_store(working: Path, torch_bytes: float) -> float:
 def show_lines(times: dict[int, list[Seconds]], memory: dict[int, list[float]]) -> None:
     print(f"{'clips':>7}{'wall s':>10}{'CPU s':>10}{'MB beside torch and the store':>34}")
     for size, values in times.items():
-        print(f"{size:>7}{median(values):>10.2f}{median(values, 1):>10.2f}{statistics.median(memory[size]):>34.0f}")
+        print(
+            f"{size:>7}{median(values):>10.2f}{median(values, 1):>10.2f}{statistics.median(memory[size]):>34.0f}"
+        )
     for kind, name in enumerate(("wall", "CPU")):
         slope, intercept = np.polyfit(list(times), [median(values, kind) for values in times.values()], 1)
-        print(f"{name}: {1e3 * slope:.2f} ms per clip + {intercept:.2f} s; " + ", ".join(
-            f"{size}: {median(values, kind) / (slope * size + intercept):.2f} of the line" for size, values in times.items()))
+        print(
+            f"{name}: {1e3 * slope:.2f} ms per clip + {intercept:.2f} s; "
+            + ", ".join(
+                f"{size}: {median(values, kind) / (slope * size + intercept):.2f} of the line"
+                for size, values in times.items()
+            )
+        )
 
 
 def main() -> None:
@@ -81,8 +92,12 @@ def main() -> None:
         folder = Path(place)
         write_clips(folder / "sources", [SHARE * s for s in draw_seconds(DISTINCT)])
         bundle = build_bundle(folder, "padded", 1, 8, False)
-        methods = {size: ours(bundle, make_input(folder / f"in{size}", folder / "sources", size), folder / f"out{size}")
-                   for size in sizes}
+        methods = {
+            size: ours(
+                bundle, make_input(folder / f"in{size}", folder / "sources", size), folder / f"out{size}"
+            )
+            for size in sizes
+        }
         times: dict[int, list[Seconds]] = {size: [] for size in sizes}
         memory: dict[int, list[float]] = {size: [] for size in sizes}
         starts = []
@@ -94,7 +109,9 @@ def main() -> None:
     show_lines(times, memory)
     print(f"guard start to prior submission {statistics.median(s[0] for s in starts):.2f} s; "
           f"start to the end of a run of one row {statistics.median(s[1] for s in starts):.2f} s")
-    print(f"children's largest resident set {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3:.0f} MB")
+    print(
+        f"children's largest resident set {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     python -m benchmarks.store [--clips 1000] [--rounds 5] [--loaders 2] [--scratch DIR] [--quick]
 
-Producing is one copy, so this is nearly pure hand-over. First pass: everything is produced and read once by the main process;
-later pass: everything is read once more. Rounds are interleaved; medians and ratios to the plain list are printed.
+Producing is one copy, so this is nearly pure hand-over. First pass: everything is produced and read once by
+the main process; later pass: everything is read once more. Rounds are interleaved; medians and ratios to the
+plain list are printed.
 
-Peers: a plain list (one thread, no limits); joblib.Parallel threads into a dict; joblib.Memory on the same disk; and the cache
-of the 44th-place FAT2019 kernel: worker processes that fill a Manager().dict, asking for memory and disk at every access.
+Peers: a plain list (one thread, no limits); joblib.Parallel threads into a dict; joblib.Memory on the same
+disk; and the cache of the 44th-place FAT2019 kernel: worker processes that fill a Manager().dict, asking for
+memory and disk at every access.
 """
 from __future__ import annotations
 
@@ -26,10 +28,10 @@ import joblib
 import numpy as np
 import psutil
 
-from kernel.audio import Clip, Row
-from kernel.frontends import FrontEnd, build
+from kernel.cache.store import Store, StoreLimits
 from kernel.memory import Meter
-from kernel.store import Store, StoreLimits
+from kernel.sound.decode import Clip, Row
+from kernel.sound.frontends import FrontEnd, build
 
 BINS, LONGEST = 128, 1918  # rows and the longest clip (30 s) of the argus front end
 GB = 10**9
@@ -47,7 +49,10 @@ def read(array: np.ndarray) -> float:
 
 
 def rows_of(lengths: Sequence[int]) -> list[Row]:
-    return [Row(id=str(i), clip=Clip(id=str(i), rate=44100, samples_claimed=690 * (n - 1))) for i, n in enumerate(lengths)]
+    return [
+        Row(id=str(i), clip=Clip(id=str(i), rate=44100, samples_claimed=690 * (n - 1)))
+        for i, n in enumerate(lengths)
+    ]
 
 
 def two_passes(first: Callable[[], float], later: Callable[[], float]) -> Pass:
@@ -118,7 +123,9 @@ def run_joblib_memory(lengths: Sequence[int], loaders: int, scratch: Path) -> Pa
 
 
 def fill_shared(cache: Any, i: int, n: int) -> None:
-    """What a worker of the 44th-place kernel does for one clip. Source: its submission.ipynb, as described in the gallery."""
+    """What a worker of the 44th-place kernel does for one clip. Source: its submission.ipynb, as described in
+    the gallery.
+    """
     if i not in cache:
         array = make(n)
         if psutil.virtual_memory().percent < 90 and shutil.disk_usage(".").free > 500 * 10**6:
@@ -163,7 +170,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loaders", type=int, default=2)
-    parser.add_argument("--scratch", type=Path, default=None, help="folder on a disk (default: the temporary folder)")
+    parser.add_argument(
+        "--scratch", type=Path, default=None, help="folder on a disk (default: the temporary folder)"
+    )
     parser.add_argument("--quick", action="store_true", help="200 clips, 2 rounds")
     given = parser.parse_args()
     if given.quick:
@@ -188,7 +197,9 @@ def main() -> None:
         share = bookkeeping(lengths, scratch)
     print(f"{given.clips} clips, {size / 2**30:.2f} GiB, {given.loaders} loaders, {os.cpu_count()} cores, "
           f"medians of {given.rounds} interleaved rounds")
-    print(f"{'':34}{'first pass':>11}{'x list':>8}{'us/clip':>9}{'later pass':>12}{'x list':>8}{'us/clip':>9}")
+    print(
+        f"{'':34}{'first pass':>11}{'x list':>8}{'us/clip':>9}{'later pass':>12}{'x list':>8}{'us/clip':>9}"
+    )
     medians = {name: [statistics.median(t[k] for t in times[name]) for k in (0, 1)] for name in peers}
     base = medians["plain list, one thread"]
     for name, (first, later) in medians.items():

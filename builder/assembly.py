@@ -1,7 +1,8 @@
 """One ensemble TOML -> DIR/bundle and DIR/push, complete or not at all.
 
-Owns the order of a build: everything that can be refused is refused first, then all is written to a folder beside the
-target, checked as an upload, and moved into place. Does not know Kaggle's rules (metadata, contents) or formats (weights).
+Owns the order of a build: everything that can be refused is refused first, then all is written to a folder
+beside the target, checked as an upload, and moved into place. Does not know Kaggle's rules (metadata,
+contents) or formats (weights).
 """
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import kernel
-from kernel import frontends
 from kernel.bundle import parse_state
 from kernel.errors import ModelLoadFailed, SpecError
 from kernel.limits import PROFILES, limits
-from kernel.pushed import SCRIPT, constant, fill_constant
+from kernel.pin import SCRIPT, constant, fill_constant
+from kernel.sound import frontends
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Member, Stacker, Wheel, dumps_json, load_ensemble
 
 from . import contents, metadata, push, recipe, trial, weights, wheel
@@ -39,7 +40,8 @@ PREFIX = ".building-"
 class Order:
     """What is to be built; the command line's values.
 
-    weights         folder of checkpoints; None: `weights/` beside the TOML, the TOML's folder, `weights/` of the repository
+    weights         folder of checkpoints; None: `weights/` beside the TOML, the TOML's folder, `weights/` of
+                    the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
     back_end        "openvino" or "onnxruntime" wheels ride along
     machine         accelerator of the kernel, "cpu", or None: by the profile
@@ -82,7 +84,9 @@ def weights_folders(order: Order) -> list[Path]:
     return [beside / "weights", beside, ROOT / "weights"]
 
 
-def _find_sources(parts: list[Member | Stacker], modules: dict[str, Any], order: Order) -> tuple[list[weights.Source], list[str]]:
+def _find_sources(
+    parts: list[Member | Stacker], modules: dict[str, Any], order: Order
+) -> tuple[list[weights.Source], list[str]]:
     """Sources of all nets in order, and the ids of those to be filled with random values.
 
     Raises  ModelLoadFailed listing every checkpoint that is missing
@@ -110,12 +114,19 @@ def _find_sources(parts: list[Member | Stacker], modules: dict[str, Any], order:
             read = _reader(path, part, module, fill)
             sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read))
     if missing:
-        raise ModelLoadFailed("no checkpoint for\n  " + "\n  ".join(missing) + "\nin " + ", ".join(map(str, folders)) +
-                              "\ngive --weights DIR, or --random-weights to time the ensemble without them")
+        raise ModelLoadFailed(
+            "no checkpoint for\n  "
+            + "\n  ".join(missing)
+            + "\nin "
+            + ", ".join(map(str, folders))
+            + "\ngive --weights DIR, or --random-weights to time the ensemble without them"
+        )
     return sources, filled
 
 
-def _reader(path: Path | None, part: Member | Stacker, module: Any, fill: Callable[[str], bytes]) -> Callable[[], bytes]:
+def _reader(
+    path: Path | None, part: Member | Stacker, module: Any, fill: Callable[[str], bytes]
+) -> Callable[[], bytes]:
     """How to get the bytes of one net: filled, as they are, or checked against the net."""
     if path is None:
         return lambda: fill(part.name)
@@ -125,7 +136,8 @@ def _reader(path: Path | None, part: Member | Stacker, module: Any, fill: Callab
 
 
 def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """(member -> seconds (a, b per frame), front end -> seconds per second of audio) of a rehearsal's report.json.
+    """(member -> seconds (a, b per frame), front end -> seconds per second of audio) of a rehearsal's
+    report.json.
 
     Raises  SpecError when the file holds no costs
     """
@@ -133,11 +145,15 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         return {}, {}
     try:
         costs = json.loads(path.read_bytes())["costs"]
-        members = {str(k): (float(v["seconds_a"]), float(v["seconds_b"])) for k, v in costs["members"].items()}
+        members = {
+            str(k): (float(v["seconds_a"]), float(v["seconds_b"])) for k, v in costs["members"].items()
+        }
         return members, {str(k): float(v) for k, v in costs["frontends"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(f"--costs {path}: no measured costs ({type(error).__name__}: {error}); give the report.json of a "
-                        "rehearsal") from error
+        raise SpecError(
+            f"--costs {path}: no measured costs ({type(error).__name__}: {error}); give the report.json of a "
+            "rehearsal"
+        ) from error
 
 
 def _try_parts(ensemble: Ensemble, modules: dict[str, Any], sources: list[weights.Source],
@@ -163,8 +179,18 @@ def make_manifest(*, ensemble: Ensemble, wheel: Wheel, files: dict[str, FileEntr
                   **more: Any) -> Manifest:
     """The manifest with its bundle id: the same content has the same id on every machine."""
     classes = len(ensemble.classes)
-    manifest = Manifest(format=FORMAT, bundle="", version=kernel.__version__, ensemble=ensemble, wheel=wheel, files=files,
-                        nets=nets, prior=ensemble.prior or (1.0 / classes,) * classes, profiles=PROFILES, **more)
+    manifest = Manifest(
+        format=FORMAT,
+        bundle="",
+        version=kernel.__version__,
+        ensemble=ensemble,
+        wheel=wheel,
+        files=files,
+        nets=nets,
+        prior=ensemble.prior or (1.0 / classes,) * classes,
+        profiles=PROFILES,
+        **more,
+    )
     plain = {k: v for k, v in asdict(manifest).items() if k not in ("format", "bundle")}
     return replace(manifest, bundle=hashlib.sha256(dumps_json(plain)).hexdigest()[:16])
 
@@ -193,27 +219,35 @@ def put_in_place(folder: Path, out: Path) -> None:
 
 
 def build(order: Order, say: Callable[[str], None] = print) -> Built:
-    """`bundle/` and `push/` below `order.out`, replaced together at the end; on any error they stay as they were.
+    """`bundle/` and `push/` below `order.out`, replaced together at the end; on any error they stay as they
+    were.
 
     Raises  SpecError, ModelLoadFailed, UploadError: each names the key, file or field and the rule
     """
     local = trial.resolve_custom(load_ensemble(order.ensemble), order.ensemble.resolve().parent)
     ensemble = local.near
     if ensemble.profile not in PROFILES:
-        raise SpecError(f"{order.ensemble}: profile {ensemble.profile!r} is unknown; choose one of: {', '.join(PROFILES)}")
+        raise SpecError(
+            f"{order.ensemble}: profile {ensemble.profile!r} is unknown; choose one of: {', '.join(PROFILES)}"
+        )
     slug, title = metadata.name_dataset(ensemble.name, order.slug, order.title)
     papers = _papers(order, slug, title, ensemble)
     seconds, frontend_seconds = _measured(order.costs)
     parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
-    modules = {p.name: None if p.family == trial.ONNX else trial.build_module(p, len(ensemble.classes)) for p in parts}
+    modules = {
+        p.name: None if p.family == trial.ONNX else trial.build_module(p, len(ensemble.classes))
+        for p in parts
+    }
     trial.check_back_end(ensemble, order.back_end)
     sources, filled = _find_sources(parts, modules, order)
     costs = _try_parts(ensemble, modules, sources, seconds)
     for name, keys in ensemble.frontends.items():
         fe = frontends.build(keys)
         if fe.empty_filters:
-            say(f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and give nothing; right "
-                "only if the checkpoints were trained so, else raise n_fft or fmin, or lower mels")
+            say(
+                f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and give nothing; right "
+                "only if the checkpoints were trained so, else raise n_fft or fmin, or lower mels"
+            )
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {order.out}")
     with staging(order.out) as folder:
         (folder / "bundle").mkdir()
@@ -222,13 +256,22 @@ def build(order: Order, say: Callable[[str], None] = print) -> Built:
             weights.count_files(sources, False) + len(extra) + 3 > contents.MAX_FILES
         nets, files = weights.write_nets(folder / "bundle", sources, packed)
         code = {**wheel.kernel_files(ROOT), **wheel.custom_files(local.custom)}
-        manifest = make_manifest(ensemble=local.shipped, wheel=wheel.write_wheel(folder / "bundle", kernel.__version__, code),
-                                 files={**files, **extra}, nets=tuple(nets), costs=costs, graphs=graphs,
-                                 frontend_seconds=frontend_seconds, random_weights=bool(filled))
+        manifest = make_manifest(
+            ensemble=local.shipped,
+            wheel=wheel.write_wheel(folder / "bundle", kernel.__version__, code),
+            files={**files, **extra},
+            nets=tuple(nets),
+            costs=costs,
+            graphs=graphs,
+            frontend_seconds=frontend_seconds,
+            random_weights=bool(filled),
+        )
         _write_papers(folder, manifest, papers, slug, order.notebook)
         contents.check_bundle(folder / "bundle")
         put_in_place(folder, order.out)
-    return Built(out=order.out, manifest=manifest, slug=slug, competition=papers["competition"], filled=tuple(filled))
+    return Built(
+        out=order.out, manifest=manifest, slug=slug, competition=papers["competition"], filled=tuple(filled)
+    )
 
 
 def _papers(order: Order, slug: str, title: str, ensemble: Ensemble) -> dict[str, Any]:
@@ -237,20 +280,27 @@ def _papers(order: Order, slug: str, title: str, ensemble: Ensemble) -> dict[str
     machine = None if order.machine == "cpu" else order.machine or (GPU_MACHINE if gpu else None)
     competition = order.competition or COMPETITIONS.get(ensemble.profile)
     code = push.NOTEBOOK if order.notebook else SCRIPT
-    dataset = metadata.dataset_metadata(owner=order.owner, slug=slug, title=title, licence=order.licence, about=ensemble.about)
-    kernel_data = metadata.kernel_metadata(owner=order.owner, slug=slug, title=title, code_file=code, machine=machine,
-                                           competition=competition)
+    dataset = metadata.dataset_metadata(
+        owner=order.owner, slug=slug, title=title, licence=order.licence, about=ensemble.about
+    )
+    kernel_data = metadata.kernel_metadata(
+        owner=order.owner, slug=slug, title=title, code_file=code, machine=machine, competition=competition
+    )
     metadata.check_dataset(dataset)
     metadata.check_kernel(kernel_data)
     return {"dataset": dataset, "kernel": kernel_data, "competition": competition}
 
 
-def _write_papers(folder: Path, manifest: Manifest, papers: dict[str, Any], slug: str, notebook: bool) -> None:
+def _write_papers(
+    folder: Path, manifest: Manifest, papers: dict[str, Any], slug: str, notebook: bool
+) -> None:
     """Manifest, metadata and the files to push."""
     text = dumps_json(manifest)
     (folder / "bundle" / "manifest.json").write_bytes(text)
     (folder / "bundle" / contents.METADATA).write_bytes(dumps_json(papers["dataset"]))
-    value = constant(manifest, hashlib.sha256(text).hexdigest(), asdict(limits(manifest.ensemble.profile)), slug)
+    value = constant(
+        manifest, hashlib.sha256(text).hexdigest(), asdict(limits(manifest.ensemble.profile)), slug
+    )
     source = fill_constant((ROOT / SCRIPT).read_text(encoding="utf-8"), value)
     contents.check_secrets(SCRIPT, source.encode())
     target = folder / "push"

@@ -1,7 +1,8 @@
-"""What may lie in a bundle folder: plain names, plain files, no archives, no secrets, no more than Kaggle takes.
+"""What may lie in a bundle folder: plain names, plain files, no archives, no secrets, no more than Kaggle
+takes.
 
-Owns the scan of a finished folder, before it is put in place and again before an upload. Does not check metadata
-(metadata) and repairs nothing: whatever it refuses has to be removed by its owner.
+Owns the scan of a finished folder, before it is put in place and again before an upload. Does not check
+metadata (metadata) and repairs nothing: whatever it refuses has to be removed by its owner.
 """
 from __future__ import annotations
 
@@ -19,8 +20,18 @@ MAX_BYTES = 200_000_000_000  # per dataset
 SUFFIXES = (".json", ".whl", ".safetensors", ".onnx")
 METADATA = "dataset-metadata.json"  # read by the client, never uploaded
 RESERVED = ("datapackage.json", "kernel-metadata.json", "model-metadata.json", "model-instance-metadata.json")
-MAGIC = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
-         b"Rar!": "rar", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle", b"\x80\x05": "a pickle"}
+MAGIC = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf": "7-zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"Rar!": "rar",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+}
 SECRETS = {  # what -> pattern over the bytes
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a Kaggle key": rb"[\"']key[\"']\s*:\s*[\"'][0-9a-f]{32}[\"']|KAGGLE_KEY\s*[=:]\s*[\"']?[0-9a-f]{32}|\bKGAT_[0-9A-Za-z]{16,}",
@@ -59,16 +70,22 @@ def check_secrets(name: str, data: bytes) -> None:
 def _check_name(path: Path) -> None:
     name = path.name
     if path.is_symlink():
-        raise UploadError(f"{name}: a link; the client follows it or stores it as it is, put the file itself there")
+        raise UploadError(
+            f"{name}: a link; the client follows it or stores it as it is, put the file itself there"
+        )
     if path.is_dir():
-        raise UploadError(f"{name}/: a folder; `kaggle datasets create` drops folders (--dir-mode skip), keep the bundle flat")
+        raise UploadError(
+            f"{name}/: a folder; `kaggle datasets create` drops folders (--dir-mode skip), keep the bundle flat"
+        )
     if not path.is_file():
         raise UploadError(f"{name}: no regular file")
     if name in RESERVED or name.startswith("dataset-cover-image."):
         raise UploadError(f"{name}: a reserved name; the client reads it and never uploads it")
     if not FILE_NAME.match(name) or path.suffix not in SUFFIXES:
-        raise UploadError(f"{name}: not a file of a bundle; plain ASCII names ending in {', '.join(SUFFIXES)} only (Kaggle "
-                          "unpacks archives and .pt files, and anything else may be a secret)")
+        raise UploadError(
+            f"{name}: not a file of a bundle; plain ASCII names ending in {', '.join(SUFFIXES)} only (Kaggle "
+            "unpacks archives and .pt files, and anything else may be a secret)"
+        )
 
 
 def _check_bytes(path: Path) -> None:
@@ -77,7 +94,9 @@ def _check_bytes(path: Path) -> None:
     if path.suffix != ".whl":
         for magic, kind in MAGIC.items():
             if head.startswith(magic):
-                raise UploadError(f"{path.name}: its bytes are {kind}; Kaggle would unpack it, or it holds code")
+                raise UploadError(
+                    f"{path.name}: its bytes are {kind}; Kaggle would unpack it, or it holds code"
+                )
         check_secrets(path.name, head if path.suffix == ".safetensors" else path.read_bytes())
 
 
@@ -88,7 +107,9 @@ def _check_wheel(path: Path) -> None:
             data = wheel.read(info)
             for magic, kind in MAGIC.items():
                 if data.startswith(magic):
-                    raise UploadError(f"{path.name}: {info.filename} is {kind}; nested archives do not survive on Kaggle")
+                    raise UploadError(
+                        f"{path.name}: {info.filename} is {kind}; nested archives do not survive on Kaggle"
+                    )
             check_secrets(f"{path.name}: {info.filename}", data)
 
 
@@ -99,8 +120,10 @@ def check_folder(folder: Path) -> None:
     """
     paths = sorted(folder.iterdir())
     if len(paths) > MAX_FILES:
-        raise UploadError(f"{folder.name}: {len(paths)} files; a dataset takes {MAX_FILES} at the top level, put fewer members "
-                          "or fewer wheels into it")
+        raise UploadError(
+            f"{folder.name}: {len(paths)} files; a dataset takes {MAX_FILES} at the top level, put fewer members "
+            "or fewer wheels into it"
+        )
     names = [path.name.casefold() for path in paths]
     for path in paths:
         _check_name(path)
@@ -130,8 +153,14 @@ def check_bundle(folder: Path) -> Manifest:
     listed = {**manifest.files, manifest.wheel.file: manifest.wheel.entry}
     present = {path.name for path in folder.iterdir()} - {"manifest.json", METADATA}
     for name in sorted(present ^ set(listed)):
-        raise UploadError(f"{name}: " + ("not in the manifest; remove it or build again" if name in present else
-                                         "in the manifest but not in the folder; build again"))
+        raise UploadError(
+            f"{name}: "
+            + (
+                "not in the manifest; remove it or build again"
+                if name in present
+                else "in the manifest but not in the folder; build again"
+            )
+        )
     for name, entry in listed.items():
         if (folder / name).stat().st_size != entry.bytes or file_sha256(folder / name) != entry.sha256:
             raise UploadError(f"{name}: its bytes differ from the manifest; build again")

@@ -1,7 +1,9 @@
-"""The tables of docs/ensembles.md, made from the code they describe; `python -m builder.ensemble_docs` writes them into the page.
+"""The tables of docs/ensembles.md, made from the code they describe; `python -m builder.ensemble_docs` writes
+them into the page.
 
-Owns the tables and their places in the page, between `<!-- table NAME -->` and `<!-- end -->`. The prose around them is the
-page's own. A key without a description in its docstring is an error here, so no key can be added and forgotten.
+Owns the tables and their places in the page, between `<!-- table NAME -->` and `<!-- end -->`. The prose
+around them is the page's own. A key without a description in its docstring is an error here, so no key can be
+added and forgotten.
 """
 from __future__ import annotations
 
@@ -13,22 +15,35 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from kernel import blend, finish, spec, views
+from kernel import spec
 from kernel.errors import SpecError
-from kernel.frontends import FrontEnd
+from kernel.inference import finish, views
 from kernel.models import FAMILIES
-from kernel.presets import PRESETS
+from kernel.scores import blend
+from kernel.sound.frontends import FrontEnd
+from kernel.sound.presets import PRESETS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "ensembles.md"
 PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 ENTRY = re.compile(r"^( *)((?:\w+, )*\w+) {2,}(\S.*)$")
-TYPES = (("tuple[str", "list of texts"), ("tuple[float", "list of numbers"), ("tuple[int", "list of whole numbers"),
-         ("tuple[Any", "list of steps"), ("tuple", "list of tables"), ("dict", "table"), ("bool", "true or false"),
-         ("float", "number"), ("int", "whole number"), ("str", "text"))
+TYPES = (
+    ("tuple[str", "list of texts"),
+    ("tuple[float", "list of numbers"),
+    ("tuple[int", "list of whole numbers"),
+    ("tuple[Any", "list of steps"),
+    ("tuple", "list of tables"),
+    ("dict", "table"),
+    ("bool", "true or false"),
+    ("float", "number"),
+    ("int", "whole number"),
+    ("str", "text"),
+)
 
 
 def describe_keys(documented: type) -> dict[str, str]:
-    """Key -> meaning, from the two-column part of a class's docstring; lines indented further continue a meaning."""
+    """Key -> meaning, from the two-column part of a class's docstring; lines indented further continue a
+    meaning.
+    """
     found: dict[str, str] = {}
     keys: list[str] = []
     for line in (inspect.getdoc(documented) or "").splitlines():
@@ -79,7 +94,9 @@ def default_of(field: Field[Any]) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells
+    )
 
 
 def key_table(documented: type, leave_out: Sequence[str] = ()) -> str:
@@ -93,8 +110,12 @@ def key_table(documented: type, leave_out: Sequence[str] = ()) -> str:
         if field.name in leave_out:
             continue
         if field.name not in meanings:
-            raise SpecError(f"{documented.__name__}.{field.name}: no line in the docstring; add `{field.name}  what it means`")
-        rows.append((f"`{field.name}`", type_name(str(field.type)), f"{default_of(field)}", meanings[field.name]))
+            raise SpecError(
+                f"{documented.__name__}.{field.name}: no line in the docstring; add `{field.name}  what it means`"
+            )
+        rows.append(
+            (f"`{field.name}`", type_name(str(field.type)), f"{default_of(field)}", meanings[field.name])
+        )
     return table(("key", "type", "default", "meaning"), rows)
 
 
@@ -110,15 +131,26 @@ def whole_text(documented: Any) -> str:
 
 def settings(pairs: Iterable[tuple[str, Any]]) -> str:
     """`key = default` of each pair, or a dash."""
-    return ", ".join(f"`{key}`" if value is MISSING else f"`{key} = {toml(value)}`" for key, value in pairs) or "-"
+    return (
+        ", ".join(f"`{key}`" if value is MISSING else f"`{key} = {toml(value)}`" for key, value in pairs)
+        or "-"
+    )
 
 
 def view_table() -> str:
     """Every view kind with its own keys."""
     shared = {field.name for field in fields(views.View)} | {"merge"}
-    return table(("kind", "what it cuts", "own keys and defaults"), (
-        (f"`{kind}`", whole_text(made), settings((k, v) for k, (_, v) in views.keys(kind).items() if k not in shared))
-        for kind, made in views.VIEWS.items()))
+    return table(
+        ("kind", "what it cuts", "own keys and defaults"),
+        (
+            (
+                f"`{kind}`",
+                whole_text(made),
+                settings((k, v) for k, (_, v) in views.keys(kind).items() if k not in shared),
+            )
+            for kind, made in views.VIEWS.items()
+        ),
+    )
 
 
 def shared_view_table() -> str:
@@ -149,22 +181,39 @@ def family_table() -> str:
     rows = []
     for name, family in FAMILIES.items():
         known = [p for p in inspect.signature(family.build).parameters.values() if p.name != "classes"]
-        rows.append((f"`{name}`", family.about,
-                     settings((p.name, MISSING if p.default is inspect.Parameter.empty else p.default) for p in known)))
+        rows.append(
+            (
+                f"`{name}`",
+                family.about,
+                settings(
+                    (p.name, MISSING if p.default is inspect.Parameter.empty else p.default) for p in known
+                ),
+            )
+        )
     return table(("family", "what it is", "`params` and defaults"), rows)
 
 
 def preset_table() -> str:
     """Every front-end preset with what it changes of the defaults."""
-    return table(("preset", "keys it sets"), ((f"`{name}`", settings(keys.items())) for name, keys in PRESETS.items()))
+    return table(
+        ("preset", "keys it sets"), ((f"`{name}`", settings(keys.items())) for name, keys in PRESETS.items())
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "ensemble": lambda: key_table(spec.Ensemble), "member": lambda: key_table(spec.Member),
-    "input": lambda: key_table(spec.Input), "stacker": lambda: key_table(spec.Stacker),
-    "output": lambda: key_table(spec.Output), "windows": lambda: key_table(spec.Windows),
-    "frontend": lambda: key_table(FrontEnd, leave_out=("name",)), "presets": preset_table, "shared_views": shared_view_table,
-    "views": view_table, "finish": finish_table, "means": mean_table, "families": family_table,
+    "ensemble": lambda: key_table(spec.Ensemble),
+    "member": lambda: key_table(spec.Member),
+    "input": lambda: key_table(spec.Input),
+    "stacker": lambda: key_table(spec.Stacker),
+    "output": lambda: key_table(spec.Output),
+    "windows": lambda: key_table(spec.Windows),
+    "frontend": lambda: key_table(FrontEnd, leave_out=("name",)),
+    "presets": preset_table,
+    "shared_views": shared_view_table,
+    "views": view_table,
+    "finish": finish_table,
+    "means": mean_table,
+    "families": family_table,
 }
 
 
@@ -175,7 +224,9 @@ def fill(page: str) -> str:
     """
     named = PLACE.findall(page)
     if sorted(named) != sorted(TABLES):
-        raise SpecError(f"docs/ensembles.md has places for {sorted(named)}, the tables are {sorted(TABLES)}; give each one place")
+        raise SpecError(
+            f"docs/ensembles.md has places for {sorted(named)}, the tables are {sorted(TABLES)}; give each one place"
+        )
     return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{TABLES[place[1]]()}\n<!-- end -->", page)
 
 

@@ -1,7 +1,8 @@
 """The two metadata files of an upload, and Kaggle's rules for them.
 
-Owns the writers and the validators of dataset-metadata.json and kernel-metadata.json. A broken rule is an UploadError that
-names the field and the rule, before anything is written. Does not look at the other files (contents) and uploads nothing.
+Owns the writers and the validators of dataset-metadata.json and kernel-metadata.json. A broken rule is an
+UploadError that names the field and the rule, before anything is written. Does not look at the other files
+(contents) and uploads nothing.
 Source of the rules: the documentation and client code of the `kaggle` package 2.2.5 (Oct 2026).
 """
 from __future__ import annotations
@@ -15,23 +16,74 @@ from kernel.errors import UploadError, did_you_mean
 
 SLUG = re.compile(r"[a-z0-9](?:-?[a-z0-9])*\Z")
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}\Z")
-TITLE_CHARACTERS = (6, 50)  # the client takes kernel titles from 5, the server fails above 50; one title serves both
+# the client takes kernel titles from 5, the server fails above 50; one title serves both
+TITLE_CHARACTERS = (6, 50)
 SLUG_CHARACTERS = (6, 50)  # code: 6-50, documentation: 3-50; the stricter
 SUBTITLE_CHARACTERS = (20, 80)
 MAX_SOURCE_BYTES = 900_000  # Kaggle refuses 1 MB; the margin is for its own JSON wrapping
 LICENCES = (
-    "CC0-1.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-4.0", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-3.0", "CC-BY-ND-4.0",
-    "CC-BY-NC-ND-4.0", "GPL-2.0", "GPL-3.0", "LGPL-3.0", "AGPL-3.0", "FDL-1.3", "apache-2.0", "ODbL-1.0", "DbCL-1.0",
-    "ODC-BY-1.0", "PDDL", "CDLA-Permissive-1.0", "CDLA-Sharing-1.0", "copyright-authors", "other", "unknown")
-MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100",
-            "NvidiaRtxPro6000", "TpuV5E8", "TpuV6E8")
-RETIRED = {"NvidiaTeslaP100": "NvidiaTeslaT4", "TpuV38": "TpuV5E8", "Tpu1VmV38": "TpuV5E8"}  # substituted without a word
+    "CC0-1.0",
+    "CC-BY-SA-3.0",
+    "CC-BY-SA-4.0",
+    "CC-BY-NC-SA-4.0",
+    "CC-BY-4.0",
+    "CC-BY-NC-4.0",
+    "CC-BY-3.0",
+    "CC-BY-ND-4.0",
+    "CC-BY-NC-ND-4.0",
+    "GPL-2.0",
+    "GPL-3.0",
+    "LGPL-3.0",
+    "AGPL-3.0",
+    "FDL-1.3",
+    "apache-2.0",
+    "ODbL-1.0",
+    "DbCL-1.0",
+    "ODC-BY-1.0",
+    "PDDL",
+    "CDLA-Permissive-1.0",
+    "CDLA-Sharing-1.0",
+    "copyright-authors",
+    "other",
+    "unknown",
+)
+MACHINES = (
+    "NvidiaTeslaT4",
+    "NvidiaTeslaT4Highmem",
+    "NvidiaL4",
+    "NvidiaL4X1",
+    "NvidiaTeslaA100",
+    "NvidiaH100",
+    "NvidiaRtxPro6000",
+    "TpuV5E8",
+    "TpuV6E8",
+)
+# substituted without a word
+RETIRED = {"NvidiaTeslaP100": "NvidiaTeslaT4", "TpuV38": "TpuV5E8", "Tpu1VmV38": "TpuV5E8"}
 DATASET_KEYS = ("title", "id", "id_no", "subtitle", "description", "licenses", "resources", "keywords",
                 "expectedUpdateFrequency", "userSpecifiedSources", "image")
-KERNEL_KEYS = ("id", "id_no", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
-               "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources", "model_sources",
-               "keywords", "docker_image", "docker_image_pinning_type")
-SOURCES = {  # field -> (pattern, form); a wrong one is only printed by the server, and the kernel then runs without it
+KERNEL_KEYS = (
+    "id",
+    "id_no",
+    "title",
+    "code_file",
+    "language",
+    "kernel_type",
+    "is_private",
+    "enable_gpu",
+    "enable_tpu",
+    "enable_internet",
+    "machine_shape",
+    "dataset_sources",
+    "competition_sources",
+    "kernel_sources",
+    "model_sources",
+    "keywords",
+    "docker_image",
+    "docker_image_pinning_type",
+)
+# field -> (pattern, form); a wrong one is only printed by the server, and the kernel then runs without it
+SOURCES = {
     "dataset_sources": (r"[^/\s]+/[a-z0-9-]+(/\d+)?", "owner/slug or owner/slug/version"),
     "competition_sources": (r"[a-z0-9][a-z0-9-]*", "the competition's slug"),
     "kernel_sources": (r"[^/\s]+/[a-z0-9-]+(/\d+)?", "owner/slug"),
@@ -52,7 +104,9 @@ def slugify(title: str) -> str:
 
 
 def name_dataset(ensemble: str, slug: str | None, title: str | None) -> tuple[str, str]:
-    """(slug, title) from what the user gave; what is missing is made from the other, or from the ensemble's name."""
+    """(slug, title) from what the user gave; what is missing is made from the other, or from the ensemble's
+    name.
+    """
     if slug is None:
         title = title if title is not None else f"Hourglass {ensemble}"
         return slugify(title), title
@@ -71,11 +125,20 @@ def kernel_metadata(*, owner: str, slug: str, title: str, code_file: str, machin
     machine  accelerator, or None for the CPU
     """
     data: dict[str, Any] = {
-        "id": f"{owner}/{slug}", "title": title, "code_file": code_file, "language": "python",
-        "kernel_type": "notebook" if code_file.endswith(".ipynb") else "script", "is_private": True,
-        "enable_gpu": bool(machine and machine.startswith("Nvidia")), "enable_tpu": bool(machine and machine.startswith("Tpu")),
-        "enable_internet": False, "dataset_sources": [f"{owner}/{slug}"], "kernel_sources": [], "model_sources": [],
-        "competition_sources": [competition] if competition else [], "keywords": [],
+        "id": f"{owner}/{slug}",
+        "title": title,
+        "code_file": code_file,
+        "language": "python",
+        "kernel_type": "notebook" if code_file.endswith(".ipynb") else "script",
+        "is_private": True,
+        "enable_gpu": bool(machine and machine.startswith("Nvidia")),
+        "enable_tpu": bool(machine and machine.startswith("Tpu")),
+        "enable_internet": False,
+        "dataset_sources": [f"{owner}/{slug}"],
+        "kernel_sources": [],
+        "model_sources": [],
+        "competition_sources": [competition] if competition else [],
+        "keywords": [],
     }
     if machine:
         data["machine_shape"] = machine
@@ -100,7 +163,9 @@ def _check_title(value: Any) -> None:
     if "INSERT_TITLE_HERE" in value:
         raise fail("title", value, "the template was not filled in")
     if not value.isascii() or not value.isprintable():
-        raise fail("title", value, "printable ASCII only: Kaggle transliterates the rest, and the slug would differ")
+        raise fail(
+            "title", value, "printable ASCII only: Kaggle transliterates the rest, and the slug would differ"
+        )
 
 
 def check_id(value: Any) -> tuple[str, str]:
@@ -125,7 +190,9 @@ def check_id(value: Any) -> tuple[str, str]:
 def _check_number(data: Mapping[str, Any]) -> None:
     number = data.get("id_no")
     if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number <= 0):
-        raise fail("id_no", number, "a positive integer; it wins over `id`, so leave it out unless you mean it")
+        raise fail(
+            "id_no", number, "a positive integer; it wins over `id`, so leave it out unless you mean it"
+        )
 
 
 def _check_keywords(data: Mapping[str, Any]) -> None:
@@ -164,7 +231,11 @@ def _check_machine(data: Mapping[str, Any]) -> None:
     if machine in (None, ""):
         return
     if machine in RETIRED or str(machine).startswith("TpuV3") or str(machine).startswith("Tpu1Vm"):
-        raise fail("machine_shape", machine, f"retired, silently substituted; use {RETIRED.get(str(machine), 'no TPU')}")
+        raise fail(
+            "machine_shape",
+            machine,
+            f"retired, silently substituted; use {RETIRED.get(str(machine), 'no TPU')}",
+        )
     if machine not in MACHINES:
         raise fail("machine_shape", machine, did_you_mean(str(machine), MACHINES))
 
@@ -176,7 +247,11 @@ def _check_sources(data: Mapping[str, Any]) -> None:
             raise fail(field, values, "a list")
         for value in values:
             if not isinstance(value, str) or not re.fullmatch(pattern, value) or "INSERT_" in value:
-                raise fail(field, value, f"the form is {form}; Kaggle would only print it as invalid and run without it")
+                raise fail(
+                    field,
+                    value,
+                    f"the form is {form}; Kaggle would only print it as invalid and run without it",
+                )
 
 
 def _check_image(data: Mapping[str, Any]) -> None:
@@ -198,8 +273,12 @@ def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
     _, slug = check_id(data.get("id"))
     _check_number(data)
     if slugify(data["title"]) != slug:
-        raise fail("title", data["title"], f"its slug {slugify(data['title'])!r} must equal the slug of id, {slug!r}; "
-                   "else the second push fails with 409 Conflict")
+        raise fail(
+            "title",
+            data["title"],
+            f"its slug {slugify(data['title'])!r} must equal the slug of id, {slug!r}; "
+            "else the second push fails with 409 Conflict",
+        )
     code = data.get("code_file")
     if not isinstance(code, str) or not code or "/" in code or "\\" in code:
         raise fail("code_file", code, "one file beside kernel-metadata.json")
@@ -212,8 +291,11 @@ def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
         if field in data and data[field] not in FALSE + TRUE:
             raise fail(field, data[field], "true or false")
     if data.get("enable_internet", None) not in FALSE or "enable_internet" not in data:
-        raise fail("enable_internet", data.get("enable_internet"), "write false: the client's default is true, and code "
-                   "competitions refuse such a kernel")
+        raise fail(
+            "enable_internet",
+            data.get("enable_internet"),
+            "write false: the client's default is true, and code competitions refuse such a kernel",
+        )
     _check_machine(data)
     _check_sources(data)
     _check_keywords(data)
@@ -230,5 +312,9 @@ def check_source(path: Path) -> None:
     if not path.is_file():
         raise fail("code_file", path.name, f"no such file in {path.parent}")
     if path.stat().st_size >= MAX_SOURCE_BYTES:
-        raise fail("code_file", path.name, f"{path.stat().st_size} bytes; Kaggle refuses sources of 1 MB, keep it under "
-                   f"{MAX_SOURCE_BYTES}: code and weights belong in the bundle")
+        raise fail(
+            "code_file",
+            path.name,
+            f"{path.stat().st_size} bytes; Kaggle refuses sources of 1 MB, keep it under "
+            f"{MAX_SOURCE_BYTES}: code and weights belong in the bundle",
+        )

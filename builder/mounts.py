@@ -1,8 +1,9 @@
-"""What Kaggle does to an upload, applied to a built bundle, and the proof that the pushed kernel still finds it.
+"""What Kaggle does to an upload, applied to a built bundle, and the proof that the pushed kernel still finds
+it.
 
-Owns the simulated mounts: every layout of /kaggle/input in use, every change seen on mounted files, next to a competition of
-50,000 clips. The finder tried is the one in OUT/push/infer_kernel.py itself. Sources of layouts and changes: documentation
-and public kernels of 2026. Does not change OUT.
+Owns the simulated mounts: every layout of /kaggle/input in use, every change seen on mounted files, next to a
+competition of 50,000 clips. The finder tried is the one in OUT/push/infer_kernel.py itself. Sources of
+layouts and changes: documentation and public kernels of 2026. Does not change OUT.
 """
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def load_kernel(path: Path) -> ModuleType:
         raise UploadError(f"{path}: no kernel; build first")
     module = ModuleType("pushed_kernel")
     module.__file__ = str(path)
-    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))  # an import would leave __pycache__ in push/
+    # an import would leave __pycache__ in push/
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module
 
 
@@ -137,7 +139,9 @@ def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
     try:
         kernel.open_bundle(run)
     except kernel.Fault as fault:
-        return Case(layout=layout, change=change, seconds=time.monotonic() - began, lost=f"{fault.code}: {fault}")
+        return Case(
+            layout=layout, change=change, seconds=time.monotonic() - began, lost=f"{fault.code}: {fault}"
+        )
     seconds, lost = time.monotonic() - began, []
     manifest = load_manifest(run.manifest_text)
     bundle = open_bundle(Path(run.bundle), manifest)
@@ -180,10 +184,14 @@ def table(cases: Sequence[Case]) -> str:
     """The cases for people, slowest finder named last."""
     lines = [f"{'layout':<12}{'change':<18}{'found in':>10}  result"]
     for c in cases:
-        lines.append(f"{c.layout:<12}{c.change:<18}{c.seconds:>8.3f} s  {c.lost or 'manifest, code and every net verified'}")
+        lines.append(
+            f"{c.layout:<12}{c.change:<18}{c.seconds:>8.3f} s  {c.lost or 'manifest, code and every net verified'}"
+        )
     worst = max(cases, key=lambda c: c.seconds)
-    lines.append(f"{sum(not c.lost for c in cases)} of {len(cases)} mounts verified; slowest {worst.seconds:.3f} s "
-                 f"({worst.layout}, {worst.change})")
+    lines.append(
+        f"{sum(not c.lost for c in cases)} of {len(cases)} mounts verified; slowest {worst.seconds:.3f} s "
+        f"({worst.layout}, {worst.change})"
+    )
     return "\n".join(lines)
 
 

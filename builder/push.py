@@ -1,6 +1,6 @@
 """What is pushed and how: the notebook form of the kernel, and the commands that upload, run and submit.
 
-Does not fill the kernel's constant (kernel.pushed) and runs no command (upload).
+Does not fill the kernel's constant (kernel.pin) and runs no command (upload).
 """
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ def notebook(source: str) -> bytes:
 
     run = (f"import sys\n!{{sys.executable}} -I -u {NOTEBOOK_SCRIPT}\n"
            "if _exit_code:\n    raise SystemExit(f'the kernel ended with exit code {_exit_code}')\n")
-    content = {"cells": [cell(f"%%writefile {NOTEBOOK_SCRIPT}\n{source}"), cell(run)], "nbformat": 4, "nbformat_minor": 4,
-               "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                            "language_info": {"name": "python"}}}
+    content = {
+        "cells": [cell(f"%%writefile {NOTEBOOK_SCRIPT}\n{source}"), cell(run)],
+        "nbformat": 4,
+        "nbformat_minor": 4,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    }
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 

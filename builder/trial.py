@@ -1,7 +1,8 @@
-"""Every part of an ensemble tried once before anything is written: front ends, views, finishes, nets, stackers.
+"""Every part of an ensemble tried once before anything is written: front ends, views, finishes, nets,
+stackers.
 
-Owns the trial: the kernel's own code takes three seconds of synthetic sound from waveform to probabilities through each
-member. Does not judge scores; a member that passes here can still be badly trained.
+Owns the trial: the kernel's own code takes three seconds of synthetic sound from waveform to probabilities
+through each member. Does not judge scores; a member that passes here can still be badly trained.
 """
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernel import backends, models, predict
+from kernel import models
 from kernel.errors import SpecError
+from kernel.inference import backends
+from kernel.inference.net import CutFirst, build_recipe, row_inputs
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
 TRIAL_SECONDS = 3.0
@@ -48,7 +51,9 @@ def resolve_custom(ensemble: Ensemble, folder: Path) -> Locals:
             return part
         path = (folder / file).resolve()
         if not path.is_file():
-            raise SpecError(f"{part.name}.family: no file {file!r} in {folder}; give its path relative to the TOML")
+            raise SpecError(
+                f"{part.name}.family: no file {file!r} in {folder}; give its path relative to the TOML"
+            )
         if custom.setdefault(path.name, path) != path:
             raise SpecError(f"{part.name}.family: two different files are called {path.name}; rename one")
         return replace(part, family=f"{path.name if ship else path}:{cls}")
@@ -61,7 +66,9 @@ def resolve_custom(ensemble: Ensemble, folder: Path) -> Locals:
 
 
 class OneClip:
-    """A store that holds one synthetic clip: a chirp in noise, silent at both ends, the same on every machine."""
+    """A store that holds one synthetic clip: a chirp in noise, silent at both ends, the same on every
+    machine.
+    """
 
     row = SimpleNamespace(id="trial")
     seconds = TRIAL_SECONDS
@@ -69,13 +76,15 @@ class OneClip:
     def wave(self, rate: int) -> np.ndarray:
         """f32[seconds x rate], peak 0.5."""
         t = np.arange(int(self.seconds * rate)) / rate
-        x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * np.random.RandomState(0).standard_normal(len(t))
+        x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * np.random.RandomState(0).standard_normal(
+            len(t)
+        )
         x *= np.clip(np.minimum(t - 0.1, self.seconds - 0.2 - t) / 0.05, 0, 1)
         return (0.5 * x / np.abs(x).max()).astype(np.float32)
 
     def get(self, fe: Any, row: Any) -> np.ndarray:
         wave = self.wave(fe.rate)
-        return fe.of_row(wave, row.id) if isinstance(fe, predict.CutFirst) else fe(wave)
+        return fe.of_row(wave, row.id) if isinstance(fe, CutFirst) else fe(wave)
 
 
 def build_module(part: Member | Stacker, classes: int) -> nn.Module:
@@ -92,25 +101,31 @@ def try_member(ensemble: Ensemble, member: Member, state: dict[str, torch.Tensor
     Raises  SpecError or ModelLoadFailed naming the member
     """
     classes = len(ensemble.classes)
-    recipe = predict.build_recipe(ensemble, member)
+    recipe = build_recipe(ensemble, member)
     net = SimpleNamespace(recipe=recipe, module=module)
     try:
-        inputs = predict.row_inputs(net, OneClip(), OneClip.row)  # type: ignore[arg-type]
+        inputs = row_inputs(net, OneClip(), OneClip.row)  # type: ignore[arg-type]
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
         with torch.no_grad():
             out = backends.call_net(module, {k: v[:1].contiguous() for k, v in inputs.items()}, None)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise SpecError(f"member {member.name}: fails on {TRIAL_SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
-                        "that channels and bins of its front end, view and finish are those of the family") from error
+        raise SpecError(
+            f"member {member.name}: fails on {TRIAL_SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
+            "that channels and bins of its front end, view and finish are those of the family"
+        ) from error
     if tuple(out.shape) != (1, classes) or not bool(torch.isfinite(out).all()):
-        raise SpecError(f"member {member.name}: gave {list(out.shape)}, expected [1, {classes}] finite values")
+        raise SpecError(
+            f"member {member.name}: gave {list(out.shape)}, expected [1, {classes}] finite values"
+        )
     timed = inputs[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
 
 
 def spread(cost: Cost, frames: int) -> Cost:
-    """Cost of a net whose cuts all have `frames` frames: the whole of it per frame, since every further cut costs the same."""
+    """Cost of a net whose cuts all have `frames` frames: the whole of it per frame, since every further cut
+    costs the same.
+    """
     return replace(cost, gmac_a=0.0, gmac_b=cost.gmac_a / frames + cost.gmac_b,
                    bytes_a=0.0, bytes_b=cost.bytes_a / frames + cost.bytes_b)
 
@@ -128,14 +143,20 @@ def try_stacker(stacker: Stacker, classes: int, state: dict[str, torch.Tensor], 
         with torch.no_grad():
             out = module(torch.full(shape, 0.1))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise SpecError(f"stacker {stacker.name}: fails on features {list(shape)} ({error}); check its params") from error
+        raise SpecError(
+            f"stacker {stacker.name}: fails on features {list(shape)} ({error}); check its params"
+        ) from error
     if tuple(out.shape) != (1, classes) or not bool(torch.isfinite(out).all()):
-        raise SpecError(f"stacker {stacker.name}: gave {list(out.shape)}, expected [1, {classes}] finite values")
+        raise SpecError(
+            f"stacker {stacker.name}: gave {list(out.shape)}, expected [1, {classes}] finite values"
+        )
     return Cost(parameters=sum(p.numel() for p in module.parameters()))
 
 
 def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
-    """Multiply-adds, bytes and parameters; parameters alone for a user's net that cannot be measured without memory."""
+    """Multiply-adds, bytes and parameters; parameters alone for a user's net that cannot be measured without
+    memory.
+    """
     try:
         return models.measure(module, bins, channels)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
@@ -149,8 +170,10 @@ def check_back_end(ensemble: Ensemble, back_end: str | None) -> None:
     """
     for member in ensemble.members:
         if member.family == ONNX and back_end != "onnxruntime":
-            raise SpecError(f"member {member.name}: family \"onnx\" needs ONNX Runtime, which the Kaggle image lacks; "
-                            "build with --wheels onnxruntime")
+            raise SpecError(
+                f'member {member.name}: family "onnx" needs ONNX Runtime, which the Kaggle image lacks; '
+                "build with --wheels onnxruntime"
+            )
 
 
 def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
@@ -163,17 +186,24 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
     except ImportError as error:
         raise SpecError(f"member {member.name}: install onnxruntime here, so that the graph can be tried: "
                         "pip install onnxruntime") from error
-    recipe = predict.build_recipe(ensemble, member)
-    inputs = predict.row_inputs(SimpleNamespace(recipe=recipe, module=None), OneClip(), OneClip.row)  # type: ignore[arg-type]
+    recipe = build_recipe(ensemble, member)
+    inputs = row_inputs(SimpleNamespace(recipe=recipe, module=None), OneClip(), OneClip.row)  # type: ignore[arg-type]
     try:
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
-        feed = dict(zip(names, (v[:1].numpy() for v in inputs.values()), strict=True)) if len(names) == len(inputs) == 1 \
+        feed = (
+            dict(zip(names, (v[:1].numpy() for v in inputs.values()), strict=True))
+            if len(names) == len(inputs) == 1
             else {k: v[:1].numpy() for k, v in inputs.items()}
+        )
         out = session.run(None, feed)[0]
     except Exception as error:  # onnxruntime raises its own types, none of them public
-        raise SpecError(f"member {member.name}: the graph fails on {TRIAL_SECONDS:g} s of sound ({error}); export it with "
-                        "dynamic batch and time axes and one output") from error
+        raise SpecError(
+            f"member {member.name}: the graph fails on {TRIAL_SECONDS:g} s of sound ({error}); export it with "
+            "dynamic batch and time axes and one output"
+        ) from error
     if tuple(out.shape) != (1, len(ensemble.classes)) or not np.isfinite(out).all():
-        raise SpecError(f"member {member.name}: gave {list(out.shape)}, expected [1, {len(ensemble.classes)}] finite values")
+        raise SpecError(
+            f"member {member.name}: gave {list(out.shape)}, expected [1, {len(ensemble.classes)}] finite values"
+        )
     return Cost()

@@ -1,7 +1,8 @@
-"""The upload through the real `kaggle` client, where it is installed and configured; the commands in print elsewhere.
+"""The upload through the real `kaggle` client, where it is installed and configured; the commands in print
+elsewhere.
 
-Owns create-or-version, waiting until the dataset is ready, and the push. Everything is checked again first: a file may have
-been put into the folder since the build. Reads no key: the client does that.
+Owns create-or-version, waiting until the dataset is ready, and the push. Everything is checked again first: a
+file may have been put into the folder since the build. Reads no key: the client does that.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kernel.errors import UploadError
-from kernel.pushed import read_constant
+from kernel.pin import read_constant
 from kernel.spec import loads_json
 
 from . import contents, metadata, push
@@ -36,7 +37,9 @@ def find_client(environment: Mapping[str, str], home: Path) -> tuple[str | None,
     client = shutil.which("kaggle", path=environment.get("PATH"))
     if client is None:
         return None, "the kaggle client is not installed (pip install kaggle)"
-    if not any(environment.get(key) for key in KEYS) and not any((home / name).is_file() for name in KEY_FILES):
+    if not any(environment.get(key) for key in KEYS) and not any(
+        (home / name).is_file() for name in KEY_FILES
+    ):
         return None, "the kaggle client is not configured (kaggle.com/settings, API)"
     return client, ""
 
@@ -53,7 +56,9 @@ def check(out: Path) -> tuple[str, str, str | None]:
     metadata.check_kernel(kernel, out / "push")
     owner, slug = metadata.check_id(dataset["id"])
     if owner == PLACEHOLDER_OWNER:
-        raise UploadError(f"id: {dataset['id']!r}; build again with --owner YOUR_KAGGLE_NAME (make upload OWNER=...)")
+        raise UploadError(
+            f"id: {dataset['id']!r}; build again with --owner YOUR_KAGGLE_NAME (make upload OWNER=...)"
+        )
     code = out / "push" / kernel["code_file"]
     source = code.read_text(encoding="utf-8")
     contents.check_secrets(code.name, source.encode())
@@ -85,11 +90,20 @@ def _wait_ready(run: Run, client: str, name: str, sleep: Callable[[float], None]
         if "ready" in run([client, "datasets", "status", name]).stdout.lower():
             return
         sleep(POLL_SECONDS)
-    raise UploadError(f"{name}: not ready after {READY_SECONDS} s; look at it on kaggle.com, then run `kaggle kernels push`")
+    raise UploadError(
+        f"{name}: not ready after {READY_SECONDS} s; look at it on kaggle.com, then run `kaggle kernels push`"
+    )
 
 
-def upload(out: Path, environment: Mapping[str, str], *, home: Path, run: Run = _run, say: Callable[[str], None] = print,
-           sleep: Callable[[float], None] = time.sleep) -> bool:
+def upload(
+    out: Path,
+    environment: Mapping[str, str],
+    *,
+    home: Path,
+    run: Run = _run,
+    say: Callable[[str], None] = print,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
     """True when dataset and kernel were uploaded; False when only the commands were printed.
 
     Raises  UploadError
@@ -105,5 +119,9 @@ def upload(out: Path, environment: Mapping[str, str], *, home: Path, run: Run = 
         else [client, "datasets", "create", "-p", folder], say)
     _wait_ready(run, client, f"{owner}/{slug}", sleep)
     _do(run, [client, "kernels", "push", "-p", str(out / "push")], say)
-    say("\n".join(["pushed; when it is complete, submit with:", *push.commands(out, owner, slug, competition)[-2:]]))
+    say(
+        "\n".join(
+            ["pushed; when it is complete, submit with:", *push.commands(out, owner, slug, competition)[-2:]]
+        )
+    )
     return True

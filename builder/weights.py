@@ -1,7 +1,7 @@
 """Checkpoints -> safetensors blobs that fit their nets, and the files that hold them.
 
-Owns finding a checkpoint, turning it into the blob that ships, and laying nets out in files. Reading foreign formats and the
-key-by-key check are training.checkpoints'; nets are built by kernel.models.
+Owns finding a checkpoint, turning it into the blob that ships, and laying nets out in files. Reading foreign
+formats and the key-by-key check are training.checkpoints'; nets are built by kernel.models.
 """
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ MAX_SINGLE_FILES = 40  # nets in files of their own; beyond, one file per member
 
 
 def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
-    """The checkpoint `name` in the first folder that has it, also under another known suffix; None where there is none."""
+    """The checkpoint `name` in the first folder that has it, also under another known suffix; None where
+    there is none.
+    """
     stem = name.removesuffix(Path(name).suffix) if Path(name).suffix in SUFFIXES else name
     for folder in folders:
         for candidate in (name, *(stem + suffix for suffix in SUFFIXES)):
@@ -35,16 +37,24 @@ def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
-    """One safetensors blob; doubles become f32, everything else keeps its dtype. The same state gives the same bytes."""
-    tensors = {k: (v.float() if v.dtype == torch.float64 else v).detach().clone().contiguous() for k, v in state.items()}
+    """One safetensors blob; doubles become f32, everything else keeps its dtype. The same state gives the
+    same bytes.
+    """
+    tensors = {
+        k: (v.float() if v.dtype == torch.float64 else v).detach().clone().contiguous()
+        for k, v in state.items()
+    }
     blob = save(tensors)
     if int.from_bytes(blob[:8], "little") > MAX_HEADER_BYTES:
-        raise ModelLoadFailed(f"{where}: {len(tensors)} tensors make a header above {MAX_HEADER_BYTES} bytes; too many keys")
+        raise ModelLoadFailed(
+            f"{where}: {len(tensors)} tensors make a header above {MAX_HEADER_BYTES} bytes; too many keys"
+        )
     return blob
 
 
 def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Module) -> bytes:
-    """Blob of a checkpoint under our keys, checked against `module`; a fitting safetensors file is copied as it is.
+    """Blob of a checkpoint under our keys, checked against `module`; a fitting safetensors file is copied as
+    it is.
 
     Raises  ModelLoadFailed (unreadable, holding code, or not fitting), BundleInvalid
     """
@@ -79,7 +89,9 @@ def count_files(sources: Iterable[Source], packed: bool) -> int:
     return len({file_of(source, packed) for source in sources})
 
 
-def write_nets(folder: Path, sources: Sequence[Source], packed: bool) -> tuple[list[Net], dict[str, FileEntry]]:
+def write_nets(
+    folder: Path, sources: Sequence[Source], packed: bool
+) -> tuple[list[Net], dict[str, FileEntry]]:
     """Nets and files written to `folder`: one file per net, or the folds of a member one after the other.
 
     Nets of a member must follow each other in `sources`; one net is in memory at a time.
@@ -96,4 +108,6 @@ def write_nets(folder: Path, sources: Sequence[Source], packed: bool) -> tuple[l
         digests.setdefault(name, hashlib.sha256()).update(blob)
         nets.append(Net(member=source.member, fold=source.fold, file=name, offset=offset, length=len(blob),
                         sha256=hashlib.sha256(blob).hexdigest(), kind=source.kind))
-    return nets, {name: FileEntry(bytes=size, sha256=digests[name].hexdigest()) for name, size in sizes.items()}
+    return nets, {
+        name: FileEntry(bytes=size, sha256=digests[name].hexdigest()) for name, size in sizes.items()
+    }

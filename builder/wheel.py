@@ -1,7 +1,8 @@
 """The code of the bundle as one wheel with fixed bytes.
 
-Owns which files ship (kernel/ and the users' own model files) and how they are packed: sorted, stored, one fixed date, so that
-the same sources give the same bytes on every machine. Does not ship training/, builder/, tests or anything compiled.
+Owns which files ship (kernel/ and the users' own model files) and how they are packed: sorted, stored, one
+fixed date, so that the same sources give the same bytes on every machine. Does not ship training/, builder/,
+tests or anything compiled.
 """
 from __future__ import annotations
 

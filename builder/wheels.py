@@ -1,8 +1,9 @@
 """Wheels of a back end the Kaggle image lacks, and the proof that they suffice without internet.
 
-Owns the download for each Python of the image's near future, the choice of what must ride along (what the image has stays
-out), and the proof: an installation from those files alone, and on this machine's own Python an import in an empty
-environment. Does not install anything here or use the back end (kernel.backends).
+Owns the download for each Python of the image's near future, the choice of what must ride along (what the
+image has stays out), and the proof: an installation from those files alone, and on this machine's own Python
+an import in an empty environment. Does not install anything here or use the back end
+(kernel.inference.backends).
 """
 from __future__ import annotations
 
@@ -19,14 +20,24 @@ from kernel.errors import UploadError
 
 BACK_ENDS = ("openvino", "onnxruntime")
 PYTHONS = ("3.11", "3.12", "3.13")  # Kaggle ran 3.12 in Aug 2026, its base image had just moved to 3.13
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64", "linux_x86_64")
-IMAGE = {  # what the image has and a back end may lean on: version per Python. Source: Colab backend-info May and Aug 2026
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux_2_17_x86_64",
+    "linux_x86_64",
+)
+# what the image has and a back end may lean on: version per Python. Source: Colab backend-info May and Aug
+# 2026
+IMAGE = {
     "3.11": {"numpy": "2.0.2", "protobuf": "5.29.5"},
     "3.12": {"numpy": "2.0.2", "protobuf": "5.29.5"},
     "3.13": {"numpy": "2.1.3", "protobuf": "5.29.5"},
 }
 IMAGE_UNPINNED = ("packaging", "sympy", "mpmath", "typing_extensions", "coloredlogs", "humanfriendly")
-UNSATISFIED = re.compile(r"Could not find a version that satisfies the requirement ([^\s(]+)(?: \(from (?!versions)([^)]*)\))?")
+UNSATISFIED = re.compile(
+    r"Could not find a version that satisfies the requirement ([^\s(]+)(?: \(from (?!versions)([^)]*)\))?"
+)
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
@@ -48,8 +59,15 @@ def in_image(wheel: Path) -> bool:
 def _pip(python: str) -> list[str]:
     """Options that make pip choose wheels for `python` on Kaggle's Linux, whatever runs here."""
     platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
-    return ["--disable-pip-version-check", "--only-binary=:all:", "--implementation", "cp", "--python-version", python,
-            *platforms]
+    return [
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        python,
+        *platforms,
+    ]
 
 
 def _check(done: subprocess.CompletedProcess[str], what: str) -> None:
@@ -61,9 +79,13 @@ def _check(done: subprocess.CompletedProcess[str], what: str) -> None:
         return
     missing = UNSATISFIED.search(done.stderr)
     if missing is None:
-        raise UploadError(f"wheels: {what} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        raise UploadError(
+            f"wheels: {what} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+        )
     asked = f", needed by {missing.group(2).split('->')[-1].strip()}" if missing.group(2) else ""
-    raise UploadError(f"wheels: {what}: {missing.group(1)!r} is missing{asked}; without it the back end fails on Kaggle")
+    raise UploadError(
+        f"wheels: {what}: {missing.group(1)!r} is missing{asked}; without it the back end fails on Kaggle"
+    )
 
 
 def download(back_end: str, folder: Path, run: Run = _run) -> None:
@@ -75,32 +97,73 @@ def download(back_end: str, folder: Path, run: Run = _run) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
             pins.write("\n".join(f"{name}=={version}" for name, version in IMAGE[python].items()) + "\n")
             pins.flush()
-            done = run([sys.executable, "-m", "pip", "download", "--quiet", *_pip(python), "--constraint", pins.name,
-                        "--dest", str(folder), back_end])
+            done = run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    *_pip(python),
+                    "--constraint",
+                    pins.name,
+                    "--dest",
+                    str(folder),
+                    back_end,
+                ]
+            )
         _check(done, f"download of {back_end} for Python {python}")
 
 
 def prove(back_end: str, folders: Sequence[Path], run: Run = _run) -> None:
-    """Nothing, when the wheels in `folders` install without an index, for every Python, and import on this one.
+    """Nothing, when the wheels in `folders` install without an index, for every Python, and import on this
+    one.
 
     Raises  UploadError naming the missing dependency
     """
     links = [part for folder in folders for part in ("--find-links", str(folder))]
     for python in PYTHONS:
         with tempfile.TemporaryDirectory() as target:
-            done = run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", *links, *_pip(python), "--target",
-                        target, back_end])
+            done = run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-index",
+                    *links,
+                    *_pip(python),
+                    "--target",
+                    target,
+                    back_end,
+                ]
+            )
         _check(done, f"offline installation of {back_end} for Python {python}")
     if f"{sys.version_info.major}.{sys.version_info.minor}" not in PYTHONS:
         return
     with tempfile.TemporaryDirectory() as empty:
         venv.create(empty, with_pip=True)
         python = f"{empty}/bin/python"
-        done = run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", *links, back_end])
+        done = run(
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-index",
+                *links,
+                back_end,
+            ]
+        )
         _check(done, f"offline installation of {back_end} into an empty environment")
         done = run([python, "-I", "-c", f"import {back_end}"])
         if done.returncode != 0:
-            raise UploadError(f"wheels: {back_end} installs but does not import: {done.stderr.strip().splitlines()[-1:]}")
+            raise UploadError(
+                f"wheels: {back_end} installs but does not import: {done.stderr.strip().splitlines()[-1:]}"
+            )
 
 
 def collect(back_end: str, folder: Path, run: Run = _run) -> list[Path]:

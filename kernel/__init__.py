@@ -1,3 +1,14 @@
-"""Hourglass: trained audio taggers to a scored Kaggle submission inside one kernel hour (what ships in the bundle)."""
+"""What ships: everything that runs inside the Kaggle kernel. Read the rooms in the order of a clip's way.
+
+sound      which file an id means, decoding, front ends          wave -> stored array
+cache      where stored arrays lie: RAM, disk or nowhere         (front end, row) -> array
+models     the families of nets                                  inputs -> logits
+inference  cut, finish and run a net                             stored array -> probabilities
+scores     means, steps on the finished table, submission.csv    probabilities -> file
+engine     drives it all: what runs when, on which device        report  what happened; rehearsal  what will happen
+
+Beside the rooms: run (the engine's entry), order (what the guard tells it), spec (ensembles and manifests), limits, memory,
+bundle, pin (the pushed file's constant), units, files, errors. Imports point one way: tests/kernel/test_imports.py.
+"""
 
 __version__ = "0.1.0"

@@ -1,8 +1,9 @@
 """The mounted bundle: verified bytes of every file the manifest names.
 
-Owns reading: the sha256 is taken over the very bytes that are parsed, so nothing can change between check and use, and a
-file that Kaggle renamed or wrapped into a folder is found again by its size and hash. Weights come as safetensors only.
-Does not find the bundle folder or verify the manifest and the wheel (the guard), nor build nets (models).
+Owns reading: the sha256 is taken over the very bytes that are parsed, so nothing can change between check and
+use, and a file that Kaggle renamed or wrapped into a folder is found again by its size and hash. Weights come
+as safetensors only. Does not find the bundle folder or verify the manifest and the wheel (the guard), nor
+build nets (models).
 """
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ import torch
 from .errors import BundleError, BundleHashMismatch, BundleInvalid, BundleMissing, did_you_mean
 from .spec import FileEntry, Manifest, Net
 
-MAX_HEADER_BYTES = 1 << 20  # safetensors header; the format itself allows 100 MB. Source: reliability notes, header bombs
+# safetensors header; the format itself allows 100 MB. Source: reliability notes, header bombs
+MAX_HEADER_BYTES = 1 << 20
 SEARCH_DEPTH = 3  # wrapper folders seen on mounts nest once or twice
-SEARCH_ENTRIES = 2000  # entries looked at for a lost file: a bundle has 50 files, an unpacked wheel a few hundred
+# entries looked at for a lost file: a bundle has 50 files, an unpacked wheel a few hundred
+SEARCH_ENTRIES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,9 @@ class Bundle:
 
         Raises  BundleInvalid for a name outside the manifest, BundleMissing, BundleHashMismatch
         """
-        entry = self.manifest.wheel.entry if name == self.manifest.wheel.file else self.manifest.files.get(name)
+        entry = (
+            self.manifest.wheel.entry if name == self.manifest.wheel.file else self.manifest.files.get(name)
+        )
         if entry is None:
             raise BundleInvalid(f"{name!r} is not in the manifest; {did_you_mean(name, self.manifest.files)}")
         return self._read(name, entry, 0, entry.bytes, name)
@@ -62,7 +67,9 @@ class Bundle:
         return parse_state(self.read_net(net), f"net {net.id} in {net.file}")
 
     def _read(self, name: str, entry: FileEntry, offset: int, length: int, what: str) -> bytes:
-        """`length` bytes with the sha256 of `entry`, from the expected place or from wherever the file went."""
+        """`length` bytes with the sha256 of `entry`, from the expected place or from wherever the file
+        went.
+        """
         found: list[str] = []
         for path in self._places(name, entry.bytes):
             try:
@@ -76,10 +83,14 @@ class Bundle:
                     self.moved[name] = path
                 return data
             found.append(f"{path}: sha256 {digest[:16]}")
-        expected = f"{what}: expected {name} of {entry.bytes} bytes with sha256 {entry.sha256[:16]} in {self.folder}"
+        expected = (
+            f"{what}: expected {name} of {entry.bytes} bytes with sha256 {entry.sha256[:16]} in {self.folder}"
+        )
         if (self.folder / name).exists():
             raise BundleHashMismatch(f"{expected}; found {'; '.join(found[:3])}. Upload the bundle again")
-        raise BundleMissing(f"{expected}; found no such file, and its bytes in none of the others. Upload the bundle again")
+        raise BundleMissing(
+            f"{expected}; found no such file, and its bytes in none of the others. Upload the bundle again"
+        )
 
     def _places(self, name: str, size: int) -> Iterator[Path]:
         """The expected place first, then a place found before, then every near file of that very size."""
@@ -98,12 +109,16 @@ def open_bundle(folder: Path, manifest: Manifest) -> Bundle:
     Raises  BundleMissing when `folder` is no folder
     """
     if not folder.is_dir():
-        raise BundleMissing(f"{folder}: no such folder; attach the dataset, or give --bundle the folder with manifest.json")
+        raise BundleMissing(
+            f"{folder}: no such folder; attach the dataset, or give --bundle the folder with manifest.json"
+        )
     return Bundle(folder=folder, manifest=manifest)
 
 
 def near_files(folder: Path) -> Iterator[Path]:
-    """Regular files below `folder`, breadth first: at most 3 folders deep and 2,000 entries, links not followed."""
+    """Regular files below `folder`, breadth first: at most 3 folders deep and 2,000 entries, links not
+    followed.
+    """
     level, seen = [folder], 0
     for _ in range(SEARCH_DEPTH + 1):
         deeper: list[Path] = []
@@ -120,7 +135,9 @@ def near_files(folder: Path) -> Iterator[Path]:
 
 
 def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries in order; none where the folder may not be read: the file that is looked for is then reported as missing."""
+    """Entries in order; none where the folder may not be read: the file that is looked for is then reported
+    as missing.
+    """
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda e: e.name)
@@ -133,7 +150,8 @@ def read_slice(path: Path, size: int, offset: int, length: int) -> bytes:
 
     Raises  OSError; BundleInvalid when it is no regular file or has another size
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: a FIFO must not hang the run
+    # O_NONBLOCK: a FIFO must not hang the run
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != size:
@@ -159,7 +177,9 @@ def parse_state(data: bytes, where: str) -> dict[str, torch.Tensor]:
 
     header = int.from_bytes(data[:8], "little")
     if len(data) < 8 or header > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise BundleInvalid(f"{where}: the safetensors header claims {header} bytes of {len(data)}; build the bundle again")
+        raise BundleInvalid(
+            f"{where}: the safetensors header claims {header} bytes of {len(data)}; build the bundle again"
+        )
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -1,14 +1,12 @@
 """What the machine allows: named limits, the clock, the deadline marks, and the memory meter.
 
-Owns the numbers of each competition's limits and the formulas of the deadline; the meter itself is in `kernel.memory`.
-Does not decide what happens when a limit is near: that is the store's and the plan's work.
+Owns the numbers of each competition's limits and the formulas of the deadline; the meter itself is in
+`kernel.memory`. Does not decide what happens when a limit is near: that is the store's and the plan's work.
 `python -m kernel.limits` prints what this machine shows and where each number comes from.
 """
 from __future__ import annotations
 
 import math
-import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,26 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LimitError, did_you_mean
+from .files import free_disk
 from .memory import Meter, Reading
+from .units import GB
 
-__all__ = ["PROFILES", "Clock", "Limits", "Marks", "Meter", "Reading", "free_disk", "limits", "marks", "parse_bytes"]
+__all__ = ["PROFILES", "Clock", "Limits", "Marks", "Meter", "Reading", "limits", "marks"]
 
-GB = 10**9
-# Source: FAT2019 rules (GPU kernel, 1 h, 14 GB, 5 GB output, 2 cores); kaggle.com/docs/notebooks and the BirdCLEF 2025 rules
+# Source: FAT2019 rules (GPU kernel, 1 h, 14 GB, 5 GB output, 2 cores); kaggle.com/docs/notebooks and the
+# BirdCLEF 2025 rules
 # (CPU 90 min) for the others, where memory is reported as 29-30 GB: the lower figure is taken.
 PROFILES: dict[str, dict[str, Any]] = {
     "fat2019": {"seconds": 3600.0, "ram_bytes": 14 * GB, "disk_bytes": 5 * GB, "cores": 2, "gpu": True},
     "code-gpu": {"seconds": 9 * 3600.0, "ram_bytes": 29 * GB, "disk_bytes": 20 * GB, "cores": 4, "gpu": True},
-    "code-cpu": {"seconds": 12 * 3600.0, "ram_bytes": 29 * GB, "disk_bytes": 20 * GB, "cores": 4, "gpu": False},
-    "birdclef-cpu90": {"seconds": 5400.0, "ram_bytes": 29 * GB, "disk_bytes": 20 * GB, "cores": 4, "gpu": False},
+    "code-cpu": {
+        "seconds": 12 * 3600.0,
+        "ram_bytes": 29 * GB,
+        "disk_bytes": 20 * GB,
+        "cores": 4,
+        "gpu": False,
+    },
+    "birdclef-cpu90": {
+        "seconds": 5400.0,
+        "ram_bytes": 29 * GB,
+        "disk_bytes": 20 * GB,
+        "cores": 4,
+        "gpu": False,
+    },
 }
-UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": GB, "gb": GB, "t": 10**12, "tb": 10**12,
-         "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one run may use: wall seconds, RAM and disk in bytes, CPU cores, and whether the profile has a GPU."""
+    """What one run may use: wall seconds, RAM and disk in bytes, CPU cores, and whether the profile has a
+    GPU.
+    """
 
     name: str
     seconds: float
@@ -45,7 +55,9 @@ class Limits:
     gpu: bool
 
 
-def limits(profile: str, seconds: float | None = None, ram_bytes: int | None = None, disk_bytes: int | None = None) -> Limits:
+def limits(
+    profile: str, seconds: float | None = None, ram_bytes: int | None = None, disk_bytes: int | None = None
+) -> Limits:
     """Limits of a named profile, with single values replaced.
 
     seconds may be 0 or negative: such a run leaves the prior submission (see `marks`).
@@ -59,36 +71,10 @@ def limits(profile: str, seconds: float | None = None, ram_bytes: int | None = N
     if not math.isfinite(values["seconds"]):
         raise LimitError(f"seconds: {values['seconds']} is not a time; give the budget in seconds, e.g. 3600")
     if values["ram_bytes"] <= 0 or values["disk_bytes"] < 0:
-        raise LimitError(f"ram {values['ram_bytes']}, disk {values['disk_bytes']} bytes: RAM must be above 0, disk not below 0")
+        raise LimitError(
+            f"ram {values['ram_bytes']}, disk {values['disk_bytes']} bytes: RAM must be above 0, disk not below 0"
+        )
     return Limits(name=profile, **values)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "14GB", "512 MiB", "1.5g" or "4096": decimal units, binary with an i.
-
-    Raises  LimitError
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = match.group(2).lower() if match else ""
-    if match is None or unit not in UNITS:
-        raise LimitError(f"{text!r} is no amount of memory; write a number and a unit, e.g. 14GB, 512MiB or 4096")
-    return int(float(match.group(1)) * UNITS[unit]) if "." in match.group(1) else int(match.group(1)) * UNITS[unit]
-
-
-def free_disk(path: Path) -> int:
-    """Bytes an unprivileged process may still write below `path` (or below its nearest existing parent).
-
-    Raises  LimitError if the file system does not answer
-    """
-    at = Path(os.path.abspath(path))
-    while True:
-        try:
-            found = os.statvfs(at)
-            return found.f_bavail * found.f_frsize
-        except FileNotFoundError:
-            at = at.parent
-        except OSError as error:
-            raise LimitError(f"{at}: free space cannot be read ({error.strerror}); give another folder") from error
 
 
 class Clock:
@@ -96,11 +82,17 @@ class Clock:
 
     started   time.monotonic() of the start (the guard's, in the engine); None = now
     offset_s  seconds that had gone before `started` (container start-up)
-    now       clock to read, for tests; boot: a second clock that also counts suspended time (default: CLOCK_BOOTTIME)
+    now       clock to read, for tests; boot: a second clock that also counts suspended time (default:
+              CLOCK_BOOTTIME)
     """
 
-    def __init__(self, started: float | None = None, offset_s: float = 0.0, now: Callable[[], float] = time.monotonic,
-                 boot: Callable[[], float] | None = None):
+    def __init__(
+        self,
+        started: float | None = None,
+        offset_s: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+        boot: Callable[[], float] | None = None,
+    ):
         self._now, self._boot, self.offset_s = now, boot, offset_s
         if boot is None and now is time.monotonic and hasattr(time, "CLOCK_BOOTTIME"):
             self._boot = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -167,7 +159,9 @@ def main() -> None:
     walls, degraded = meter.walls()
     print(f"{'source':<64} {'limit':>9} {'used':>9}  share")
     for wall in walls:
-        print(f"{wall.source:<64} {wall.limit / GB:6.2f} GB {wall.used / GB:6.2f} GB {wall.used / max(1, wall.limit):6.1%}")
+        print(
+            f"{wall.source:<64} {wall.limit / GB:6.2f} GB {wall.used / GB:6.2f} GB {wall.used / max(1, wall.limit):6.1%}"
+        )
     walled = {wall.source for wall in walls}
     for level in meter.levels:
         if f"cgroup v{level.version} {level.folder}" not in walled:
@@ -178,7 +172,9 @@ def main() -> None:
     for _ in range(100):
         meter.read()
     cost_ms = 10 * (time.perf_counter() - begun)
-    print(f"first wall: {reading.source}; own processes {meter.own_bytes() / GB:.2f} GB; one read {cost_ms:.2f} ms")
+    print(
+        f"first wall: {reading.source}; own processes {meter.own_bytes() / GB:.2f} GB; one read {cost_ms:.2f} ms"
+    )
     print(f"free disk here: {free_disk(Path.cwd()) / GB:.1f} GB")
 
 

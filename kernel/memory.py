@@ -1,7 +1,9 @@
-"""How much memory is in use against every wall that can stop this process: cgroup v2 and v1, the host, a configured cap.
+"""How much memory is in use against every wall that can stop this process: cgroup v2 and v1, the host, a
+configured cap.
 
-Owns the reading of the container's memory files and the formulas over them. Does not decide what happens when a wall is
-near (the store's and the plan's work) and holds no competition's figures (`kernel.limits`, which also prints this).
+Owns the reading of the container's memory files and the formulas over them. Does not decide what happens when
+a wall is near (the store's and the plan's work) and holds no competition's figures (`kernel.limits`, which
+also prints this).
 """
 from __future__ import annotations
 
@@ -55,11 +57,14 @@ class Level:
     folder: str
 
 
-# Per cgroup version: limit files, usage file, and the keys of memory.stat that the kernel can drop or must first write.
+# Per cgroup version: limit files, usage file, and the keys of memory.stat that the kernel can drop or must
+# first write.
 LIMIT_FILES = {2: ("memory.max", "memory.high"), 1: ("memory.limit_in_bytes",)}
 USAGE_FILE = {2: "memory.current", 1: "memory.usage_in_bytes"}
-STAT_SIGN = {2: {b"inactive_file": -1, b"active_file": -1, b"file_dirty": 1, b"file_writeback": 1},
-             1: {b"total_inactive_file": -1, b"total_active_file": -1, b"total_dirty": 1, b"total_writeback": 1}}
+STAT_SIGN = {
+    2: {b"inactive_file": -1, b"active_file": -1, b"file_dirty": 1, b"file_writeback": 1},
+    1: {b"total_inactive_file": -1, b"total_active_file": -1, b"total_dirty": 1, b"total_writeback": 1},
+}
 Fault = Callable[[str, Exception], None]
 
 
@@ -103,13 +108,18 @@ def find_levels(root: Path) -> tuple[Level, ...]:
     for line in text("proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
-        if len(fields) > 4 and kind and (kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[-1].split(","))):
+        if (
+            len(fields) > 4
+            and kind
+            and (kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[-1].split(",")))
+        ):
             mounts.append((2 if kind[0] == "cgroup2" else 1, fields[3], fields[4]))
     levels: dict[str, Level] = {}
     for version, inside, point in mounts:
         path = own.get(version, "/")
         base = str(root / point.lstrip("/"))
-        if inside != "/" and (path + "/").startswith(inside + "/"):  # the mount shows only a branch of the tree
+        # the mount shows only a branch of the tree
+        if inside != "/" and (path + "/").startswith(inside + "/"):
             path = path[len(inside):]
         at = os.path.normpath(base + "/" + path)
         while at.startswith(base):
@@ -128,14 +138,15 @@ def _psutil_memory() -> tuple[int, int]:
 
 
 class Meter:
-    """Memory in use against every wall that can stop this process; safe to call from any thread, about 0.2 ms a read.
+    """Memory in use against every wall that can stop this process; safe to call from any thread, about 0.2 ms
+    a read.
 
     root       where /proc and /sys lie (tests give a made-up tree)
     cap_bytes  configured limit; counted against our own process tree unless a cgroup is at least as tight
     host       second source of (total, used) bytes of the host, after /proc/meminfo
 
-    Source: formulas of Ray (#42508, #43071: page cache is no pressure), the walk of DuckDB and ComfyUI (every parent counts),
-    JDK-8292083 (a limit above MemTotal is none).
+    Source: formulas of Ray (#42508, #43071: page cache is no pressure), the walk of DuckDB and ComfyUI (every
+    parent counts), JDK-8292083 (a limit above MemTotal is none).
     """
 
     def __init__(self, root: Path = Path("/"), cap_bytes: int | None = None,
@@ -146,7 +157,12 @@ class Meter:
         self._lock = threading.Lock()
         self._limits: dict[str, int] = {}  # last good limit of each level: a limit once seen is kept
         self._children: tuple[float, tuple[str, ...]] = (-math.inf, ())
-        self._last = Reading(limit_bytes=cap_bytes or NO_LIMIT, used_bytes=0, source="nothing", degraded=("no source answered",))
+        self._last = Reading(
+            limit_bytes=cap_bytes or NO_LIMIT,
+            used_bytes=0,
+            source="nothing",
+            degraded=("no source answered",),
+        )
         self.peak_bytes = 0  # most memory of our own process tree seen by any read of it
 
     def limit(self) -> Reading:
@@ -185,7 +201,9 @@ class Meter:
         return walls, degraded
 
     def own_bytes(self) -> int:
-        """Resident bytes of this process and its children (pages mapped from files counted once, for this process)."""
+        """Resident bytes of this process and its children (pages mapped from files counted once, for this
+        process).
+        """
         page = os.sysconf("SC_PAGE_SIZE")
         total = 0
         for pid in ("self", *self._child_pids()):
@@ -241,16 +259,24 @@ class Meter:
             fault(f"{name}/{file}", error)
             return self.own_bytes()  # the limit stays in force; our own memory is the best remaining estimate
         try:
-            return max(0, min(used, used + _stat_sum(_read(f"{level.folder}/memory.stat"), STAT_SIGN[level.version])))
+            return max(
+                0, min(used, used + _stat_sum(_read(f"{level.folder}/memory.stat"), STAT_SIGN[level.version]))
+            )
         except (OSError, ValueError) as error:
             fault(f"{name}/memory.stat", error)
             return used
 
     def _read_host(self, fault: Fault) -> Wall | None:
-        """The host's wall: MemTotal less MemAvailable (shared memory counts as used), else psutil's figures."""
+        """The host's wall: MemTotal less MemAvailable (shared memory counts as used), else psutil's
+        figures.
+        """
         try:
             lines = _read(f"{self._proc}/meminfo").split(b"\n")
-            found = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(b":") for line in lines[:8]) if rest}
+            found = {
+                key: int(rest.split()[0]) * 1024
+                for key, _, rest in (line.partition(b":") for line in lines[:8])
+                if rest
+            }
             return Wall("/proc/meminfo", found[b"MemTotal"], found[b"MemTotal"] - found[b"MemAvailable"])
         except (OSError, ValueError, KeyError, IndexError) as error:
             fault("/proc/meminfo", error)

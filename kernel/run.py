@@ -1,7 +1,8 @@
 """The engine's entry: light start-up, memory check, then the engine itself.
 
-Owns what must happen before numpy and torch are imported: the heartbeat, the stack dump on request and the verdict that
-there is not enough memory. Started by the guard in its own process; everything else is kernel.engine.
+Owns what must happen before numpy and torch are imported: the heartbeat, the stack dump on request and the
+verdict that there is not enough memory. Started by the guard in its own process; everything else is
+kernel.engine.loop.
 """
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ from pathlib import Path
 from .errors import HourglassError, MemoryTooSmall
 from .limits import Meter
 
-ENGINE_BYTES = 350_000_000  # torch, numpy and the engine before the first clip: 230 MB measured on CPU, plus one small net
-DATA_BYTES = 450_000_000  # the same for RLIMIT_DATA, which counts what is only reserved too: 360 MB end the engine at its start
-MAPPED_BYTES = 1_300_000_000  # the same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
+# torch, numpy and the engine before the first clip: 230 MB measured on CPU, plus one small net
+ENGINE_BYTES = 350_000_000
+# the same for RLIMIT_DATA, which counts what is only reserved too: 360 MB end the engine at its start
+DATA_BYTES = 450_000_000
+# the same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
+MAPPED_BYTES = 1_300_000_000
 EXIT_MEMORY = 3  # the guard does not restart after this
 
 
@@ -37,9 +41,11 @@ def check_memory(ram_bytes: int) -> None:
     reading = Meter(cap_bytes=ram_bytes).read()
     free = reading.limit_bytes - reading.used_bytes
     if free < ENGINE_BYTES:
-        raise MemoryTooSmall(f"{free / 1e6:.0f} MB are free under the limit of {reading.limit_bytes / 1e6:.0f} MB "
-                             f"({reading.source}); the engine needs {ENGINE_BYTES / 1e6:.0f} MB: give --ram at least "
-                             f"{(reading.used_bytes + ENGINE_BYTES) / 1e6:.0f}MB. The prior submission stays.")
+        raise MemoryTooSmall(
+            f"{free / 1e6:.0f} MB are free under the limit of {reading.limit_bytes / 1e6:.0f} MB "
+            f"({reading.source}); the engine needs {ENGINE_BYTES / 1e6:.0f} MB: give --ram at least "
+            f"{(reading.used_bytes + ENGINE_BYTES) / 1e6:.0f}MB. The prior submission stays."
+        )
 
 
 def main(state: str) -> None:
@@ -50,12 +56,12 @@ def main(state: str) -> None:
     faulthandler.register(signal.SIGUSR1, file=stacks)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     run = json.loads((folder / "run.json").read_bytes())
-    from .journal import Heartbeat
+    from .engine.journal import Heartbeat
 
     heartbeat, status = Heartbeat(folder / "heartbeat.json"), 0
     try:
         check_memory(int(run["limits"]["ram_bytes"]))
-        from .engine import Engine
+        from .engine.loop import Engine
 
         gc.freeze()  # what is loaded stays: looking through it again after each net took 0.2 s
         Engine(run, heartbeat).execute()
@@ -73,7 +79,9 @@ def main(state: str) -> None:
 
 
 def leave(status: int) -> None:
-    """End the process now: a thread that a library left behind must not keep it, nor a signal change its exit code."""
+    """End the process now: a thread that a library left behind must not keep it, nor a signal change its exit
+    code.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,7 +1,7 @@
 """What an ensemble is: the typed form of an ensemble TOML and of the bundle's manifest, with strict loaders.
 
-Owns `Ensemble` (written by people), `Manifest` (written by the builder) and the rule that an unknown key is an error.
-Does not build anything: front ends, views, finishes and families check their own parameters.
+Owns `Ensemble` (written by people), `Manifest` (written by the builder) and the rule that an unknown key is
+an error. Does not build anything: front ends, views, finishes and families check their own parameters.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Input:
     """One named input of a net: a front end and what is done to the view's output.
 
     frontend  name in [frontends]
-    finish    steps of kernel.finish, in order: names or tables with `kind`
+    finish    steps of kernel.inference.finish, in order: names or tables with `kind`
     """
 
     frontend: str
@@ -44,15 +44,16 @@ class Member:
     family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
     params        constructor values of the family
     frontend      name in [frontends], for a net with one input
-    finish        steps of kernel.finish for that input, in order: names or tables with `kind`
+    finish        steps of kernel.inference.finish for that input, in order: names or tables with `kind`
     inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
-    view          {kind = "full", ...}: kernel.views
+    view          {kind = "full", ...}: kernel.inference.views
     weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
     folds         fold numbers
     fold_mean     mean over folds
     fold_weights  one weight per fold; empty = all alike
     weight        weight in the final mean (0 = feeds stackers only)
-    activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits, none otherwise
+    activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
+                  none otherwise
     value         what the member is worth to the plan (an out-of-fold score); None = all alike
     """
 
@@ -87,7 +88,8 @@ class Stacker:
     family           key of kernel.models.FAMILIES, of a stacker
     inputs           names of the members it reads, in order
     params           constructor values of the family
-    features         "concat" -> [B, n*K] in the order of `inputs`; "per_class" -> [B, K, n(+1)], the weighted average last
+    features         "concat" -> [B, n*K] in the order of `inputs`; "per_class" -> [B, K, n(+1)], the weighted
+                     average last
     average_weights  one weight per input for that average ("per_class" only); empty = no average
     weights          file name, as for a member
     folds            fold numbers
@@ -146,15 +148,18 @@ class Ensemble:
     name             a-z, 0-9, "_", "-" and ".": part of the dataset's default name
     classes          class names, or a text file beside the TOML with one per line
     members          [[members]]: the first-level nets
-    frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.frontends' keys
+    frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.sound.frontends'
+                     keys
     stackers         [[stackers]]: second-level nets
     about            one sentence for the dataset's page
-    profile          limits it runs under: fat2019, code-gpu, code-cpu or birdclef-cpu90 (kernel.limits.PROFILES)
-    mean             over members and stackers: kernel.blend.MEANS
+    profile          limits it runs under: fat2019, code-gpu, code-cpu or birdclef-cpu90
+                     (kernel.limits.PROFILES)
+    mean             over members and stackers: kernel.scores.blend.MEANS
     mean_power       exponent of the mean "power"
     row_independent  false where a mean or the metric compares rows: then only complete members count
     max_seconds      longer clips are cut there; None = 60, or 900 with [windows]
-    prior            score of each class in rows that nothing could predict, or a text file beside the TOML; empty = uniform
+    prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
+                     empty = uniform
     output           [output]: form of submission.csv
     windows          [windows]: rows are windows of long recordings
     """
@@ -307,14 +312,18 @@ def loads_json(text: bytes, where: str) -> Any:
         out = dict(items)
         if len(out) != len(items):
             twice = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
-            raise SpecError(f"{where}: key {twice!r} stands twice; the file was edited by hand, build it again")
+            raise SpecError(
+                f"{where}: key {twice!r} stands twice; the file was edited by hand, build it again"
+            )
         return out
 
     def constant(name: str) -> Any:
         raise SpecError(f"{where}: {name} is not a JSON number; build the file again")
 
     if len(text) > MAX_JSON_BYTES:
-        raise SpecError(f"{where}: {len(text)} bytes, more than {MAX_JSON_BYTES}; this is no manifest of ours")
+        raise SpecError(
+            f"{where}: {len(text)} bytes, more than {MAX_JSON_BYTES}; this is no manifest of ours"
+        )
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except (ValueError, RecursionError) as error:
@@ -322,7 +331,9 @@ def loads_json(text: bytes, where: str) -> Any:
 
 
 def dumps_json(value: Any) -> bytes:
-    """Canonical bytes of a dataclass or plain value: sorted keys, no spaces lost to chance, one final newline."""
+    """Canonical bytes of a dataclass or plain value: sorted keys, no spaces lost to chance, one final
+    newline.
+    """
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     return (json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -338,9 +349,13 @@ def _check_part(part: Member | Stacker, where: str) -> None:
     if not part.folds or len(set(part.folds)) != len(part.folds):
         raise SpecError(f"{where}.folds: {list(part.folds)}; list each fold number once, at least one")
     if len(part.folds) > 1 and part.weights is not None and "{fold}" not in part.weights:
-        raise SpecError(f"{where}.weights: {part.weights!r} has no {{fold}} although there are {len(part.folds)} folds")
+        raise SpecError(
+            f"{where}.weights: {part.weights!r} has no {{fold}} although there are {len(part.folds)} folds"
+        )
     if part.weight < 0:
-        raise SpecError(f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean")
+        raise SpecError(
+            f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean"
+        )
     _choice(part.fold_mean, MEANS, f"{where}.fold_mean")
     _choice(part.activation, ACTIVATIONS, f"{where}.activation")
 
@@ -352,8 +367,12 @@ def check(ensemble: Ensemble) -> Ensemble:
     """
     if len(ensemble.classes) < 2 or len(set(ensemble.classes)) != len(ensemble.classes):
         raise SpecError("classes: at least two names, each once")
-    if ensemble.prior and (len(ensemble.prior) != len(ensemble.classes) or not all(0 <= p <= 1 for p in ensemble.prior)):
-        raise SpecError(f"prior: {len(ensemble.prior)} values for {len(ensemble.classes)} classes; one each, in 0..1")
+    if ensemble.prior and (
+        len(ensemble.prior) != len(ensemble.classes) or not all(0 <= p <= 1 for p in ensemble.prior)
+    ):
+        raise SpecError(
+            f"prior: {len(ensemble.prior)} values for {len(ensemble.classes)} classes; one each, in 0..1"
+        )
     if not NAME.match(ensemble.name):
         raise SpecError(f"name: {ensemble.name!r}; use a-z, 0-9, '_', '-' and '.', at most 64 characters")
     if not ensemble.members:
@@ -368,13 +387,17 @@ def check(ensemble: Ensemble) -> Ensemble:
         where = f"members[{i}]"
         _check_part(member, where)
         if bool(member.frontend) == bool(member.inputs):
-            raise SpecError(f"{where}: give either `frontend` (one input) or `inputs` (several), not both and not neither")
+            raise SpecError(
+                f"{where}: give either `frontend` (one input) or `inputs` (several), not both and not neither"
+            )
         for name, entry in member.named_inputs().items():
             if entry.frontend not in ensemble.frontends:
                 raise SpecError(f"{where}.{name}.frontend: {entry.frontend!r} is not in [frontends]; "
                                 + did_you_mean(entry.frontend, ensemble.frontends))
         if member.fold_weights and len(member.fold_weights) != len(member.folds):
-            raise SpecError(f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds")
+            raise SpecError(
+                f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds"
+            )
     for i, stacker in enumerate(ensemble.stackers):
         where = f"stackers[{i}]"
         _check_part(stacker, where)
@@ -388,7 +411,9 @@ def check(ensemble: Ensemble) -> Ensemble:
         raise SpecError(f"members: the name {next(n for n in names if names.count(n) > 1)!r} is used twice")
     row_means = {ensemble.mean, *(p.fold_mean for p in parts)} & set(ROW_DEPENDENT_MEANS)
     if row_means and ensemble.row_independent:
-        raise SpecError(f"row_independent: the mean {sorted(row_means)[0]!r} compares rows; write row_independent = false")
+        raise SpecError(
+            f"row_independent: the mean {sorted(row_means)[0]!r} compares rows; write row_independent = false"
+        )
     return ensemble
 
 
@@ -402,7 +427,9 @@ def load_ensemble(path: Path) -> Ensemble:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of an ensemble TOML") from error
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}); give the path of an ensemble TOML"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not TOML ({error})") from error
     for key, kind in (("classes", str), ("prior", float)):
@@ -411,8 +438,10 @@ def load_ensemble(path: Path) -> Ensemble:
             try:
                 data[key] = [kind(line) for line in listed.read_text(encoding="utf-8").split("\n") if line]
             except OSError as error:
-                raise SpecError(f"{path}: {key} = {data[key]!r}: {listed} cannot be read ({error.strerror}); give its place "
-                                "relative to the TOML's own folder, or write the values as a list") from error
+                raise SpecError(
+                    f"{path}: {key} = {data[key]!r}: {listed} cannot be read ({error.strerror}); give its place "
+                    "relative to the TOML's own folder, or write the values as a list"
+                ) from error
             except ValueError as error:
                 raise SpecError(f"{path}: {key} = {data[key]!r}: {error}") from error
     try:

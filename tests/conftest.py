@@ -1,4 +1,6 @@
-"""What every test shares: one intra-op thread, the tiny bundle, the fault markers, and the count of what was skipped and why."""
+"""What every test shares: one intra-op thread, the tiny bundle, the fault markers, and the count of what was
+skipped and why.
+"""
 from __future__ import annotations
 
 import os
@@ -8,25 +10,32 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: tests of several workers share few cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import injectors  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from bundles import built_once  # noqa: E402
-from fault_rows import ELSEWHERE  # noqa: E402
-from guard_runs import GuardRun  # noqa: E402
-from whole_runs import check, faulty_build, make_place, run_whole  # noqa: E402
+
+from tests.helpers import injectors  # noqa: E402
+from tests.helpers.bundles import built_once  # noqa: E402
+from tests.helpers.fault_rows import ELSEWHERE  # noqa: E402
+from tests.helpers.guard_runs import GuardRun  # noqa: E402
+from tests.helpers.whole_runs import check, faulty_build, make_place, run_whole  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.addinivalue_line("markers", "faults: a slower test of the fault matrix; `make faults` runs these")
-    config.addinivalue_line("markers", "whole: a published solution at full size, minutes to an hour; `make whole` runs these")
-    config.addinivalue_line("markers", "fault(row, injection, outcome): one row of the fault matrix, docs/faults.md")
+    config.addinivalue_line(
+        "markers", "whole: a published solution at full size, minutes to an hour; `make whole` runs these"
+    )
+    config.addinivalue_line(
+        "markers", "fault(row, injection, outcome): one row of the fault matrix, docs/faults.md"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests that live with their module the marker of the row they cover."""
-    found = {(entry.file, entry.test): (row, entry) for row, entries in ELSEWHERE.items() for entry in entries}
+    found = {
+        (entry.file, entry.test): (row, entry) for row, entries in ELSEWHERE.items() for entry in entries
+    }
     for item in items:
         row, entry = found.get((item.path.name, getattr(item, "originalname", item.name)), (None, None))
         if row is not None and entry is not None:
@@ -38,15 +47,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if any("fault" in report.keywords for reports in terminalreporter.stats.values() for report in reports
            if isinstance(report, pytest.TestReport)):
         terminalreporter.write_line(f"injectors: {injectors.describe()}")
-    reasons = Counter(str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
-                      for report in terminalreporter.stats.get("skipped", []))
+    reasons = Counter(
+        str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix(
+            "Skipped: "
+        )
+        for report in terminalreporter.stats.get("skipped", [])
+    )
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle() -> Path:
-    """OUT of a build of tests/ensembles/tiny.toml (bundle/ and push/): read only, `bundles.copy_of_build` gives a copy."""
+    """OUT of a build of tests/ensembles/tiny.toml (bundle/ and push/): read only, `bundles.copy_of_build`
+    gives a copy.
+    """
     return built_once()
 
 

@@ -4,7 +4,8 @@ MODELS     contract -> (family, parameters); the goldens' classes are passed to 
 RENAME     contract -> {original key: our key}, where they differ
 DROP       contract -> original keys that the authors' nets hold but never use
 FRONTENDS  golden front end -> function of wave f32[S] that gives exactly the golden's shape and dtype
-Models are called `model(x)`, x as in the golden plus a batch axis; the result is what the golden calls output.
+Models are called `model(x)`, x as in the golden plus a batch axis; the result is what the golden calls
+output.
 """
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernel import finish, frontends, views
+from kernel.inference import finish, views
+from kernel.sound import frontends
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -26,8 +28,22 @@ def original_keys(contract: str) -> list[str]:
     return list(json.loads((GOLDENS / "state_dicts" / f"{contract}.json").read_text())["state_dict"])
 
 
-HACKEREARTH = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "resnest50d")
-FASTAI = {"0.0.": "conv1.", "0.1.": "bn1.", "0.4.": "layer1.", "0.5.": "layer2.", "0.6.": "layer3.", "0.7.": "layer4."}
+HACKEREARTH = (
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "resnest50d",
+)
+FASTAI = {
+    "0.0.": "conv1.",
+    "0.1.": "bn1.",
+    "0.4.": "layer1.",
+    "0.5.": "layer2.",
+    "0.6.": "layer3.",
+    "0.7.": "layer4.",
+}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # plain, attentive and dense 2-D CNNs
@@ -42,8 +58,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "viel_m1": ("dense_pyramid", {"blocks": 4, "levels": 1, "pool_last": True, "hidden": 128}),
     "erc_dcase": ("scse_cnn", {}),
     # hierarchical CNNs, ResNets and raw waveform
-    **{f"ex4_{dims}d_{aggregation}_b{base}x5": ("hierarchical_cnn", {"dims": dims, "aggregation": aggregation, "base": base})
-       for dims in (1, 2) for aggregation in ("max", "rnn") for base in (50, 100)},
+    **{
+        f"ex4_{dims}d_{aggregation}_b{base}x5": (
+            "hierarchical_cnn",
+            {"dims": dims, "aggregation": aggregation, "base": base},
+        )
+        for dims in (1, 2)
+        for aggregation in ("max", "rnn")
+        for base in (50, 100)
+    },
     "ex4_backbone_resnet18": ("resnet_backbone", {"depth": 18}),
     "ex4_backbone_resnet34": ("resnet_backbone", {"depth": 34}),
     "osciiart_resnet34": ("resnet_max", {"depth": 34}),
@@ -55,36 +78,59 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qrfaction_se_avemax1": ("statistics_cnn", {"excitation": True}),
     "qrfaction_se_avemax3": ("statistics_cnn", {"excitation": True, "pool": "max_first"}),
     "qrfaction_se_concat": ("statistics_cnn", {"excitation": True, "concat": True}),
-    **{f"qrfaction_msc_w{width:g}": ("statistics_cnn", {"stem": "multi_scale", "excitation": True, "width": width})
-       for width in (1.0, 1.5, 2.0)},
+    **{
+        f"qrfaction_msc_w{width:g}": (
+            "statistics_cnn",
+            {"stem": "multi_scale", "excitation": True, "width": width},
+        )
+        for width in (1.0, 1.5, 2.0)
+    },
     "jeong_mel": ("mel_densenet", {}),
     "simongrest_sedensenet": ("se_densenet", {}),
     **{f"filipmu_resnet{depth}": ("resnet_concat", {"depth": depth}) for depth in (18, 34)},
     **{f"hackerearth_{model}": ("timm", {"model": model}) for model in HACKEREARTH},
     # stackers
-    **{f"argus_stack_{run}": ("gated_mlp", {"hidden": hidden}) for run, hidden in ((43040, 35), (45041, 280), (50013, 560))},
+    **{
+        f"argus_stack_{run}": ("gated_mlp", {"hidden": hidden})
+        for run, hidden in ((43040, 35), (45041, 280), (50013, 560))
+    },
     "qrfaction_stacker": ("per_class_stacker", {}),
 }
 
 RENAME: dict[str, dict[str, str]] = {
-    "viel_m1": {key: f"conv{int(key[5]) + 1}{key[6:]}" for key in original_keys("viel_m1") if key.startswith("conv.")},
-    **{contract: {key: FASTAI.get(key[:4], "head.") + key[4 if key[0] == "0" else 2:] for key in original_keys(contract)}
-       for contract in ("filipmu_resnet18", "filipmu_resnet34")},
-    **{contract: {key: f"backbone.{key}" for key in original_keys(contract)}
-       for contract in (f"hackerearth_{model}" for model in HACKEREARTH)},
+    "viel_m1": {
+        key: f"conv{int(key[5]) + 1}{key[6:]}" for key in original_keys("viel_m1") if key.startswith("conv.")
+    },
+    **{
+        contract: {
+            key: FASTAI.get(key[:4], "head.") + key[4 if key[0] == "0" else 2 :]
+            for key in original_keys(contract)
+        }
+        for contract in ("filipmu_resnet18", "filipmu_resnet34")
+    },
+    **{
+        contract: {key: f"backbone.{key}" for key in original_keys(contract)}
+        for contract in (f"hackerearth_{model}" for model in HACKEREARTH)
+    },
 }
 
 DROP: dict[str, set[str]] = {
     "ex4_backbone_resnet18": {"backbone.last_linear.weight", "backbone.last_linear.bias"},
     "ex4_backbone_resnet34": {"backbone.last_linear.weight", "backbone.last_linear.bias"},
-    "osciiart_resnet34": {key for key in original_keys("osciiart_resnet34") if key.startswith(("base_model.", "last_linear2."))},
-    "osciiart_envnetv2": {key for key in original_keys("osciiart_envnetv2") if key.startswith("last_linear2.")},
+    "osciiart_resnet34": {
+        key for key in original_keys("osciiart_resnet34") if key.startswith(("base_model.", "last_linear2."))
+    },
+    "osciiart_envnetv2": {
+        key for key in original_keys("osciiart_envnetv2") if key.startswith("last_linear2.")
+    },
 }
 
 
 def front_end(preset: str, steps: tuple[Any, ...] = (), *, view: dict[str, Any] | None = None, part: int = 0,
               dtype: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Function wave -> array of one preset: front end, one part of the view, finish; a single channel is dropped."""
+    """Function wave -> array of one preset: front end, one part of the view, finish; a single channel is
+    dropped.
+    """
 
     def run(wave: np.ndarray) -> np.ndarray:
         fe = frontends.build({"preset": preset})

@@ -1,7 +1,7 @@
 """Augmentation of one clip's array: cuts and changes in time and frequency.
 
-Owns `crop` and the table STEPS. A step maps array f32[C, M, T] to one of the same shape; everything random comes from the
-generator it is given. Mixing of clips is mixers, changes of the waveform are effects.
+Owns `crop` and the table STEPS. A step maps array f32[C, M, T] to one of the same shape; everything random
+comes from the generator it is given. Mixing of clips is mixers, changes of the waveform are effects.
 """
 from __future__ import annotations
 
@@ -19,20 +19,34 @@ SHORT = ("centre", "right", "left", "random", "wrap")
 
 
 def crop(x: np.ndarray, frames: int, pad: float, short: str, rng: np.random.Generator) -> np.ndarray:
-    """f32[C, M, frames], a random cut of x[C, M, T]; a shorter clip is filled with `pad` on the named side, or repeated."""
+    """f32[C, M, frames], a random cut of x[C, M, T]; a shorter clip is filled with `pad` on the named side,
+    or repeated.
+    """
     missing = frames - x.shape[-1]
     if missing <= 0:
         start = int(rng.integers(-missing + 1))
         return x[..., start : start + frames].astype(np.float32)
     if short == "wrap":
-        return np.take(x, (np.arange(frames) + int(rng.integers(x.shape[-1]))) % x.shape[-1], axis=-1).astype(np.float32)
-    left = {"centre": missing // 2, "right": 0, "left": missing, "random": int(rng.integers(missing + 1))}[short]
+        return np.take(x, (np.arange(frames) + int(rng.integers(x.shape[-1]))) % x.shape[-1], axis=-1).astype(
+            np.float32
+        )
+    left = {"centre": missing // 2, "right": 0, "left": missing, "random": int(rng.integers(missing + 1))}[
+        short
+    ]
     return np.pad(x.astype(np.float32), ((0, 0), (0, 0), (left, missing - left)), constant_values=pad)
 
 
-def spec_augment(x: np.ndarray, rng: np.random.Generator, *, masks: tuple[int, int] = (1, 2), bins: float = 0.15,
-                 frames: float = 0.2, fill: str = "min") -> np.ndarray:
-    """Bands of rows (to `bins` of the height) and of columns (to `frames` of the width) blanked, masks[0]..masks[1] of each.
+def spec_augment(
+    x: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    masks: tuple[int, int] = (1, 2),
+    bins: float = 0.15,
+    frames: float = 0.2,
+    fill: str = "min",
+) -> np.ndarray:
+    """Bands of rows (to `bins` of the height) and of columns (to `frames` of the width) blanked,
+    masks[0]..masks[1] of each.
 
     fill "min", "mean" or "zero". Defaults: argus. Source: Park et al. 2019.
     """
@@ -49,16 +63,22 @@ def spec_augment(x: np.ndarray, rng: np.random.Generator, *, masks: tuple[int, i
 
 
 def _resize(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    return torch.nn.functional.interpolate(torch.from_numpy(np.ascontiguousarray(x))[None], (rows, columns), mode="bilinear",
-                                           align_corners=False)[0].numpy()
+    return torch.nn.functional.interpolate(
+        torch.from_numpy(np.ascontiguousarray(x))[None], (rows, columns), mode="bilinear", align_corners=False
+    )[0].numpy()
 
 
 def resized_crop(x: np.ndarray, rng: np.random.Generator, *, scale: tuple[float, float] = (0.8, 1.0),
                  ratio: tuple[float, float] = (1.7, 2.3)) -> np.ndarray:
-    """A random part of `scale` of the area and width / height in `ratio`, resized back. Defaults: argus src/transforms.py."""
+    """A random part of `scale` of the area and width / height in `ratio`, resized back. Defaults: argus
+    src/transforms.py.
+    """
     _, rows, columns = x.shape
     for _ in range(10):
-        area, shape = rng.uniform(*scale) * rows * columns, np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        area, shape = (
+            rng.uniform(*scale) * rows * columns,
+            np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]))),
+        )
         wide, high = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))
         if 0 < wide <= columns and 0 < high <= rows:
             row, column = int(rng.integers(rows - high + 1)), int(rng.integers(columns - wide + 1))
@@ -76,7 +96,9 @@ def zoom(x: np.ndarray, rng: np.random.Generator, *, most: float = 1.1) -> np.nd
 
 
 def warp(x: np.ndarray, rng: np.random.Generator, *, most: float = 0.1) -> np.ndarray:
-    """Time bent about a random point: the frame at p moves to p + d, |d| <= most of the width. Source: SpecAugment's warp."""
+    """Time bent about a random point: the frame at p moves to p + d, |d| <= most of the width. Source:
+    SpecAugment's warp.
+    """
     columns = x.shape[2]
     place = rng.uniform(0.25, 0.75)
     moved = np.clip(place + rng.uniform(-most, most), 0.05, 0.95)
@@ -98,13 +120,19 @@ def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def gain(x: np.ndarray, rng: np.random.Generator, *, most: float = 6.0) -> np.ndarray:
-    """One random offset in -most..most added to all values: a level change where values are decibels (or a share of them)."""
+    """One random offset in -most..most added to all values: a level change where values are decibels (or a
+    share of them).
+    """
     return x + np.float32(rng.uniform(-most, most))
 
 
 def equalise(x: np.ndarray, rng: np.random.Generator, *, most: float = 6.0, knots: int = 5) -> np.ndarray:
-    """A smooth random curve over frequency in -most..most added: another microphone or room, where values are decibels."""
-    curve = np.interp(np.linspace(0, 1, x.shape[1]), np.linspace(0, 1, knots), rng.uniform(-most, most, knots))
+    """A smooth random curve over frequency in -most..most added: another microphone or room, where values are
+    decibels.
+    """
+    curve = np.interp(
+        np.linspace(0, 1, x.shape[1]), np.linspace(0, 1, knots), rng.uniform(-most, most, knots)
+    )
     return x + curve[None, :, None].astype(np.float32)
 
 
@@ -120,12 +148,22 @@ def noise(x: np.ndarray, rng: np.random.Generator, *, most: float = 0.05) -> np.
 
 
 STEPS: dict[str, Callable[..., np.ndarray]] = {
-    "spec_augment": spec_augment, "resized_crop": resized_crop, "zoom": zoom, "warp": warp, "chunk_shuffle": chunk_shuffle,
-    "flip": flip, "gain": gain, "equalise": equalise, "roll_bins": roll_bins, "noise": noise}
+    "spec_augment": spec_augment,
+    "resized_crop": resized_crop,
+    "zoom": zoom,
+    "warp": warp,
+    "chunk_shuffle": chunk_shuffle,
+    "flip": flip,
+    "gain": gain,
+    "equalise": equalise,
+    "roll_bins": roll_bins,
+    "noise": noise,
+}
 
 
 def build(steps: Sequence[Mapping[str, Any]]) -> Step:
-    """One function of [{kind = "spec_augment", chance = 0.5, ...}, ...]; each step happens with its `chance` (1 if not given).
+    """One function of [{kind = "spec_augment", chance = 0.5, ...}, ...]; each step happens with its `chance`
+    (1 if not given).
 
     Raises  SpecError naming the unknown kind or key
     """
@@ -135,10 +173,14 @@ def build(steps: Sequence[Mapping[str, Any]]) -> Step:
         kind, chance = own.pop("kind", None), own.pop("chance", 1.0)
         if kind not in STEPS:
             raise SpecError(f"augment[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), STEPS)}")
-        known = [p.name for p in inspect.signature(STEPS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        known = [
+            p.name for p in inspect.signature(STEPS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
         for key in own:
             if key not in known:
-                raise SpecError(f"augment[{i}].{key}: unknown key of kind {kind!r}; {did_you_mean(key, [*known, 'chance'])}")
+                raise SpecError(
+                    f"augment[{i}].{key}: unknown key of kind {kind!r}; {did_you_mean(key, [*known, 'chance'])}"
+                )
         made.append((chance, STEPS[kind], own))
 
     def apply(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

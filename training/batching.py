@@ -1,7 +1,7 @@
 """Training batches: which clips are drawn in an epoch, and what a step sees of them.
 
-Owns the draws, the crops and the order augment -> mix -> finish. Every random number comes from (seed, epoch, step), so any
-epoch can be repeated without its predecessors.
+Owns the draws, the crops and the order augment -> mix -> finish. Every random number comes from (seed, epoch,
+step), so any epoch can be repeated without its predecessors.
 """
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernel import predict, views
 from kernel.errors import SpecError
+from kernel.inference import net, views
 
 from . import augment, mixers
 from .recipe import Train
@@ -32,7 +32,8 @@ class Batch:
 def chances(targets: np.ndarray, noisy: np.ndarray, train: Train) -> np.ndarray:
     """f64[N], the share of the draws that each clip gets; sums to 1.
 
-    Balanced: a clip weighs the mean of count^-balance over its classes; negatives share `negatives`; noisy clips share `noisy`.
+    Balanced: a clip weighs the mean of count^-balance over its classes; negatives share `negatives`; noisy
+    clips share `noisy`.
     """
     weights = np.ones(len(targets))
     labelled = targets.any(axis=1)
@@ -51,15 +52,25 @@ def chances(targets: np.ndarray, noisy: np.ndarray, train: Train) -> np.ndarray:
 class Batches:
     """Batches of one net's training clips.
 
-    recipe   the member's stages (kernel.predict.Recipe); exactly one input with a time axis is cropped
+    recipe   the member's stages (kernel.inference.net.Recipe); exactly one input with a time axis is cropped
     features `get(front end, row)`; rows, targets, noisy: the training clips alone
     """
 
-    def __init__(self, recipe: predict.Recipe, features: Any, rows: list[Any], targets: np.ndarray, noisy: np.ndarray,
-                 train: Train, seed: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        recipe: net.Recipe,
+        features: Any,
+        rows: list[Any],
+        targets: np.ndarray,
+        noisy: np.ndarray,
+        train: Train,
+        seed: tuple[int, ...],
+    ) -> None:
         timed = [name for name, stage in recipe.stages.items() if stage.fe.time]
-        if len(timed) != 1 or isinstance(recipe.stages[recipe.timed].fe, predict.CutFirst):
-            raise SpecError(f"member {recipe.member.name}: training crops exactly one input along time, in frames; found {timed}")
+        if len(timed) != 1 or isinstance(recipe.stages[recipe.timed].fe, net.CutFirst):
+            raise SpecError(
+                f"member {recipe.member.name}: training crops exactly one input along time, in frames; found {timed}"
+            )
         self._recipe, self._features, self._rows = recipe, features, rows
         self._targets, self._noisy, self._train, self._seed = targets, noisy, train, seed
         self._chances = chances(targets, noisy, train)
@@ -104,7 +115,9 @@ class Batches:
                 x = np.stack(arrays)
             finished = stage.finish(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
             inputs[name] = finished.clone()  # out of inference mode, so that gradients may pass
-        return Batch(inputs=inputs, targets=torch.from_numpy(targets), noisy=torch.from_numpy(self._noisy[part]))
+        return Batch(
+            inputs=inputs, targets=torch.from_numpy(targets), noisy=torch.from_numpy(self._noisy[part])
+        )
 
     def _copy(self, row: Any, rng: np.random.Generator, plain: bool) -> Any:
         """The row or one of its altered copies, all alike."""
@@ -113,5 +126,7 @@ class Batches:
 
     def _crop(self, array: np.ndarray, fe: Any, rng: np.random.Generator, plain: bool) -> np.ndarray:
         short = self._train.crop_short
-        x = augment.crop(array, self._train.crop, views.pad_value(array, fe), short[int(rng.integers(len(short)))], rng)
+        x = augment.crop(
+            array, self._train.crop, views.pad_value(array, fe), short[int(rng.integers(len(short)))], rng
+        )
         return x if plain else self._steps(x, rng)

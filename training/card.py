@@ -26,7 +26,8 @@ SPEECH = ("emodb", "fsdd", "librosa_data")
 class Facts:
     """Everything the card tells.
 
-    scores     member name -> f64[N, K] out-of-fold probabilities, NaN where a clip was not predicted; "" = the ensemble
+    scores     member name -> f64[N, K] out-of-fold probabilities, NaN where a clip was not predicted; "" =
+               the ensemble
     elsewhere  further lines of the score table: (what, Score), such as clips that never trained
     """
 
@@ -52,7 +53,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def parts(facts: Facts) -> list[tuple[str, np.ndarray]]:
-    """Name and bool[N] of the parts of the clips that get a line of their own: neither without a label nor everything."""
+    """Name and bool[N] of the parts of the clips that get a line of their own: neither without a label nor
+    everything.
+    """
     clips = facts.clips
     source, quality = np.array(clips.source), np.array(clips.quality)
     found = [("all labelled clips", np.ones(len(clips), bool)),
@@ -62,7 +65,9 @@ def parts(facts: Facts) -> list[tuple[str, np.ndarray]]:
               ~np.isin(quality, ("from_file_name", "out_of_vocabulary", ""))),
              ("labels read from file names", quality == "from_file_name")]
     labelled = clips.targets.any(axis=1)
-    return found[:1] + [(name, rows) for name, rows in found[1:] if 0 < (rows & labelled).sum() < labelled.sum()]
+    return found[:1] + [
+        (name, rows) for name, rows in found[1:] if 0 < (rows & labelled).sum() < labelled.sum()
+    ]
 
 
 def score_table(facts: Facts) -> str:
@@ -77,7 +82,9 @@ def score_table(facts: Facts) -> str:
             for name in names:
                 inside = np.flatnonzero(chosen & np.isfinite(facts.scores[name]).all(axis=1))
                 groups = [facts.clips.groups[i] for i in inside]
-                cells.append(measure.measure(facts.clips.targets[inside], facts.scores[name][inside], groups, function))
+                cells.append(
+                    measure.measure(facts.clips.targets[inside], facts.scores[name][inside], groups, function)
+                )
             rows.append([f"{metric}, {part}", cells[-1].clips, *cells])
     for what, score in facts.elsewhere:
         rows.append([what, score.clips, *[""] * (len(names) - 1), score])
@@ -93,12 +100,16 @@ def measurable_line(facts: Facts) -> str:
     # Other true classes of a clip stay in its ranking: only the pairs of unmeasurable classes leave the mean.
     values, weights = measure.metrics.lwlrap_per_class(facts.clips.targets[rows], facts.scores[""][rows])
     value = float((values * weights)[known].sum() / weights[known].sum())
-    return (f"Over the {int(known.sum())} classes with clips in at least two folds, the ensemble's lwlrap is {value:.4f} "
-            f"({len(rows)} clips).")
+    return (
+        f"Over the {int(known.sum())} classes with clips in at least two folds, the ensemble's lwlrap is {value:.4f} "
+        f"({len(rows)} clips)."
+    )
 
 
 def class_table(facts: Facts) -> str:
-    """Every class: clips, groups, and its lwlrap (label output: the share found); classes that cannot be measured are marked."""
+    """Every class: clips, groups, and its lwlrap (label output: the share found); classes that cannot be
+    measured are marked.
+    """
     scored = np.flatnonzero(np.isfinite(facts.scores[""]).all(axis=1))
     kept, scores = facts.clips.take(scored), facts.scores[""][scored]
     found = kept.targets[np.arange(len(kept)), scores.argmax(axis=1)] > 0
@@ -129,10 +140,20 @@ def training_table(facts: Facts) -> str:
     rows = []
     for member in facts.recipe.members:
         nets = [net for net in facts.nets if net.member == member.name]
-        size = sum(n for name, n in facts.sizes.items() if name.startswith(f"{facts.recipe.name}_{member.name}_"))
+        size = sum(
+            n for name, n in facts.sizes.items() if name.startswith(f"{facts.recipe.name}_{member.name}_")
+        )
         seconds = [net.record["seconds"] for net in nets]
-        rows.append([member.name, f"`{member.family}` {dict(member.params)}", len(nets), f"{size / 1e6:.2f} MB",
-                     nets[0].record["epochs"], f"{sum(seconds) / 60:.0f} min ({', '.join(f'{s:.0f}' for s in seconds)} s)"])
+        rows.append(
+            [
+                member.name,
+                f"`{member.family}` {dict(member.params)}",
+                len(nets),
+                f"{size / 1e6:.2f} MB",
+                nets[0].record["epochs"],
+                f"{sum(seconds) / 60:.0f} min ({', '.join(f'{s:.0f}' for s in seconds)} s)",
+            ]
+        )
     return table(["member", "family", "folds", "size", "epochs", "training time on 2 shared CPU cores"], rows)
 
 
@@ -145,23 +166,43 @@ def write(facts: Facts, notes: str) -> str:
     single = [name for k, name in enumerate(clips.classes) if clips.targets[:, k].any() and not known[k]]
     sizes = sum(facts.sizes.values()) / 1e6
     stopped = any(facts.recipe.settings(member).patience for member in facts.recipe.members)
-    epoch = "the best epoch on the held-out fold, so the scores flatter a little" if stopped else \
-        "the last epoch (averaged over steps where the recipe says so): no early stopping, no choice on the held-out folds"
-    text = [f"# Model card: {facts.recipe.name}", facts.recipe.about + ".", notes.strip(), "## How to make them again",
-            f"```\n{facts.command}\n```", "## Scores",
-            "Out of fold: each clip is scored by the nets that never saw its group (recording, speaker or take), at full length, "
-            "by the code that runs in the kernel and with the fp16 weights as shipped. In brackets: 95 % interval from 1,000 "
-            "bootstrap rounds over groups.", score_table(facts)]
+    epoch = (
+        "the best epoch on the held-out fold, so the scores flatter a little"
+        if stopped
+        else "the last epoch (averaged over steps where the recipe says so): no early stopping, no choice on the held-out folds"
+    )
+    text = [
+        f"# Model card: {facts.recipe.name}",
+        facts.recipe.about + ".",
+        notes.strip(),
+        "## How to make them again",
+        f"```\n{facts.command}\n```",
+        "## Scores",
+        "Out of fold: each clip is scored by the nets that never saw its group (recording, speaker or take), at full length, "
+        "by the code that runs in the kernel and with the fp16 weights as shipped. In brackets: 95 % interval from 1,000 "
+        "bootstrap rounds over groups.",
+        score_table(facts),
+    ]
     if not facts.is_label:
         text += [measurable_line(facts)]
-    text += ["## Training", training_table(facts), f"{sizes:.2f} MB in all, fp16. Weights of {epoch}.", "## Data",
-             f"{len(clips)} clips, {labelled} with a label, the others negatives; {len(set(clips.groups))} groups, "
-             f"{len(set(facts.folds.tolist()))} folds; ESC-10 keeps its own folds." if not facts.is_label else
-             f"{len(clips)} clips, {len(set(clips.groups))} speakers.", data_table(clips), "## Classes"]
+    text += [
+        "## Training",
+        training_table(facts),
+        f"{sizes:.2f} MB in all, fp16. Weights of {epoch}.",
+        "## Data",
+        f"{len(clips)} clips, {labelled} with a label, the others negatives; {len(set(clips.groups))} groups, "
+        f"{len(set(facts.folds.tolist()))} folds; ESC-10 keeps its own folds."
+        if not facts.is_label
+        else f"{len(clips)} clips, {len(set(clips.groups))} speakers.",
+        data_table(clips),
+        "## Classes",
+    ]
     if none:
         text.append(f"Without any clip ({len(none)}): {', '.join(none)}. Their scores mean nothing.")
     if single:
-        text.append(f"In one fold only ({len(single)}), so never both trained and held out: {', '.join(single)}. Their figure "
-                    "says nothing about the shipped nets, four of five of which did see such clips.")
+        text.append(
+            f"In one fold only ({len(single)}), so never both trained and held out: {', '.join(single)}. Their figure "
+            "says nothing about the shipped nets, four of five of which did see such clips."
+        )
     text.append(class_table(facts))
     return "\n\n".join(text) + "\n"

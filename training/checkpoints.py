@@ -1,8 +1,8 @@
 """Checkpoints of any origin -> a state dict that fits one of our nets, or safetensors on disk.
 
-Owns which files are accepted (.safetensors, .pt, .pth, .bin, Keras .h5), the prefixes of wrapped nets and the key-by-key check.
-PyTorch files are opened by `pickle_reader` in another process with weights_only=True; pickled code never runs.
-Does not build bundles (builder), and does not ship.
+Owns which files are accepted (.safetensors, .pt, .pth, .bin, Keras .h5), the prefixes of wrapped nets and the
+key-by-key check. PyTorch files are opened by `pickle_reader` in another process with weights_only=True;
+pickled code never runs. Does not build bundles (builder), and does not ship.
 """
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ MAX_LISTED = 8  # keys named in one message
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint under its stored key, in its stored dtype; wrappers are opened, prefixes kept.
+    """Every tensor of the checkpoint under its stored key, in its stored dtype; wrappers are opened, prefixes
+    kept.
 
     Raises  ModelLoadFailed: missing, unreadable, holding code, TorchScript, or of an unknown kind
     """
@@ -67,11 +68,12 @@ def refuse_torchscript(path: Path) -> None:
         scripted = any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
     if scripted:
         raise ModelLoadFailed(
-            f"{path}: TorchScript, which carries code. Export it once: python -c \"import torch; "
+            f'{path}: TorchScript, which carries code. Export it once: python -c "import torch; '
             f"net = torch.jit.load({path.name!r}); torch.onnx.export(net, torch.zeros(1, CHANNELS, BINS, FRAMES), "
             f"{path.stem + '.onnx'!r}, dynamo=False, "
             "input_names=['x'], dynamic_axes={'x': {0: 'batch', 3: 'frames'}})\" and use family = \"onnx\"; "
-            "or save its state_dict() and name the family")
+            "or save its state_dict() and name the family"
+        )
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -79,12 +81,18 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         target = Path(folder) / "state.safetensors"
         command = [sys.executable, "-I", str(READER), str(path.resolve()), str(target)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=READER_SECONDS, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=READER_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired as error:
-            raise ModelLoadFailed(f"{path}: not read in {READER_SECONDS} s; save net.state_dict() alone") from error
+            raise ModelLoadFailed(
+                f"{path}: not read in {READER_SECONDS} s; save net.state_dict() alone"
+            ) from error
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-            raise ModelLoadFailed(f"{path}: the reading process failed ({reason}); save net.state_dict() again")
+            raise ModelLoadFailed(
+                f"{path}: the reading process failed ({reason}); save net.state_dict() again"
+            )
         answer = json.loads(done.stdout.splitlines()[-1])
         if "refused" in answer:
             raise ModelLoadFailed(f"{path}: refused: {answer['refused']}")
@@ -106,7 +114,9 @@ def read_keras(path: Path) -> dict[str, list[Any]]:
             return {name: [root[name][weight][()] for weight in _texts(root[name].attrs["weight_names"])]
                     for name in _texts(root.attrs["layer_names"]) if len(root[name].attrs["weight_names"])}
     except (OSError, KeyError) as error:
-        raise ModelLoadFailed(f"{path}: no Keras weights in it ({error}); save it with model.save_weights('x.h5')") from error
+        raise ModelLoadFailed(
+            f"{path}: no Keras weights in it ({error}); save it with model.save_weights('x.h5')"
+        ) from error
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
@@ -115,7 +125,8 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 def match_state(stored: Mapping[str, Tensor], family: str, params: Mapping[str, Any], module: nn.Module,
                 where: str) -> dict[str, Tensor]:
-    """`stored` as a state dict of `module`: prefixes stripped, the authors' keys renamed, everything checked by `fit_state`.
+    """`stored` as a state dict of `module`: prefixes stripped, the authors' keys renamed, everything checked
+    by `fit_state`.
 
     Raises  ModelLoadFailed
     """
@@ -150,7 +161,9 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dic
         count = f"{where}: {len(missing)} missing, {len(extra)} extra, {len(shapes)} misshapen keys"
         lines = [f"missing {k}{_nearest(k, extra, 'the checkpoint has')}" for k in missing[:MAX_LISTED]]
         lines += [f"extra {k}{_nearest(k, missing or list(own), 'the net has')}" for k in extra[:MAX_LISTED]]
-        raise ModelLoadFailed("\n  ".join([count, *lines, *shapes[:MAX_LISTED], "correct family and params, or the checkpoint"]))
+        raise ModelLoadFailed(
+            "\n  ".join([count, *lines, *shapes[:MAX_LISTED], "correct family and params, or the checkpoint"])
+        )
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelLoadFailed(f"{where}: {key} holds NaN or infinity; export the checkpoint again")
@@ -162,10 +175,13 @@ def _nearest(key: str, keys: list[str], owner: str) -> str:
     return f" ({owner} {near[0]})" if near else ""
 
 
-def convert(path: Path, family: str, params: Mapping[str, Any], classes: int, out_path: Path, dtype: str = "fp32") -> None:
+def convert(
+    path: Path, family: str, params: Mapping[str, Any], classes: int, out_path: Path, dtype: str = "fp32"
+) -> None:
     """Writes `out_path`, safetensors under our keys that fill the net of `family` exactly.
 
-    dtype  "fp32", or "fp16": floating tensors of two or more dimensions are stored as halves, the small rest stays fp32
+    dtype  "fp32", or "fp16": floating tensors of two or more dimensions are stored as halves, the small rest
+           stays fp32
 
     Raises  ModelLoadFailed (the checkpoint), SpecError (family, params or dtype)
     """
@@ -177,7 +193,9 @@ def convert(path: Path, family: str, params: Mapping[str, Any], classes: int, ou
         if value.is_floating_point():
             stored = value.to(DTYPES[dtype] if value.dim() > 1 else torch.float32)
             if not bool(torch.isfinite(stored).all()):
-                raise ModelLoadFailed(f"{path}: {key} reaches {float(value.abs().max()):.3g}, beyond {dtype}; store it as fp32")
+                raise ModelLoadFailed(
+                    f"{path}: {key} reaches {float(value.abs().max()):.3g}, beyond {dtype}; store it as fp32"
+                )
             value = stored
         out[key] = value.clone().contiguous()
     save_file(out, out_path)

@@ -1,9 +1,11 @@
 """Choose the members of an ensemble by out-of-fold score.
 
-    python -m training.choose out/train/default/oof.npz --ensemble ensembles/default.toml --out ensembles/best.toml
+    python -m training.choose out/train/default/oof.npz --ensemble ensembles/default.toml --out
+    ensembles/best.toml
 
-Owns the search: every subset of up to 12 members, beyond that greedy forward selection with replacement (counts become weights).
-The score of the best subset flatters, so the same search is repeated with each fold held out, and that honest figure is printed.
+Owns the search: every subset of up to 12 members, beyond that greedy forward selection with replacement
+(counts become weights). The score of the best subset flatters, so the same search is repeated with each fold
+held out, and that honest figure is printed.
 """
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from kernel import blend, metrics
 from kernel.errors import HourglassError, SpecError
+from kernel.scores import blend, metrics
 from kernel.spec import load_ensemble
 
 from . import export, measure
@@ -31,7 +33,9 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """weights: member -> weight > 0; score of that blend on the rows it was chosen on; honest: on folds it was not chosen on."""
+    """weights: member -> weight > 0; score of that blend on the rows it was chosen on; honest: on folds it
+    was not chosen on.
+    """
 
     weights: dict[str, float]
     score: float
@@ -58,12 +62,16 @@ def read_scores(paths: Sequence[Path]) -> OutOfFold:
         try:
             with np.load(path) as arrays:
                 ids = [str(id) for id in arrays["ids"]]
-                about.update(zip(ids, zip(arrays["targets"], arrays["folds"].tolist(), strict=True), strict=True))
+                about.update(
+                    zip(ids, zip(arrays["targets"], arrays["folds"].tolist(), strict=True), strict=True)
+                )
                 for key in arrays.files:
                     name = key.removeprefix("member/")
                     if key.startswith("member/") and name:
                         if name in members:
-                            raise SpecError(f"{path}: the member {name!r} is in two files; give each a name of its own")
+                            raise SpecError(
+                                f"{path}: the member {name!r} is in two files; give each a name of its own"
+                            )
                         members[name] = dict(zip(ids, arrays[key].astype(np.float64), strict=True))
         except (OSError, KeyError, ValueError) as error:
             raise SpecError(f"{path}: no out-of-fold file ({error}); train.py writes oof.npz") from error
@@ -71,11 +79,16 @@ def read_scores(paths: Sequence[Path]) -> OutOfFold:
               and all(id in rows and np.isfinite(rows[id]).all() for rows in members.values())]
     if not members or not shared:
         raise SpecError("oof: no labelled clip was scored by all members; give files of one data set")
-    return OutOfFold(members={name: np.stack([rows[id] for id in shared]) for name, rows in members.items()},
-                     targets=np.stack([about[id][0] for id in shared]), folds=np.array([about[id][1] for id in shared]))
+    return OutOfFold(
+        members={name: np.stack([rows[id] for id in shared]) for name, rows in members.items()},
+        targets=np.stack([about[id][0] for id in shared]),
+        folds=np.array([about[id][1] for id in shared]),
+    )
 
 
-def score_of(scores: OutOfFold, weights: Mapping[str, float], mean: str, metric: Metric, rows: np.ndarray) -> float:
+def score_of(
+    scores: OutOfFold, weights: Mapping[str, float], mean: str, metric: Metric, rows: np.ndarray
+) -> float:
     """The metric of a weighted blend on some rows."""
     stack = np.stack([scores.members[name][rows] for name in weights])
     return metric(scores.targets[rows], blend.mean(mean, stack, list(weights.values())))
@@ -130,7 +143,8 @@ def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.
 
 
 def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
-    """Writes the ensemble with the chosen members and their weights; stackers whose inputs are gone are left out.
+    """Writes the ensemble with the chosen members and their weights; stackers whose inputs are gone are left
+    out.
 
     Raises  SpecError when a chosen member is not in the ensemble
     """
@@ -138,10 +152,19 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
     known = {member["name"]: member for member in data["members"]}
     for name in choice.weights:
         if name not in known:
-            raise SpecError(f"{ensemble}: has no member {name!r}; give the ensemble that the out-of-fold file belongs to")
-    if out.parent.resolve() != ensemble.parent.resolve():  # files beside the old TOML are not beside the new one
+            raise SpecError(
+                f"{ensemble}: has no member {name!r}; give the ensemble that the out-of-fold file belongs to"
+            )
+    # files beside the old TOML are not beside the new one
+    if out.parent.resolve() != ensemble.parent.resolve():
         loaded = load_ensemble(ensemble)
-        data.update({key: list(values) for key, values in (("classes", loaded.classes), ("prior", loaded.prior)) if values})
+        data.update(
+            {
+                key: list(values)
+                for key, values in (("classes", loaded.classes), ("prior", loaded.prior))
+                if values
+            }
+        )
     data["members"] = [{**known[name], "weight": weight} for name, weight in choice.weights.items()]
     kept = [s for s in data.pop("stackers", []) if set(s["inputs"]) <= set(choice.weights)]
     if kept:
@@ -151,7 +174,9 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 2 wrong files."""
-    parser = argparse.ArgumentParser(prog="python -m training.choose", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.choose", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("oof", type=Path, nargs="+", help="oof.npz files of train.py")
     parser.add_argument("--ensemble", type=Path, required=True, help="TOML with all the members")
     parser.add_argument("--out", type=Path, required=True, help="TOML to write")
@@ -165,8 +190,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"training.choose: {error}", file=sys.stderr)
         return 2
     chosen = ", ".join(f"{name} x {weight:g}" for name, weight in choice.weights.items())
-    print(f"{chosen}: {choice.score:.4f} on the clips it was chosen on, {choice.honest:.4f} on folds left out of the choice; "
-          f"written to {options.out}")
+    print(
+        f"{chosen}: {choice.score:.4f} on the clips it was chosen on, {choice.honest:.4f} on folds left out of the choice; "
+        f"written to {options.out}"
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Training curves: log.csv of a net as a picture. matplotlib is optional; without it there is no picture and no fault."""
+"""Training curves: log.csv of a net as a picture. matplotlib is optional; without it there is no picture and
+no fault.
+"""
 from __future__ import annotations
 
 import csv

@@ -53,9 +53,18 @@ class Clips:
         def pick(values: Sequence[str]) -> tuple[str, ...]:
             return tuple(values[int(i)] for i in rows)
 
-        return Clips(folder=self.folder, classes=self.classes, ids=pick(self.ids), targets=self.targets[rows],
-                     groups=pick(self.groups), fixed=self.fixed[rows], source=pick(self.source), quality=pick(self.quality),
-                     noisy=self.noisy[rows], extra={k: pick(v) for k, v in self.extra.items()})
+        return Clips(
+            folder=self.folder,
+            classes=self.classes,
+            ids=pick(self.ids),
+            targets=self.targets[rows],
+            groups=pick(self.groups),
+            fixed=self.fixed[rows],
+            source=pick(self.source),
+            quality=pick(self.quality),
+            noisy=self.noisy[rows],
+            extra={k: pick(v) for k, v in self.extra.items()},
+        )
 
 
 def encode(label_sets: Sequence[Sequence[str]], classes: Sequence[str], where: str) -> np.ndarray:
@@ -68,7 +77,9 @@ def encode(label_sets: Sequence[Sequence[str]], classes: Sequence[str], where: s
     for i, names in enumerate(label_sets):
         for name in names:
             if name not in index:
-                raise SpecError(f"{where}: label {name!r} of row {i} is no class; {did_you_mean(name, index)}")
+                raise SpecError(
+                    f"{where}: label {name!r} of row {i} is no class; {did_you_mean(name, index)}"
+                )
             targets[i, index[name]] = 1.0
     return targets
 
@@ -86,20 +97,31 @@ def _columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None:
             raise SpecError(f"{path}: no column {name!r}; {did_you_mean(name, table.columns)}")
 
 
-def _make(folder: Path, classes: Sequence[str], ids: Sequence[str], targets: np.ndarray, **more: Any) -> Clips:
-    """Clips with the usual values where a layout says nothing: every clip its own group, no prescribed folds, checked."""
+def _make(
+    folder: Path, classes: Sequence[str], ids: Sequence[str], targets: np.ndarray, **more: Any
+) -> Clips:
+    """Clips with the usual values where a layout says nothing: every clip its own group, no prescribed folds,
+    checked.
+    """
     n = len(ids)
     if len(set(ids)) != n:
         twice = next(i for i in ids if list(ids).count(i) > 1)
         raise SpecError(f"{folder}: the clip {twice!r} is listed twice; keep one row")
-    values: dict[str, Any] = {"groups": tuple(ids), "fixed": np.full(n, -1), "source": ("",) * n, "quality": ("",) * n,
-                              "noisy": np.zeros(n, bool), **more}
+    values: dict[str, Any] = {
+        "groups": tuple(ids),
+        "fixed": np.full(n, -1),
+        "source": ("",) * n,
+        "quality": ("",) * n,
+        "noisy": np.zeros(n, bool),
+        **more,
+    }
     return Clips(folder=folder, classes=tuple(classes), ids=tuple(ids), targets=targets, **values)
 
 
 def read_labelled(data: Path, classes: Sequence[str], *, licences: Sequence[str] = ("permissive", "copyleft"),
                   unlabelled_out: Sequence[str] = MANY_SOUNDS, target: str = "labels") -> Clips:
-    """Clips of a folder with labels.csv (fname, labels, licence_class, label_quality, group, fold, ...) and clips/.
+    """Clips of a folder with labels.csv (fname, labels, licence_class, label_quality, group, fold, ...) and
+    clips/.
 
     licences        licence classes that are used; empty = all
     unlabelled_out  sources whose clips without a label are left out; those of other sources become negatives
@@ -120,9 +142,19 @@ def read_labelled(data: Path, classes: Sequence[str], *, licences: Sequence[str]
                  quality=tuple(table.label_quality), extra={"licence": tuple(table.licence)})
 
 
-def read_csv(data: Path, classes: Sequence[str], *, csv: str = "labels.csv", folder: str = "clips", id_column: str = "fname",
-             label_column: str = "labels", group_column: str = "", separator: str = ",") -> Clips:
-    """Clips of any CSV with a column of file names and a column of labels; `separator` "" = one label per clip.
+def read_csv(
+    data: Path,
+    classes: Sequence[str],
+    *,
+    csv: str = "labels.csv",
+    folder: str = "clips",
+    id_column: str = "fname",
+    label_column: str = "labels",
+    group_column: str = "",
+    separator: str = ",",
+) -> Clips:
+    """Clips of any CSV with a column of file names and a column of labels; `separator` "" = one label per
+    clip.
 
     ERC2019: id_column "File", label_column "Label"; HackerEarth: "filename" and "emotion".
     Raises  SpecError
@@ -136,10 +168,22 @@ def read_csv(data: Path, classes: Sequence[str], *, csv: str = "labels.csv", fol
     return _make(data / folder, classes, list(table[id_column]), encode(sets, classes, str(path)), **more)
 
 
-def read_fat2019(data: Path, classes: Sequence[str], *, noisy: bool = True,
-                 drop: Sequence[str] = ("f76181c4.wav", "77b925c2.wav", "6a1f682a.wav", "c7db12aa.wav", "7752cc8a.wav",
-                                        "1d44b0bd.wav")) -> Clips:
-    """Clips of FSDKaggle2019: train_curated.csv + train_curated/, and where wanted train_noisy.csv + train_noisy/.
+def read_fat2019(
+    data: Path,
+    classes: Sequence[str],
+    *,
+    noisy: bool = True,
+    drop: Sequence[str] = (
+        "f76181c4.wav",
+        "77b925c2.wav",
+        "6a1f682a.wav",
+        "c7db12aa.wav",
+        "7752cc8a.wav",
+        "1d44b0bd.wav",
+    ),
+) -> Clips:
+    """Clips of FSDKaggle2019: train_curated.csv + train_curated/, and where wanted train_noisy.csv +
+    train_noisy/.
 
     drop  curated clips known to be broken or wrong. Source: seed-systems 11
     Raises  SpecError
@@ -156,7 +200,9 @@ def read_fat2019(data: Path, classes: Sequence[str], *, noisy: bool = True,
                  noisy=(table.part == "train_noisy").to_numpy())
 
 
-def read_folders(data: Path, classes: Sequence[str], *, suffixes: Sequence[str] = (".wav", ".flac", ".ogg", ".mp3")) -> Clips:
+def read_folders(
+    data: Path, classes: Sequence[str], *, suffixes: Sequence[str] = (".wav", ".flac", ".ogg", ".mp3")
+) -> Clips:
     """Clips of one folder per class.
 
     Raises  SpecError when a folder is no class or no clip is found
@@ -182,7 +228,9 @@ def read_clips(spec: Mapping[str, Any], data: Path, classes: Sequence[str]) -> C
     adapter = own.pop("adapter", "labelled")
     if adapter not in ADAPTERS:
         raise SpecError(f"data.adapter: {adapter!r} is unknown; {did_you_mean(str(adapter), ADAPTERS)}")
-    known = [p.name for p in inspect.signature(ADAPTERS[adapter]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [
+        p.name for p in inspect.signature(ADAPTERS[adapter]).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
     for key in own:
         if key not in known:
             raise SpecError(f"data.{key}: unknown key of adapter {adapter!r}; {did_you_mean(key, known)}")
@@ -202,7 +250,8 @@ def subset(clips: Clips, count: int, seed: int) -> Clips:
     for g in order:
         rows = rows_of[groups[g]]
         has = clips.targets[rows].sum(axis=0)
-        # Two groups of every class come first, so that a class can be learnt in one fold and measured in another.
+        # Two groups of every class come first, so that a class can be learnt in one fold and measured in
+        # another.
         (first if ((has > 0) & (seen < 2)).any() else later).append(rows)
         seen += has > 0
     chosen = [i for rows in first + later for i in rows][:count]

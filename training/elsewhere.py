@@ -1,6 +1,8 @@
-"""Clips that never train, scored by the finished nets: what an ensemble is worth on a source it was not made from.
+"""Clips that never train, scored by the finished nets: what an ensemble is worth on a source it was not made
+from.
 
-Owns the rule that keeps this honest: a clip whose group (recording) did train is scored only by the nets that held it out.
+Owns the rule that keeps this honest: a clip whose group (recording) did train is scored only by the nets that
+held it out.
 """
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from kernel import blend, models, predict
+from kernel import models
+from kernel.inference.net import build_recipe
+from kernel.scores import blend
 from kernel.spec import Ensemble
 
 from . import data, loop, measure
@@ -27,7 +31,9 @@ def allowed(clips: Clips, trained: Clips, folds: np.ndarray) -> np.ndarray:
 
 
 def score(work: Run, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) -> np.ndarray:
-    """f64[N, K] ensemble probabilities of labelled clips that are not among the training clips; NaN rows for broken ones."""
+    """f64[N, K] ensemble probabilities of labelled clips that are not among the training clips; NaN rows for
+    broken ones.
+    """
     features = Features(clips.folder, clips.ids, work.recipe.max_seconds, work.jobs)
     board = blend.Board(len(clips), len(clips.classes))
     only = allowed(clips, work.clips, work.folds)
@@ -36,13 +42,19 @@ def score(work: Run, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) 
         if net.member not in by_name:
             continue  # a stacker: it runs on the members' scores
         member = by_name[net.member]
-        stages = predict.build_recipe(ensemble, member)
+        stages = build_recipe(ensemble, member)
         for stage in stages.stages.values():
             features.warm(stage.fe)
         rows = np.flatnonzero(((only == -1) | (only == net.fold)) & features.usable)
         module = models.build(member.family, dict(member.params), len(clips.classes))
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(net.weights).items()})
-        board.add(f"{net.member}.{net.fold}", rows, loop.score(stages, module, features, [features.rows[i] for i in rows]))
+        module.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(net.weights).items()}
+        )
+        board.add(
+            f"{net.member}.{net.fold}",
+            rows,
+            loop.score(stages, module, features, [features.rows[i] for i in rows]),
+        )
     features.close()
     whole = blend.blend(ensemble, board, np.full(len(clips.classes), 1 / len(clips.classes)))
     return np.where(whole.prior_rows[:, None], np.nan, whole.values)
@@ -50,13 +62,17 @@ def score(work: Run, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) 
 
 def report(work: Run, nets: Sequence[Trained], ensemble: Ensemble, own: np.ndarray, spec: Mapping[str, Any],
            folder: Path) -> list[tuple[str, measure.Score]]:
-    """Lines for the card: the clips of `spec` alone, and together with the out-of-fold scores `own` of the training clips."""
+    """Lines for the card: the clips of `spec` alone, and together with the out-of-fold scores `own` of the
+    training clips.
+    """
     clips = data.read_clips(spec, folder, work.clips.classes)
     clips = clips.take(np.flatnonzero(clips.targets.any(axis=1)))
     found = score(work, nets, ensemble, clips)
     good, kept = np.isfinite(found).all(axis=1), np.isfinite(own).all(axis=1)
     alone = measure.measure(clips.targets[good], found[good], [clips.groups[i] for i in np.flatnonzero(good)])
-    groups = [work.clips.groups[i] for i in np.flatnonzero(kept)] + [clips.groups[i] for i in np.flatnonzero(good)]
+    groups = [work.clips.groups[i] for i in np.flatnonzero(kept)] + [
+        clips.groups[i] for i in np.flatnonzero(good)
+    ]
     both = measure.measure(np.concatenate([work.clips.targets[kept], clips.targets[good]]),
                            np.concatenate([own[kept], found[good]]), groups)
     names = ", ".join(sorted(set(clips.source)))

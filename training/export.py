@@ -1,6 +1,8 @@
-"""A finished run becomes files: weights in fp16, an ensemble TOML that build_dataset.py takes, out-of-fold scores.
+"""A finished run becomes files: weights in fp16, an ensemble TOML that build_dataset.py takes, out-of-fold
+scores.
 
-Owns the names of the written files and the TOML text. Does not measure (measure) and does not describe (card).
+Owns the names of the written files and the TOML text. Does not measure (measure) and does not describe
+(card).
 """
 from __future__ import annotations
 
@@ -63,26 +65,52 @@ def weights_name(recipe: str, member: str) -> str:
 def _member(recipe: Recipe, member: MemberRecipe, numbers: Sequence[int], value: float) -> dict[str, Any]:
     keys: dict[str, Any] = {"name": member.name, "family": member.family, "params": dict(member.params)}
     if member.inputs:
-        keys["inputs"] = {k: {"frontend": v.frontend, "finish": list(v.finish)} for k, v in member.inputs.items()}
+        keys["inputs"] = {
+            k: {"frontend": v.frontend, "finish": list(v.finish)} for k, v in member.inputs.items()
+        }
     else:
         keys.update(frontend=member.frontend, finish=list(member.finish))
-    keys.update(view=dict(member.view), weights=weights_name(recipe.name, member.name), folds=list(numbers),
-                activation=member.activation, weight=member.weight, fold_mean=member.fold_mean, value=round(value, 4))
-    # Left out: what is empty or the loader's own default. Whether a member has inputs or a front end decides the rest.
-    idle: dict[str, Any] = {"params": {}, "finish": [], "activation": None, "weight": 1.0, "fold_mean": "geometric"}
+    keys.update(
+        view=dict(member.view),
+        weights=weights_name(recipe.name, member.name),
+        folds=list(numbers),
+        activation=member.activation,
+        weight=member.weight,
+        fold_mean=member.fold_mean,
+        value=round(value, 4),
+    )
+    # Left out: what is empty or the loader's own default. Whether a member has inputs or a front end decides
+    # the rest.
+    idle: dict[str, Any] = {
+        "params": {},
+        "finish": [],
+        "activation": None,
+        "weight": 1.0,
+        "fold_mean": "geometric",
+    }
     return {k: v for k, v in keys.items() if k not in idle or v != idle[k]}
 
 
 def _stacker(recipe: Recipe, stacker: StackerRecipe, numbers: Sequence[int]) -> dict[str, Any]:
-    keys = {"name": stacker.name, "family": stacker.family, "inputs": list(stacker.inputs), "params": dict(stacker.params),
-            "features": stacker.features, "weights": weights_name(recipe.name, stacker.name), "folds": list(numbers),
-            "weight": stacker.weight, "fold_mean": stacker.fold_mean}
+    keys = {
+        "name": stacker.name,
+        "family": stacker.family,
+        "inputs": list(stacker.inputs),
+        "params": dict(stacker.params),
+        "features": stacker.features,
+        "weights": weights_name(recipe.name, stacker.name),
+        "folds": list(numbers),
+        "weight": stacker.weight,
+        "fold_mean": stacker.fold_mean,
+    }
     if stacker.average_weights:
         keys["average_weights"] = list(stacker.average_weights)
     return keys
 
 
-def ensemble_text(recipe: Recipe, classes: Any, numbers: Sequence[int], values: Mapping[str, float], prior: Any = None) -> str:
+def ensemble_text(
+    recipe: Recipe, classes: Any, numbers: Sequence[int], values: Mapping[str, float], prior: Any = None
+) -> str:
     """The ensemble TOML of a recipe.
 
     classes, prior  a file beside the TOML, or the values themselves; values: member name -> out-of-fold score
@@ -92,10 +120,15 @@ def ensemble_text(recipe: Recipe, classes: Any, numbers: Sequence[int], values: 
         data["prior"] = prior
     data.update(recipe.ensemble)
     data["frontends"] = recipe.frontends
-    data["members"] = [_member(recipe, member, numbers, values.get(member.name, 0.0)) for member in recipe.members]
+    data["members"] = [
+        _member(recipe, member, numbers, values.get(member.name, 0.0)) for member in recipe.members
+    ]
     if recipe.stackers:
         data["stackers"] = [_stacker(recipe, stacker, numbers) for stacker in recipe.stackers]
-    return f"# Written by train.py from the recipe {recipe.name}; member values are out-of-fold scores.\n" + dumps_toml(data)
+    return (
+        f"# Written by train.py from the recipe {recipe.name}; member values are out-of-fold scores.\n"
+        + dumps_toml(data)
+    )
 
 
 def write_ensemble(path: Path, text: str) -> Ensemble:
@@ -119,10 +152,24 @@ def copy_weights(recipe: Recipe, nets: Sequence[Trained], folder: Path) -> dict[
     return sizes
 
 
-def write_scores(path: Path, ids: Sequence[str], classes: Sequence[str], folds: np.ndarray, members: Mapping[str, np.ndarray],
-                 targets: np.ndarray) -> None:
-    """Out-of-fold arrays as one .npz: ids, classes, folds, targets, and f32[N, K] per member ("member/NAME")."""
+def write_scores(
+    path: Path,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    folds: np.ndarray,
+    members: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+) -> None:
+    """Out-of-fold arrays as one .npz: ids, classes, folds, targets, and f32[N, K] per member
+    ("member/NAME").
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {f"member/{name}": scores.astype(np.float32) for name, scores in members.items()}
-    np.savez_compressed(path, ids=np.array(ids), classes=np.array(classes), folds=folds, targets=targets.astype(np.float32),
-                        **arrays)
+    np.savez_compressed(
+        path,
+        ids=np.array(ids),
+        classes=np.array(classes),
+        folds=folds,
+        targets=targets.astype(np.float32),
+        **arrays,
+    )

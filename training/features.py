@@ -1,7 +1,7 @@
 """The training clips as arrays of kernel front ends, kept by the kernel's store.
 
-Owns which rows there are: every clip, and altered copies of it where a recipe asks for waveform effects. Decoding, front ends,
-memory and spilling are the kernel's own.
+Owns which rows there are: every clip, and altered copies of it where a recipe asks for waveform effects.
+Decoding, front ends, memory and spilling are the kernel's own.
 """
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from kernel import audio, predict
+from kernel.cache.store import Store, StoreLimits
 from kernel.errors import ClipError
-from kernel.limits import Meter, free_disk
-from kernel.store import Store, StoreLimits
+from kernel.files import free_disk
+from kernel.inference import net
+from kernel.limits import Meter
+from kernel.sound import decode
 
 from .effects import Effect
 
@@ -45,21 +47,30 @@ class Features:
     """Arrays of every (front end, row): a kernel Store over the clips of `folder`.
 
     rows         one per clip, in the order of ids
-    max_seconds  longer clips are cut there; loaders: threads; effect: what makes the altered copies, None = there are none
+    max_seconds  longer clips are cut there; loaders: threads; effect: what makes the altered copies, None =
+                 there are none
     """
 
     def __init__(self, folder: Path, ids: Sequence[str], max_seconds: float, loaders: int = 2,
                  effect: Effect | None = None) -> None:
-        self.rows = audio.list_rows(list(ids), audio.find_clips(folder, list(ids)), None)
+        self.rows = decode.list_rows(list(ids), decode.find_clips(folder, list(ids)), None)
         self._max_seconds, self._effect = max_seconds, effect
         self._scratch = tempfile.TemporaryDirectory(prefix="hourglass-train-")
         meter = Meter()
-        limits = StoreLimits(ram_bytes=meter.read().limit_bytes, disk_bytes=free_disk(Path(self._scratch.name)) // 2)
-        self.store = Store(produce=self._produce, meter=meter, limits=limits, scratch=Path(self._scratch.name), loaders=loaders)
+        limits = StoreLimits(
+            ram_bytes=meter.read().limit_bytes, disk_bytes=free_disk(Path(self._scratch.name)) // 2
+        )
+        self.store = Store(
+            produce=self._produce,
+            meter=meter,
+            limits=limits,
+            scratch=Path(self._scratch.name),
+            loaders=loaders,
+        )
         self.get = self.store.get
         self.errors: dict[str, ClipError] = {}
 
-    def copies(self, row: audio.Row, count: int) -> list[audio.Row]:
+    def copies(self, row: decode.Row, count: int) -> list[decode.Row]:
         """The row and `count` altered copies of it."""
         return [row, *(replace(row, id=f"{row.id}{COPY}{i}") for i in range(1, count + 1))]
 
@@ -68,12 +79,14 @@ class Features:
         self.store.warm(fe, [copy for row in self.rows for copy in self.copies(row, copies)])
         self.errors = self.store.errors
 
-    def _produce(self, fe: Any, rows: Sequence[audio.Row]) -> Iterator[tuple[audio.Row, np.ndarray | ClipError]]:
+    def _produce(
+        self, fe: Any, rows: Sequence[decode.Row]
+    ) -> Iterator[tuple[decode.Row, np.ndarray | ClipError]]:
         for row in rows:
             source = fe
             if self._effect is not None and row.id != row.clip.id:
                 source = Altered(fe=fe, effect=self._effect, seed=zlib.crc32(row.id.encode()))
-            yield from predict.produce(source, [row], self._max_seconds, lambda id, text: None)
+            yield from net.produce(source, [row], self._max_seconds, lambda id, text: None)
 
     @property
     def usable(self) -> np.ndarray:

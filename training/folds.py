@@ -1,7 +1,7 @@
 """Folds: which clips a net may learn from and which it is measured on.
 
-Owns the split. Groups (recordings, speakers, takes) never stand in two folds, and every class is spread as evenly as its groups
-allow. Does not know where clips come from (data).
+Owns the split. Groups (recordings, speakers, takes) never stand in two folds, and every class is spread as
+evenly as its groups allow. Does not know where clips come from (data).
 """
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from .data import Clips
 
 
 def split(clips: Clips, count: int, seed: int) -> np.ndarray:
-    """int[N], the fold in 0..count-1 of every clip; the same for the same clips and seed, whatever their order.
+    """int[N], the fold in 0..count-1 of every clip; the same for the same clips and seed, whatever their
+    order.
 
-    Prescribed folds are kept, for every clip of such a group. The other groups are placed one by one, those with the rarest
-    classes and the most clips first, each where its classes are furthest below their share (iterative stratification).
+    Prescribed folds are kept, for every clip of such a group. The other groups are placed one by one, those
+    with the rarest classes and the most clips first, each where its classes are furthest below their share
+    (iterative stratification).
     Source: Sechidis et al. 2011, with groups in place of samples.
     Raises  SpecError for fewer groups than folds, or a group with two prescribed folds
     """
@@ -32,7 +34,9 @@ def split(clips: Clips, count: int, seed: int) -> np.ndarray:
     fold_of = np.full(len(groups), -1)
     for g, fold in zip(of_clip, clips.fixed, strict=True):
         if fold >= count or (fold >= 0 and fold_of[g] not in (-1, fold)):
-            raise SpecError(f"folds: the group {groups[g]!r} is prescribed to fold {fold}; use {clips.fixed.max() + 1} folds")
+            raise SpecError(
+                f"folds: the group {groups[g]!r} is prescribed to fold {fold}; use {clips.fixed.max() + 1} folds"
+            )
         fold_of[g] = fold if fold >= 0 else fold_of[g]
     total = counts.sum(axis=0)
     have = np.zeros((count, has.shape[1]))

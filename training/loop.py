@@ -1,7 +1,8 @@
-"""The training loop: one net on one fold, from random weights (or a checkpoint) to weights and out-of-fold scores.
+"""The training loop: one net on one fold, from random weights (or a checkpoint) to weights and out-of-fold
+scores.
 
-Owns epochs, mixed precision, averaged weights, early stopping, exact resume, the CSV log. Does not draw clips (batching) and does
-not score by its own rules: held-out clips go through kernel.predict at full length.
+Owns epochs, mixed precision, averaged weights, early stopping, exact resume, the CSV log. Does not draw clips
+(batching) and does not score by its own rules: held-out clips go through kernel.inference.net at full length.
 """
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kernel import backends, metrics, models, predict
+from kernel import models
 from kernel.errors import SpecError
+from kernel.inference import backends
+from kernel.inference.net import ACTIVATIONS, LoadedNet, Recipe, predict_alone
+from kernel.scores import metrics
 from kernel.spec import Cost
 
 from . import losses, optim
@@ -41,7 +45,7 @@ class Job:
     start                 weights to start from, or None
     """
 
-    recipe: predict.Recipe
+    recipe: Recipe
     train: Train
     fold: int
     seed: int
@@ -60,12 +64,24 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the weights, save the code and the audio: what is resumed must have the same."""
+        """Hash of all that decides the weights, save the code and the audio: what is resumed must have the
+        same.
+        """
         member = self.recipe.member
         fronts = {name: stage.fe.key for name, stage in self.recipe.stages.items()}
         learnt = [(self.rows[i].id, self.targets[i].tolist(), bool(self.noisy[i])) for i in self.learn]
-        text = repr((member.family, sorted(member.params.items()), member.named_inputs(), fronts, self.train, self.seeds, learnt,
-                     self.classes))
+        text = repr(
+            (
+                member.family,
+                sorted(member.params.items()),
+                member.named_inputs(),
+                fronts,
+                self.train,
+                self.seeds,
+                learnt,
+                self.classes,
+            )
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -88,7 +104,9 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """weights: state dict f32 rounded through fp16; held: f64[len(hold), K] probabilities of the held-out clips."""
+    """weights: state dict f32 rounded through fp16; held: f64[len(hold), K] probabilities of the held-out
+    clips.
+    """
 
     weights: dict[str, Tensor]
     held: np.ndarray
@@ -98,30 +116,50 @@ class Result:
 def halve(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict as it is shipped: floating point in fp16, clamped to its range; the rest as it is."""
     top = torch.finfo(torch.float16).max
-    return {k: v.detach().cpu().clamp(-top, top).half().contiguous() if v.is_floating_point() else v.detach().cpu().contiguous()
-            for k, v in weights.items()}
+    return {
+        k: v.detach().cpu().clamp(-top, top).half().contiguous()
+        if v.is_floating_point()
+        else v.detach().cpu().contiguous()
+        for k, v in weights.items()
+    }
 
 
-def score(recipe: predict.Recipe, module: nn.Module, features: Any, rows: Sequence[Any]) -> np.ndarray:
-    """f64[N, K] probabilities of rows by kernel.predict: front end -> view -> finish -> net, one clip at a time."""
+def score(recipe: Recipe, module: nn.Module, features: Any, rows: Sequence[Any]) -> np.ndarray:
+    """f64[N, K] probabilities of rows by kernel.inference.net: front end -> view -> finish -> net, one clip
+    at a time.
+    """
     device = next(module.parameters()).device
     module.eval()
 
     def run(inputs: Any, frames: Tensor | None) -> Tensor:
-        return backends.call_net(module, {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v
-                                          for k, v in inputs.items()}, frames)
+        return backends.call_net(
+            module,
+            {
+                k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v
+                for k, v in inputs.items()
+            },
+            frames,
+        )
 
-    runner = backends.Runner(device=backends.Device(name=str(device), about="training"), path="training", run=run, exact=run)
+    runner = backends.Runner(
+        device=backends.Device(name=str(device), about="training"), path="training", run=run, exact=run
+    )
     output = getattr(module, "output", "logits")
     activation = recipe.member.activation or ("none" if output == "probabilities" else "sigmoid")
-    net = predict.LoadedNet(module=module, runner=runner, recipe=recipe, activate=predict.ACTIVATIONS[activation], cost=Cost())
-    return np.stack([predict.predict_alone(net, features, row) for row in rows])
+    net = LoadedNet(
+        module=module, runner=runner, recipe=recipe, activate=ACTIVATIONS[activation], cost=Cost()
+    )
+    return np.stack([predict_alone(net, features, row) for row in rows])
 
 
 class Loop:
-    """Trains one job; `run` returns its Result, `resume` is automatic when the folder holds a checkpoint of the same job."""
+    """Trains one job; `run` returns its Result, `resume` is automatic when the folder holds a checkpoint of
+    the same job.
+    """
 
-    def __init__(self, job: Job, features: Any, device: str = "cpu", progress: Progress | None = None) -> None:
+    def __init__(
+        self, job: Job, features: Any, device: str = "cpu", progress: Progress | None = None
+    ) -> None:
         self.job, self.features, self.device = job, features, torch.device(device)
         self.progress = progress or Progress(quiet=True)
         train = job.train
@@ -154,7 +192,9 @@ class Loop:
         return self.net if self.ema is None else self.ema.module
 
     def run(self) -> Result:
-        """Trains to the end (or to early stopping) and scores the held-out clips with the weights as shipped."""
+        """Trains to the end (or to early stopping) and scores the held-out clips with the weights as
+        shipped.
+        """
         train, state = self.job.train, self.state
         if self.checkpoint.exists():
             self._load()
@@ -169,17 +209,24 @@ class Loop:
             self._log(loss)
         weights = state.best_weights if train.patience and state.best_weights else self.averaged.state_dict()
         shipped = halve(weights)
-        self.averaged.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in shipped.items()})
+        self.averaged.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in shipped.items()}
+        )
         held = score(self.job.recipe, self.averaged, self.features, [self.job.rows[i] for i in self.job.hold])
         return Result(weights=shipped, held=held, state=state)
 
     def _is_stale(self) -> bool:
         patience = self.job.train.patience
-        return bool(patience) and self.state.epoch - 1 - self.state.best_epoch >= patience and self.state.best_epoch >= 0
+        return (
+            bool(patience)
+            and self.state.epoch - 1 - self.state.best_epoch >= patience
+            and self.state.best_epoch >= 0
+        )
 
     def _epoch(self, epoch: int) -> float:
         train = self.job.train
-        # Dropout draws from torch's global stream: seeding it per epoch makes a resumed epoch equal to an uninterrupted one.
+        # Dropout draws from torch's global stream: seeding it per epoch makes a resumed epoch equal to an
+        # uninterrupted one.
         torch.manual_seed(int(np.random.SeedSequence([*self.job.seeds, epoch]).generate_state(1)[0]))
         self.net.train()
         total, steps = 0.0, self.batches.steps
@@ -189,15 +236,27 @@ class Loop:
             for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
             inputs = {k: v.to(self.device) for k, v in batch.inputs.items()}
-            inputs = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in inputs.items()}
-            with torch.autocast(self.device.type, DTYPES.get(train.precision, torch.bfloat16), train.precision != "float32"):
+            inputs = {
+                k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v
+                for k, v in inputs.items()
+            }
+            with torch.autocast(
+                self.device.type, DTYPES.get(train.precision, torch.bfloat16), train.precision != "float32"
+            ):
                 outputs = self.net(inputs["x"] if set(inputs) == {"x"} else inputs)
-            loss = losses.batch_loss(outputs, batch.targets.to(self.device), batch.noisy.to(self.device), self.losses,
-                                     train.aux_weights)
+            loss = losses.batch_loss(
+                outputs,
+                batch.targets.to(self.device),
+                batch.noisy.to(self.device),
+                self.losses,
+                train.aux_weights,
+            )
             self._step(loss)
             total += float(loss.detach())
             if not math.isfinite(total):
-                raise SpecError(f"{self.job.name}: the loss became {total} in epoch {epoch}; lower optimiser.lr")
+                raise SpecError(
+                    f"{self.job.name}: the loss became {total} in epoch {epoch}; lower optimiser.lr"
+                )
         return total / steps
 
     def _step(self, loss: Tensor) -> None:
@@ -236,7 +295,9 @@ class Loop:
     def _load(self) -> None:
         parts = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         if parts.get("job") != self.job.fingerprint:
-            raise SpecError(f"{self.checkpoint}: was made with other settings or clips; give another --out or remove it")
+            raise SpecError(
+                f"{self.checkpoint}: was made with other settings or clips; give another --out or remove it"
+            )
         self.net.load_state_dict(parts["net"])
         self.optimiser.load_state_dict(parts["optimiser"])
         if self.ema is not None:
@@ -254,14 +315,23 @@ class Loop:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(["epoch", "loss", "lwlrap", "lr", "seconds"])
-            writer.writerow([self.state.epoch, f"{loss:.6f}", f"{value:.6f}", f"{self.optimiser.param_groups[0]['lr']:.3g}",
-                             f"{self.state.seconds:.1f}"])
+            writer.writerow(
+                [
+                    self.state.epoch,
+                    f"{loss:.6f}",
+                    f"{value:.6f}",
+                    f"{self.optimiser.param_groups[0]['lr']:.3g}",
+                    f"{self.state.seconds:.1f}",
+                ]
+            )
         score = f", lwlrap {value:.4f}" if self.state.scores else ""
         self.progress.advance(self.job.name, self.state.epoch, f"loss {loss:.4f}{score}")
 
 
 def _set_biases(net: nn.Module, shares: np.ndarray) -> None:
-    """Puts the bias of every linear layer with one output per class at the logit of the class's share, at least 1e-3."""
+    """Puts the bias of every linear layer with one output per class at the logit of the class's share, at
+    least 1e-3.
+    """
     shares = np.clip(shares, 1e-3, 0.5)
     for module in net.modules():
         if isinstance(module, nn.Linear) and module.out_features == len(shares) and module.bias is not None:

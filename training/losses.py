@@ -1,7 +1,7 @@
 """Losses: what a net is told about one batch.
 
-Owns the table LOSSES; every entry maps (logits f32[B, K], targets f32[B, K]) to one value per clip, f32[B], so that clips can be
-weighted and noisy clips can have a loss of their own. Does not choose clips.
+Owns the table LOSSES; every entry maps (logits f32[B, K], targets f32[B, K]) to one value per clip, f32[B],
+so that clips can be weighted and noisy clips can have a loss of their own. Does not choose clips.
 """
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ def soft_bootstrap(logits: Tensor, targets: Tensor, *, beta: float = 0.7) -> Ten
     Source: Reed et al. 2014; beta 0.7: argus src/losses.py (lsoft).
     """
     own = torch.sigmoid(logits.detach())
-    return F.binary_cross_entropy_with_logits(logits, beta * targets + (1 - beta) * own, reduction="none").mean(1)
+    return F.binary_cross_entropy_with_logits(
+        logits, beta * targets + (1 - beta) * own, reduction="none"
+    ).mean(1)
 
 
 def lsep(logits: Tensor, targets: Tensor) -> Tensor:
-    """log(1 + sum over (negative, positive) pairs of exp(negative - positive)); 0 for clips with one kind of class only.
+    """log(1 + sum over (negative, positive) pairs of exp(negative - positive)); 0 for clips with one kind of
+    class only.
 
     Source: Li et al. 2017; ex4sperans. The pair sum factors into a product, so the cost is K, not K x K.
     """
@@ -44,7 +47,9 @@ def lsep(logits: Tensor, targets: Tensor) -> Tensor:
     pull = torch.logsumexp((-logits).masked_fill(~positive, low), 1)
     push = torch.logsumexp(logits.masked_fill(positive, low), 1)
     both = positive.any(1) & ~positive.all(1)
-    return torch.where(both, F.softplus(torch.where(both, pull + push, torch.zeros_like(push))), torch.zeros_like(push))
+    return torch.where(
+        both, F.softplus(torch.where(both, pull + push, torch.zeros_like(push))), torch.zeros_like(push)
+    )
 
 
 def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0) -> Tensor:
@@ -69,8 +74,13 @@ def probability_bce(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) 
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "bce": bce, "soft_bootstrap": soft_bootstrap, "lsep": lsep, "focal": focal, "cross_entropy": cross_entropy,
-    "probability_bce": probability_bce}
+    "bce": bce,
+    "soft_bootstrap": soft_bootstrap,
+    "lsep": lsep,
+    "focal": focal,
+    "cross_entropy": cross_entropy,
+    "probability_bce": probability_bce,
+}
 
 
 def build(spec: Mapping[str, Any], where: str = "loss") -> Loss:
@@ -91,7 +101,9 @@ def build(spec: Mapping[str, Any], where: str = "loss") -> Loss:
 
 def batch_loss(outputs: Tensor | Sequence[Tensor], targets: Tensor, noisy: Tensor, losses: tuple[Loss, Loss],
                aux_weights: Sequence[float] = ()) -> Tensor:
-    """Mean loss of a batch; noisy bool[B] chooses losses[1]; further heads count with aux_weights[1:], the first with [0]."""
+    """Mean loss of a batch; noisy bool[B] chooses losses[1]; further heads count with aux_weights[1:], the
+    first with [0].
+    """
     heads = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     total = targets.new_zeros(())
     for head, weight in zip(heads, aux_weights if len(heads) > 1 else (1.0,), strict=False):

@@ -1,6 +1,8 @@
-"""What out-of-fold predictions are worth: scores with confidence intervals, on all clips and on parts of them.
+"""What out-of-fold predictions are worth: scores with confidence intervals, on all clips and on parts of
+them.
 
-Owns the bootstrap and the rules which classes can be measured. Metrics are kernel.metrics, blending is kernel.blend.
+Owns the bootstrap and the rules which classes can be measured. Metrics are kernel.scores.metrics, blending is
+kernel.scores.blend.
 """
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernel import blend, metrics
+from kernel.scores import blend, metrics
 from kernel.spec import Ensemble
 
 from .data import Clips
@@ -21,7 +23,9 @@ ROUNDS = 1000  # bootstrap rounds; 2.5 % and 97.5 % quantiles need about that ma
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A value, its 95 % interval over resampled groups, and how many clips and (clip, class) pairs it rests on."""
+    """A value, its 95 % interval over resampled groups, and how many clips and (clip, class) pairs it rests
+    on.
+    """
 
     value: float
     low: float
@@ -48,7 +52,8 @@ def accuracy(truth: np.ndarray, scores: np.ndarray) -> float:
 
 def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric: Metric = metrics.lwlrap,
             seed: int = 0) -> Score:
-    """Score of labelled clips; the interval resamples whole groups, since clips of one recording are not independent.
+    """Score of labelled clips; the interval resamples whole groups, since clips of one recording are not
+    independent.
 
     Raises  ValueError when no clip has a label
     """
@@ -62,11 +67,19 @@ def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         values.append(metric(truth[rows], scores[rows]))
     low, high = np.quantile(values, [0.025, 0.975])
-    return Score(value=metric(truth, scores), low=float(low), high=float(high), clips=len(truth), pairs=int(truth.sum()))
+    return Score(
+        value=metric(truth, scores),
+        low=float(low),
+        high=float(high),
+        clips=len(truth),
+        pairs=int(truth.sum()),
+    )
 
 
 def measurable(clips: Clips, folds: np.ndarray) -> np.ndarray:
-    """bool[K], classes with clips in at least two folds: only these were ever trained while being held out."""
+    """bool[K], classes with clips in at least two folds: only these were ever trained while being held
+    out.
+    """
     return np.array([len(set(folds[clips.targets[:, k] > 0])) > 1 for k in range(clips.targets.shape[1])])
 
 
@@ -88,6 +101,13 @@ def per_class(clips: Clips, scores: np.ndarray, folds: np.ndarray) -> list[Class
     out = []
     for k, name in enumerate(clips.classes):
         rows = np.flatnonzero(clips.targets[:, k] > 0)
-        out.append(ClassScore(name=name, clips=len(rows), groups=len({clips.groups[i] for i in rows}),
-                              value=float(values[k]) if weights[k] > 0 else float("nan"), measured=bool(known[k])))
+        out.append(
+            ClassScore(
+                name=name,
+                clips=len(rows),
+                groups=len({clips.groups[i] for i in rows}),
+                value=float(values[k]) if weights[k] > 0 else float("nan"),
+                measured=bool(known[k]),
+            )
+        )
     return out

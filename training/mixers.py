@@ -1,7 +1,7 @@
 """Mixers: two clips become one training example.
 
-Owns the table MIXERS. A mixer maps (x f32[B, C, M, T], targets f32[B, K]) and the partners' to a mixed pair of the same shapes;
-B = the clips that are mixed. Everything random comes from the generator.
+Owns the table MIXERS. A mixer maps (x f32[B, C, M, T], targets f32[B, K]) and the partners' to a mixed pair
+of the same shapes; B = the clips that are mixed. Everything random comes from the generator.
 """
 from __future__ import annotations
 
@@ -21,34 +21,48 @@ def _column(values: np.ndarray) -> np.ndarray:
 
 
 def mixup(a: Pair, b: Pair, rng: np.random.Generator, *, alpha: float = 0.4, share: float = 0.0) -> Pair:
-    """x and targets weighted by one Beta(alpha, alpha) draw per clip (the larger part is the clip's own), or by a fixed share.
+    """x and targets weighted by one Beta(alpha, alpha) draw per clip (the larger part is the clip's own), or
+    by a fixed share.
 
     Source: Zhang et al. 2018; alpha 0.4: Viel, filipmu, ERC2019; share 0.7: qrfaction's first epochs.
     """
     weight = rng.beta(alpha, alpha, len(a[0])) if share == 0 else np.full(len(a[0]), share)
     weight = np.maximum(weight, 1 - weight).astype(np.float32)
-    return (_column(weight) * a[0] + _column(1 - weight) * b[0], weight[:, None] * a[1] + (1 - weight)[:, None] * b[1])
+    return (
+        _column(weight) * a[0] + _column(1 - weight) * b[0],
+        weight[:, None] * a[1] + (1 - weight)[:, None] * b[1],
+    )
 
 
 def or_mixup(a: Pair, b: Pair, rng: np.random.Generator, *, low: float = 0.4, high: float = 0.6) -> Pair:
-    """x weighted by U(low, high), labels united. Source: ex4sperans (on waveforms; on spectrograms argus uses 0..0.5 of a)."""
+    """x weighted by U(low, high), labels united. Source: ex4sperans (on waveforms; on spectrograms argus uses
+    0..0.5 of a).
+    """
     weight = rng.uniform(low, high, len(a[0]))
     return _column(1 - weight) * a[0] + _column(weight) * b[0], np.maximum(a[1], b[1])
 
 
-def sigmoid_concat(a: Pair, b: Pair, rng: np.random.Generator, *, steepness: tuple[float, float] = (2.0, 60.0)) -> Pair:
-    """One clip fades into the other over time on a sigmoid of random place, slope and direction; labels united.
+def sigmoid_concat(
+    a: Pair, b: Pair, rng: np.random.Generator, *, steepness: tuple[float, float] = (2.0, 60.0)
+) -> Pair:
+    """One clip fades into the other over time on a sigmoid of random place, slope and direction; labels
+    united.
 
     Source: argus src/mixers.py (idea and label rule; slopes are our reading).
     """
     n, frames = len(a[0]), a[0].shape[-1]
-    place, slope = rng.uniform(0.2, 0.8, (n, 1)), rng.uniform(*steepness, (n, 1)) * rng.choice([-1, 1], (n, 1))
+    place, slope = (
+        rng.uniform(0.2, 0.8, (n, 1)),
+        rng.uniform(*steepness, (n, 1)) * rng.choice([-1, 1], (n, 1)),
+    )
     fade = 1 / (1 + np.exp(-slope * (np.linspace(0, 1, frames)[None] - place)))
     fade = fade.astype(np.float32)[:, None, None, :]
     return (1 - fade) * a[0] + fade * b[0], np.maximum(a[1], b[1])
 
 
-def power_sum(a: Pair, b: Pair, rng: np.random.Generator, *, unit: float = 1.0, low: float = -10.0, high: float = 3.0) -> Pair:
+def power_sum(
+    a: Pair, b: Pair, rng: np.random.Generator, *, unit: float = 1.0, low: float = -10.0, high: float = 3.0
+) -> Pair:
     """Both clips sounding together, the second at a random level in low..high dB; labels united.
 
     unit  decibels per 1.0 of x (21.6 where dB were divided by 21.6): powers add, phases are random
@@ -59,7 +73,9 @@ def power_sum(a: Pair, b: Pair, rng: np.random.Generator, *, unit: float = 1.0, 
 
 
 def cutmix(a: Pair, b: Pair, rng: np.random.Generator, *, alpha: float = 1.0) -> Pair:
-    """A span of frames of the partner pasted in, targets weighted by its width. Source: Yun et al. 2019, along time."""
+    """A span of frames of the partner pasted in, targets weighted by its width. Source: Yun et al. 2019,
+    along time.
+    """
     x, targets = a[0].copy(), a[1].copy()
     frames = x.shape[-1]
     for i, weight in enumerate(rng.beta(alpha, alpha, len(x))):
@@ -71,11 +87,19 @@ def cutmix(a: Pair, b: Pair, rng: np.random.Generator, *, alpha: float = 1.0) ->
 
 
 MIXERS: dict[str, Callable[..., Pair]] = {
-    "mixup": mixup, "or_mixup": or_mixup, "sigmoid_concat": sigmoid_concat, "power_sum": power_sum, "cutmix": cutmix}
+    "mixup": mixup,
+    "or_mixup": or_mixup,
+    "sigmoid_concat": sigmoid_concat,
+    "power_sum": power_sum,
+    "cutmix": cutmix,
+}
 
 
-def build(steps: Sequence[Mapping[str, Any]]) -> Callable[[np.ndarray, np.ndarray, np.random.Generator], Pair]:
-    """One function of [{kind = "mixup", chance = 0.5, ...}, ...]: every clip draws at most one of the mixers, and a partner.
+def build(
+    steps: Sequence[Mapping[str, Any]],
+) -> Callable[[np.ndarray, np.ndarray, np.random.Generator], Pair]:
+    """One function of [{kind = "mixup", chance = 0.5, ...}, ...]: every clip draws at most one of the mixers,
+    and a partner.
 
     Raises  SpecError naming the unknown kind or key, or chances above 1 together
     """
@@ -85,10 +109,14 @@ def build(steps: Sequence[Mapping[str, Any]]) -> Callable[[np.ndarray, np.ndarra
         kind, chance = own.pop("kind", None), own.pop("chance", 1.0)
         if kind not in MIXERS:
             raise SpecError(f"mixers[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), MIXERS)}")
-        known = [p.name for p in inspect.signature(MIXERS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        known = [
+            p.name for p in inspect.signature(MIXERS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
         for key in own:
             if key not in known:
-                raise SpecError(f"mixers[{i}].{key}: unknown key of kind {kind!r}; {did_you_mean(key, [*known, 'chance'])}")
+                raise SpecError(
+                    f"mixers[{i}].{key}: unknown key of kind {kind!r}; {did_you_mean(key, [*known, 'chance'])}"
+                )
         made.append((chance, MIXERS[kind], own))
     if sum(chance for chance, _, _ in made) > 1 + 1e-9:
         raise SpecError("mixers: the chances add up to more than 1; a clip takes part in one mix only")
@@ -101,7 +129,9 @@ def build(steps: Sequence[Mapping[str, Any]]) -> Callable[[np.ndarray, np.ndarra
             low += chance
             if len(rows):
                 other = partner[rows]
-                out[rows], out_targets[rows] = function((x[rows], targets[rows]), (x[other], targets[other]), rng, **keys)
+                out[rows], out_targets[rows] = function(
+                    (x[rows], targets[rows]), (x[other], targets[other]), rng, **keys
+                )
         return out, out_targets
 
     return apply

@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules by name.
 
-Owns the tables OPTIMISERS and SCHEDULES. A schedule is a pure function of progress, so a resumed run needs no state; only
-"plateau" looks back, at the scores the run has logged.
+Owns the tables OPTIMISERS and SCHEDULES. A schedule is a pure function of progress, so a resumed run needs no
+state; only "plateau" looks back, at the scores the run has logged.
 """
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def constant(share: float, epoch: int, scores: Sequence[float]) -> float:
     return 1.0
 
 
-def cosine(share: float, epoch: int, scores: Sequence[float], *, warmup: float = 0.0, end: float = 0.0) -> float:
+def cosine(
+    share: float, epoch: int, scores: Sequence[float], *, warmup: float = 0.0, end: float = 0.0
+) -> float:
     """Rises in a line over the first `warmup` share, then falls on half a cosine to `end`."""
     if share < warmup:
         return share / warmup
@@ -59,18 +61,24 @@ def cosine(share: float, epoch: int, scores: Sequence[float], *, warmup: float =
 
 def one_cycle(share: float, epoch: int, scores: Sequence[float], *, warmup: float = 0.3, start: float = 0.04,
               end: float = 1e-4) -> float:
-    """Half a cosine from `start` up to 1 over `warmup`, half a cosine down to `end`. Source: Smith 2018 in fastai's form."""
+    """Half a cosine from `start` up to 1 over `warmup`, half a cosine down to `end`. Source: Smith 2018 in
+    fastai's form.
+    """
     if share < warmup:
         return start + (1 - start) * (1 - math.cos(math.pi * share / warmup)) / 2
     return end + (1 - end) * (1 + math.cos(math.pi * (share - warmup) / max(1e-9, 1 - warmup))) / 2
 
 
-def milestones(share: float, epoch: int, scores: Sequence[float], *, epochs: Sequence[int] = (), factor: float = 0.5) -> float:
+def milestones(
+    share: float, epoch: int, scores: Sequence[float], *, epochs: Sequence[int] = (), factor: float = 0.5
+) -> float:
     """Multiplied by `factor` at each of `epochs`."""
     return factor ** sum(epoch >= at for at in epochs)
 
 
-def plateau(share: float, epoch: int, scores: Sequence[float], *, patience: int = 6, factor: float = 0.6) -> float:
+def plateau(
+    share: float, epoch: int, scores: Sequence[float], *, patience: int = 6, factor: float = 0.6
+) -> float:
     """Multiplied by `factor` whenever the score has not risen for more than `patience` measurements."""
     best, waited, power = -math.inf, 0, 0
     for score in scores:
@@ -81,7 +89,12 @@ def plateau(share: float, epoch: int, scores: Sequence[float], *, patience: int 
 
 
 SCHEDULES: dict[str, Callable[..., float]] = {
-    "constant": constant, "cosine": cosine, "one_cycle": one_cycle, "milestones": milestones, "plateau": plateau}
+    "constant": constant,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "milestones": milestones,
+    "plateau": plateau,
+}
 
 
 def build_schedule(spec: Mapping[str, Any]) -> Callable[[float, int, Sequence[float]], float]:
@@ -93,7 +106,9 @@ def build_schedule(spec: Mapping[str, Any]) -> Callable[[float, int, Sequence[fl
     kind = own.pop("kind", "constant")
     if kind not in SCHEDULES:
         raise SpecError(f"schedule.kind: {kind!r} is unknown; {did_you_mean(str(kind), SCHEDULES)}")
-    known = [p.name for p in inspect.signature(SCHEDULES[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [
+        p.name for p in inspect.signature(SCHEDULES[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
     for key in own:
         if key not in known:
             raise SpecError(f"schedule.{key}: unknown key of kind {kind!r}; {did_you_mean(key, known)}")

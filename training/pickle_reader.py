@@ -1,8 +1,9 @@
-"""Reads one PyTorch checkpoint in a process of its own and leaves its tensors as safetensors. Run as a script: SOURCE TARGET.
+"""Reads one PyTorch checkpoint in a process of its own and leaves its tensors as safetensors. Run as a
+script: SOURCE TARGET.
 
-Owns torch.load(weights_only=True) and finding the state dict among the wrappers people save. Prints one JSON line:
-{"refused": reason} or {"keys": count}. Imports nothing of this project, so it runs isolated (`python -I`).
-Never runs pickled code.
+Owns torch.load(weights_only=True) and finding the state dict among the wrappers people save. Prints one JSON
+line: {"refused": reason} or {"keys": count}. Imports nothing of this project, so it runs isolated (`python
+-I`). Never runs pickled code.
 """
 from __future__ import annotations
 
@@ -19,16 +20,26 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-WRAPPERS = ("nn_state_dict", "state_dict", "model_state_dict", "model")  # argus, Lightning, plain PyTorch habit, fastai
+# argus, Lightning, plain PyTorch habit, fastai
+WRAPPERS = ("nn_state_dict", "state_dict", "model_state_dict", "model")
 MAX_DEPTH = 3  # wrappers inside wrappers
 
 
 def inert_globals() -> list[Any]:
-    """Classes that training loops leave beside the weights (metrics, settings, paths); they hold values and run nothing."""
+    """Classes that training loops leave beside the weights (metrics, settings, paths); they hold values and
+    run nothing.
+    """
     scalar = np.float64(0).__reduce__()[0]  # numpy's own name for it differs between versions
     dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes, argparse.Namespace, pathlib.PosixPath,
-            pathlib.PurePosixPath]
+    return [
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *dtypes,
+        argparse.Namespace,
+        pathlib.PosixPath,
+        pathlib.PurePosixPath,
+    ]
 
 
 def find_state(loaded: Any) -> dict[str, torch.Tensor] | str:
@@ -57,9 +68,11 @@ def read(source: str) -> dict[str, torch.Tensor] | str:
         if named is None and not binary_pickle:
             return "it is damaged or no PyTorch file; save it again"
         what = f"names {named[1]}" if named else "was not written by torch.save"
-        return (f"its pickle {what}, so opening it could run code. If you trust it, write the weights alone where it "
-                "was made: held = torch.load(PATH, weights_only=False), then torch.save(held.state_dict(), NEW) for a whole net, "
-                "or torch.save(held[KEY], NEW), KEY being where the weights are (state_dict, nn_state_dict, model)")
+        return (
+            f"its pickle {what}, so opening it could run code. If you trust it, write the weights alone where it "
+            "was made: held = torch.load(PATH, weights_only=False), then torch.save(held.state_dict(), NEW) for a whole net, "
+            "or torch.save(held[KEY], NEW), KEY being where the weights are (state_dict, nn_state_dict, model)"
+        )
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
         return f"it is damaged or no PyTorch file ({type(error).__name__}: {str(error)[:120]}); save it again"
     return find_state(loaded)
@@ -70,7 +83,8 @@ def main(source: str, target: str) -> None:
     if isinstance(found, str):
         print(json.dumps({"refused": found}))
         return
-    save_file({k: v.detach().to_dense().clone().contiguous() for k, v in found.items()}, target)  # clones: names may share memory
+    # clones: names may share memory
+    save_file({k: v.detach().to_dense().clone().contiguous() for k, v in found.items()}, target)
     print(json.dumps({"keys": len(found)}))
 
 

@@ -1,4 +1,5 @@
-"""The whole of train.py: recipe and clips in; nets, out-of-fold scores, ensemble TOML, weights and model card out.
+"""The whole of train.py: recipe and clips in; nets, out-of-fold scores, ensemble TOML, weights and model card
+out.
 
 Owns the order of these steps. Text is card, files are export, numbers are measure, nets are run.
 """
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernel import backends, blend
-from kernel.metrics import lwlrap
+from kernel.inference import backends
+from kernel.scores import blend
+from kernel.scores.metrics import lwlrap
 from kernel.spec import Ensemble, Member, Stacker, load
 
 from . import card, data, elsewhere, export, measure, stack
@@ -62,15 +64,23 @@ def train(order: Order) -> card.Facts | None:
         return None
     into = order.into or (order.recipe.resolve().parents[2] if recipe.ship and not order.small else folder)
     facts = write_all(work, nets, order, into)
-    print(f"{recipe.name}: out-of-fold scores\n\n{card.score_table(facts)}\n\nwritten: {into / 'weights' / recipe.card}, "
-          f"{into / 'ensembles' / (recipe.name + '.toml')}, {len(facts.sizes)} weights files, {folder / 'oof.npz'}")
+    print(
+        f"{recipe.name}: out-of-fold scores\n\n{card.score_table(facts)}\n\nwritten: {into / 'weights' / recipe.card}, "
+        f"{into / 'ensembles' / (recipe.name + '.toml')}, {len(facts.sizes)} weights files, {folder / 'oof.npz'}"
+    )
     return facts
 
 
 def _reference(recipe_path: Path, named: str, ensembles: Path, values: Sequence[Any]) -> Any:
-    """`named` (relative to the recipe) as seen from the ensemble's folder if it lies there, else the values themselves."""
+    """`named` (relative to the recipe) as seen from the ensemble's folder if it lies there, else the values
+    themselves.
+    """
     path = (recipe_path.parent / named).resolve()
-    return path.relative_to(ensembles.resolve()).as_posix() if path.is_relative_to(ensembles.resolve()) else list(values)
+    return (
+        path.relative_to(ensembles.resolve()).as_posix()
+        if path.is_relative_to(ensembles.resolve())
+        else list(values)
+    )
 
 
 def write_toml(work: Run, recipe_path: Path, into: Path, values: dict[str, float]) -> Ensemble:
@@ -106,7 +116,9 @@ def train_stackers(work: Run, ensemble: Ensemble, nets: Sequence[Trained]) -> li
 
 
 def merged_scores(ensemble: Ensemble, board: blend.Board) -> dict[str, np.ndarray]:
-    """Member name -> f64[N, K] out-of-fold probabilities, NaN rows where none; "" = the ensemble by kernel.blend."""
+    """Member name -> f64[N, K] out-of-fold probabilities, NaN rows where none; "" = the ensemble by
+    kernel.scores.blend.
+    """
     parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
     scores = {part.name: blend.merge_folds(part, board) for part in parts}
     whole = blend.blend(ensemble, board, np.full(len(ensemble.classes), 1 / len(ensemble.classes)))
@@ -130,8 +142,21 @@ def write_all(work: Run, nets: Sequence[Trained], order: Order, into: Path) -> c
     ensemble = write_toml(work, order.recipe, into, values)
     sizes = export.copy_weights(recipe, nets, into / "weights")
     export.write_scores(work.folder / "oof.npz", clips.ids, clips.classes, work.folds, scores, clips.targets)
-    lines = elsewhere.report(work, nets, ensemble, scores[""], recipe.elsewhere, order.data) if recipe.elsewhere else []
-    facts = card.Facts(recipe=recipe, ensemble=ensemble, clips=clips, folds=work.folds, nets=nets, scores=scores, sizes=sizes,
-                       command=order.command, elsewhere=lines)
+    lines = (
+        elsewhere.report(work, nets, ensemble, scores[""], recipe.elsewhere, order.data)
+        if recipe.elsewhere
+        else []
+    )
+    facts = card.Facts(
+        recipe=recipe,
+        ensemble=ensemble,
+        clips=clips,
+        folds=work.folds,
+        nets=nets,
+        scores=scores,
+        sizes=sizes,
+        command=order.command,
+        elsewhere=lines,
+    )
     (into / "weights" / recipe.card).write_text(card.write(facts, recipe.notes), encoding="utf-8")
     return facts

@@ -43,7 +43,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"{net}: {text}")
         else:
-            self.say(f"{net} epoch {epoch}/{self._expected.get(net, epoch)}: {text}, {format_time(self.seconds_left())} left")
+            self.say(
+                f"{net} epoch {epoch}/{self._expected.get(net, epoch)}: {text}, {format_time(self.seconds_left())} left"
+            )
 
     def finish(self, net: str) -> None:
         """`net` is finished, with fewer epochs than expected perhaps."""
@@ -71,7 +73,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 

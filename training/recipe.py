@@ -1,6 +1,7 @@
 """What a recipe is: the typed form of training/recipes/*.toml, strict like an ensemble.
 
-Owns `Recipe`, `MemberRecipe` and `Train`. The steps named in them check their own keys (augment, mixers, losses, optim).
+Owns `Recipe`, `MemberRecipe` and `Train`. The steps named in them check their own keys (augment, mixers,
+losses, optim).
 """
 from __future__ import annotations
 
@@ -21,17 +22,24 @@ class Train:
     """How one net is trained.
 
     epochs, batch  passes and clips per step; samples: clips drawn per epoch, 0 = as many as the fold has
-    sampling       "uniform", or "balanced": a clip's chance falls with its class's count to the power `balance`
-    negatives      share of draws without any label (balanced); noisy: share of draws from noisy clips, None = as they come
-    crop           frames of the random crop of the timed input; crop_short: how a shorter clip is filled, one drawn per clip
+    sampling       "uniform", or "balanced": a clip's chance falls with its class's count to the power
+                   `balance`
+    negatives      share of draws without any label (balanced); noisy: share of draws from noisy clips, None =
+                   as they come
+    crop           frames of the random crop of the timed input; crop_short: how a shorter clip is filled, one
+                   drawn per clip
     augment        steps of augment.STEPS on one crop; mixers: steps of mixers.MIXERS on a batch
-    wave_effects   steps of effects.EFFECTS on the waveform; wave_variants: altered copies made of every clip beforehand
+    wave_effects   steps of effects.EFFECTS on the waveform; wave_variants: altered copies made of every clip
+                   beforehand
     clean_epochs   last epochs without augmentation and mixing
-    optimiser      {kind, lr, ...} of optim.OPTIMISERS; schedule: {kind, ...} of optim.SCHEDULES; clip_norm: 0 = none
-    loss           {kind, ...} of losses.LOSSES; noisy_loss: another one for noisy clips; aux_weights: of a net's extra heads
+    optimiser      {kind, lr, ...} of optim.OPTIMISERS; schedule: {kind, ...} of optim.SCHEDULES; clip_norm: 0
+                   = none
+    loss           {kind, ...} of losses.LOSSES; noisy_loss: another one for noisy clips; aux_weights: of a
+                   net's extra heads
     bias_prior     the bias of every head starts at the logit of the classes' share among the draws
     ema            decay per step of the averaged weights, 0 = off
-    patience       epochs without a better lwlrap before stopping, 0 = never; the best epoch is kept. Needs `validate`
+    patience       epochs without a better lwlrap before stopping, 0 = never; the best epoch is kept. Needs
+                   `validate`
     validate       epochs between measurements on the held-out fold, 0 = only at the end
     precision      arithmetic of the net; anything but float32 is autocast
     pretrain       keys changed in an earlier training whose weights are the start, empty = none
@@ -84,7 +92,9 @@ class MemberRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class StackerRecipe:
-    """One stacker over members: the keys of kernel.spec.Stacker, and its own Train (epochs, batch, optimiser, schedule, loss)."""
+    """One stacker over members: the keys of kernel.spec.Stacker, and its own Train (epochs, batch, optimiser,
+    schedule, loss).
+    """
 
     name: str
     family: str
@@ -122,12 +132,15 @@ class Small:
 class Recipe:
     """A whole training: data, folds, members, and the ensemble that comes of it.
 
-    A recipe file may start from a published ensemble: base = "../../ensembles/argus.toml" gives front ends, members, stackers,
-    classes and means; the tables member_train and stacker_train (by name) then say how each part is trained.
+    A recipe file may start from a published ensemble: base = "../../ensembles/argus.toml" gives front ends,
+    members, stackers, classes and means; the tables member_train and stacker_train (by name) then say how
+    each part is trained.
 
     classes  file with one class a line, relative to the recipe
-    prior    value per class for rows that cannot be predicted: a file beside the written ensemble, or "" = uniform
-    data     adapter and its keys (data.ADAPTERS); folds: {count, run}: `run` names the folds that are trained, empty = all
+    prior    value per class for rows that cannot be predicted: a file beside the written ensemble, or "" =
+             uniform
+    data     adapter and its keys (data.ADAPTERS); folds: {count, run}: `run` names the folds that are
+             trained, empty = all
     train    defaults of every member, keys of Train
     notes    text of the model card on use and limits; card: its file name
     ship     True: weights, card and ensemble go to the repository's own folders, else to the run folder
@@ -177,19 +190,35 @@ class Recipe:
         """The recipe with its [small] table applied."""
         small = self.small
         kept = [m for m in self.members if not small.members or m.name in small.members]
-        members = tuple(replace(m, params={**m.params, **small.params.get("all", {}), **small.params.get(m.name, {})},
-                                train={**m.train, **small.train}) for m in kept)
+        members = tuple(
+            replace(
+                m,
+                params={**m.params, **small.params.get("all", {}), **small.params.get(m.name, {})},
+                train={**m.train, **small.train},
+            )
+            for m in kept
+        )
         if all(m.weight == 0 for m in members):  # they fed stackers that are not trained at this scale
             members = tuple(replace(m, weight=1.0) for m in members)
         names = {m.name for m in members}
-        return replace(self, members=members, folds={**self.folds, "run": list(small.folds)}, data=small.data or self.data,
-                       classes=small.classes or self.classes, elsewhere={}, prior="" if small.classes else self.prior,
-                       stackers=tuple(s for s in self.stackers if set(s.inputs) <= names),
-                       frontends={k: {**v, **small.frontends.get(k, {})} for k, v in self.frontends.items()})
+        return replace(
+            self,
+            members=members,
+            folds={**self.folds, "run": list(small.folds)},
+            data=small.data or self.data,
+            classes=small.classes or self.classes,
+            elsewhere={},
+            prior="" if small.classes else self.prior,
+            stackers=tuple(s for s in self.stackers if set(s.inputs) <= names),
+            frontends={k: {**v, **small.frontends.get(k, {})} for k, v in self.frontends.items()},
+        )
 
 
 def _check_train(train: Train, name: str) -> Train:
-    for key, value, choices in (("precision", train.precision, PRECISIONS), ("sampling", train.sampling, SAMPLINGS)):
+    for key, value, choices in (
+        ("precision", train.precision, PRECISIONS),
+        ("sampling", train.sampling, SAMPLINGS),
+    ):
         if value not in choices:
             raise SpecError(f"{name}.train.{key}: {value!r} is unknown; {did_you_mean(value, choices)}")
     if min(train.epochs, train.batch, train.crop) < 1:
@@ -207,7 +236,9 @@ def load_recipe(path: Path) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe TOML") from error
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a recipe TOML"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not TOML ({error})") from error
     try:
@@ -239,8 +270,10 @@ def _with_base(data: dict[str, Any], path: Path) -> dict[str, Any]:
             if name not in [part["name"] for part in parts]:
                 raise SpecError(f"{kind[:-1]}_train.{name}: no such part in {named}; "
                                 + did_you_mean(name, [part["name"] for part in parts]))
-        out[kind] = [{**{k: v for k, v in part.items() if k in known}, "train": extra[kind].get(part["name"], {})}
-                     for part in parts]
+        out[kind] = [
+            {**{k: v for k, v in part.items() if k in known}, "train": extra[kind].get(part["name"], {})}
+            for part in parts
+        ]
     out["ensemble"] = {k: v for k, v in base.items() if k not in ("name", "about", "classes", "prior")}
     return {**out, **data}
 
@@ -249,7 +282,9 @@ def _check(recipe: Recipe) -> Recipe:
     names = [m.name for m in recipe.members]
     for i, member in enumerate(recipe.members):
         if not NAME.match(member.name) or names.count(member.name) > 1:
-            raise SpecError(f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once")
+            raise SpecError(
+                f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once"
+            )
         recipe.settings(member)
     for key in recipe.folds:
         if key not in ("count", "run"):

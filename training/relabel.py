@@ -2,8 +2,8 @@
 
     python -m training.relabel scores.npz --rule class_balanced --out selected.csv
 
-Owns the published selection rules. Scores of noisy clips come from training.score (or any oof.npz); the written CSV
-(fname,labels) is read by the "csv" adapter, or by "fat2019" as its noisy table.
+Owns the published selection rules. Scores of noisy clips come from training.score (or any oof.npz); the
+written CSV (fname,labels) is read by the "csv" adapter, or by "fat2019" as its noisy table.
 """
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel import metrics
 from kernel.errors import SpecError
+from kernel.scores import metrics
 
 
 def agreement(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -27,10 +27,14 @@ def agreement(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return out
 
 
-def select_class_balanced(labels: np.ndarray, scores: np.ndarray, *, per_class: int = 50, least: float = 0.33) -> np.ndarray:
-    """int[n], rows that are among the `per_class` best-agreeing ones of a class they carry, and agree at least `least`.
+def select_class_balanced(
+    labels: np.ndarray, scores: np.ndarray, *, per_class: int = 50, least: float = 0.33
+) -> np.ndarray:
+    """int[n], rows that are among the `per_class` best-agreeing ones of a class they carry, and agree at
+    least `least`.
 
-    Source: simongrest, top 50 per class and lwlrap >= 0.33 (2,898 clips of FSDKaggle2019); Viel: at most 50 per class.
+    Source: simongrest, top 50 per class and lwlrap >= 0.33 (2,898 clips of FSDKaggle2019); Viel: at most 50
+    per class.
     """
     values = agreement(labels, scores)
     chosen: set[int] = set()
@@ -41,7 +45,8 @@ def select_class_balanced(labels: np.ndarray, scores: np.ndarray, *, per_class: 
 
 
 def select_top(labels: np.ndarray, scores: np.ndarray, *, count: int) -> np.ndarray:
-    """int[n], the `count` clips whose labels the model agrees with most; ties by the probability of the labels.
+    """int[n], the `count` clips whose labels the model agrees with most; ties by the probability of the
+    labels.
 
     One round of ex4sperans: 1,000, then after training on them 2,000, up to 5,000.
     """
@@ -54,9 +59,11 @@ def select_top(labels: np.ndarray, scores: np.ndarray, *, count: int) -> np.ndar
 
 
 def relabel(labels: np.ndarray, scores: np.ndarray, *, add: float = 0.8, remove: float = 0.02) -> np.ndarray:
-    """f32[N, K], labels after the model's word: classes above `add` are added, given ones below `remove` taken away.
+    """f32[N, K], labels after the model's word: classes above `add` are added, given ones below `remove`
+    taken away.
 
-    A clip that would lose all labels keeps the likeliest of those it had. Thresholds are ours; argus corrected by hand and model.
+    A clip that would lose all labels keeps the likeliest of those it had. Thresholds are ours; argus
+    corrected by hand and model.
     """
     out = ((labels > 0) & (scores >= remove)) | (scores >= add)
     lost = labels.any(axis=1) & ~out.any(axis=1)
@@ -66,7 +73,9 @@ def relabel(labels: np.ndarray, scores: np.ndarray, *, add: float = 0.8, remove:
 
 
 def write_labels(path: Path, ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> None:
-    """CSV with fname and labels; clips without a label are left out (a trainer would take them for negatives)."""
+    """CSV with fname and labels; clips without a label are left out (a trainer would take them for
+    negatives).
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["fname", "labels"])
@@ -78,25 +87,39 @@ def write_labels(path: Path, ids: Sequence[str], labels: np.ndarray, classes: Se
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 2 wrong files."""
-    parser = argparse.ArgumentParser(prog="python -m training.relabel", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.relabel", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("scores", type=Path, help=".npz with ids, classes, targets and scores")
     parser.add_argument("--rule", choices=("class_balanced", "top", "all"), default="class_balanced")
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--least", type=float, default=0.33)
     parser.add_argument("--count", type=int, default=1000, help="clips of rule top")
-    parser.add_argument("--relabel", action="store_true", help="write the model's labels in place of the given ones")
+    parser.add_argument(
+        "--relabel", action="store_true", help="write the model's labels in place of the given ones"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
         with np.load(options.scores) as arrays:
             ids, classes = arrays["ids"].astype(str).tolist(), arrays["classes"].astype(str).tolist()
-            labels, scores = arrays["targets"], arrays["scores" if "scores" in arrays.files else "member/"].astype(np.float64)
+            labels, scores = (
+                arrays["targets"],
+                arrays["scores" if "scores" in arrays.files else "member/"].astype(np.float64),
+            )
     except (OSError, KeyError, ValueError) as error:
-        print(f"training.relabel: {options.scores}: {SpecError(error)}; training.score writes such files", file=sys.stderr)
+        print(
+            f"training.relabel: {options.scores}: {SpecError(error)}; training.score writes such files",
+            file=sys.stderr,
+        )
         return 2
-    rows = {"class_balanced": lambda: select_class_balanced(labels, scores, per_class=options.per_class, least=options.least),
-            "top": lambda: select_top(labels, scores, count=options.count),
-            "all": lambda: np.arange(len(ids))}[options.rule]()
+    rows = {
+        "class_balanced": lambda: select_class_balanced(
+            labels, scores, per_class=options.per_class, least=options.least
+        ),
+        "top": lambda: select_top(labels, scores, count=options.count),
+        "all": lambda: np.arange(len(ids)),
+    }[options.rule]()
     chosen = relabel(labels[rows], scores[rows]) if options.relabel else labels[rows]
     write_labels(options.out, [ids[int(i)] for i in rows], chosen, classes)
     print(f"{int(chosen.any(axis=1).sum())} of {len(ids)} clips written to {options.out}")

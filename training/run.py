@@ -1,7 +1,7 @@
 """One recipe from clips to nets: features, folds, every (member, fold), out-of-fold predictions.
 
-Owns the run folder: one sub-folder per net with checkpoint, log, weights and held-out scores, so that a killed run goes on where
-it stopped. Does not write the ensemble or the card (export, card).
+Owns the run folder: one sub-folder per net with checkpoint, log, weights and held-out scores, so that a
+killed run goes on where it stopped. Does not write the ensemble or the card (export, card).
 """
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from kernel import predict
 from kernel.errors import SpecError
+from kernel.inference import net as predict
 from kernel.spec import Ensemble, Member
 
 from . import curves, effects, folds, loop
@@ -28,7 +28,9 @@ from .recipe import MemberRecipe, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One finished net: hold = positions of the held-out clips, held f32[len(hold), K] their probabilities."""
+    """One finished net: hold = positions of the held-out clips, held f32[len(hold), K] their
+    probabilities.
+    """
 
     member: str
     fold: int
@@ -40,8 +42,17 @@ class Trained:
 
 def kernel_member(member: MemberRecipe) -> Member:
     """The member as the kernel sees it."""
-    return Member(name=member.name, family=member.family, params=member.params, frontend=member.frontend, finish=member.finish,
-                  inputs=member.inputs, view=member.view, activation=member.activation, weight=member.weight)
+    return Member(
+        name=member.name,
+        family=member.family,
+        params=member.params,
+        frontend=member.frontend,
+        finish=member.finish,
+        inputs=member.inputs,
+        view=member.view,
+        activation=member.activation,
+        weight=member.weight,
+    )
 
 
 class Run:
@@ -58,7 +69,9 @@ class Run:
         settings = [recipe.settings(member) for member in recipe.members]
         kinds = {repr(s.wave_effects) for s in settings if s.wave_variants}
         if len(kinds) > 1:
-            raise SpecError("train.wave_effects: members differ; give all members with wave_variants the same effects")
+            raise SpecError(
+                "train.wave_effects: members differ; give all members with wave_variants the same effects"
+            )
         effect = next((effects.build(s.wave_effects) for s in settings if s.wave_variants), None)
         self.features = Features(clips.folder, clips.ids, recipe.max_seconds, jobs, effect)
 
@@ -84,7 +97,9 @@ class Run:
                 self.progress.finish(job.name)
                 net = read_net(job.folder)
                 if net.record["job"] != job.fingerprint:
-                    raise SpecError(f"{job.folder}: was trained with other settings or clips; give another --out or remove it")
+                    raise SpecError(
+                        f"{job.folder}: was trained with other settings or clips; give another --out or remove it"
+                    )
                 yield net
 
     def _ensemble(self, member: MemberRecipe) -> Ensemble:
@@ -93,17 +108,28 @@ class Run:
 
     def _job(self, member: MemberRecipe, stages: predict.Recipe, fold: int) -> loop.Job:
         usable = self.features.usable
-        return loop.Job(recipe=stages, train=self.recipe.settings(member), fold=fold, seed=self.recipe.seed,
-                        classes=len(self.clips.classes), rows=self.features.rows, targets=self.clips.targets,
-                        noisy=self.clips.noisy, learn=np.flatnonzero((self.folds != fold) & usable),
-                        hold=np.flatnonzero((self.folds == fold) & usable), folder=self.folder / f"{member.name}_{fold}")
+        return loop.Job(
+            recipe=stages,
+            train=self.recipe.settings(member),
+            fold=fold,
+            seed=self.recipe.seed,
+            classes=len(self.clips.classes),
+            rows=self.features.rows,
+            targets=self.clips.targets,
+            noisy=self.clips.noisy,
+            learn=np.flatnonzero((self.folds != fold) & usable),
+            hold=np.flatnonzero((self.folds == fold) & usable),
+            folder=self.folder / f"{member.name}_{fold}",
+        )
 
     def _train_one(self, member: MemberRecipe, job: loop.Job) -> None:
         started = job
         earlier = self.recipe.pretraining(member)
         if earlier is not None:
             first = replace(job, train=earlier, folder=job.folder / "pretrain")
-            started = replace(job, start=loop.Loop(first, self.features, self.device, self.progress).run().weights)
+            started = replace(
+                job, start=loop.Loop(first, self.features, self.device, self.progress).run().weights
+            )
         result = loop.Loop(started, self.features, self.device, self.progress).run()
         write_net(job, result)
         curves.draw(job.folder / "log.csv", job.folder / "curve.png")
@@ -115,9 +141,17 @@ def write_net(job: loop.Job, result: loop.Result) -> None:
     save_file(result.weights, folder / "weights.safetensors")
     np.savez_compressed(folder / "held.npz", hold=job.hold, held=result.held.astype(np.float32))
     state = result.state
-    record = {"job": job.fingerprint, "member": job.recipe.member.name, "fold": job.fold,
-              "epochs": state.epoch, "seconds": round(state.seconds, 1),
-              "losses": state.losses, "scores": state.scores, "best_epoch": state.best_epoch, "threads": torch.get_num_threads()}
+    record = {
+        "job": job.fingerprint,
+        "member": job.recipe.member.name,
+        "fold": job.fold,
+        "epochs": state.epoch,
+        "seconds": round(state.seconds, 1),
+        "losses": state.losses,
+        "scores": state.scores,
+        "best_epoch": state.best_epoch,
+        "threads": torch.get_num_threads(),
+    }
     (folder / "done.json").write_text(json.dumps(record))
 
 
@@ -129,7 +163,9 @@ def read_net(folder: Path) -> Trained:
     try:
         record = json.loads((folder / "done.json").read_text())
     except OSError as error:
-        raise SpecError(f"{folder}: no finished net ({error.strerror}); run train.py again with the same --out") from error
+        raise SpecError(
+            f"{folder}: no finished net ({error.strerror}); run train.py again with the same --out"
+        ) from error
     with np.load(folder / "held.npz") as arrays:
         return Trained(member=record["member"], fold=record["fold"], weights=folder / "weights.safetensors",
                        hold=arrays["hold"], held=arrays["held"], record=record)

@@ -1,10 +1,11 @@
-"""Score many clips offline with a built bundle: out-of-fold predictions of others' data, pseudo-labels, an archive.
+"""Score many clips offline with a built bundle: out-of-fold predictions of others' data, pseudo-labels, an
+archive.
 
     python -m training.score out/bundle --clips FOLDER --out scores.npz [--jobs 4] [--dask tcp://HOST:8786]
 
-Owns the sharding. Each shard is one run of the very same kernel over its own clips (a sample submission and the clip folder);
-the rows of all shards are merged by id. On several machines joblib hands the shards to Dask (extra `dask`); bundle and clips must
-then have the same path everywhere.
+Owns the sharding. Each shard is one run of the very same kernel over its own clips (a sample submission and
+the clip folder); the rows of all shards are merged by id. On several machines joblib hands the shards to Dask
+(extra `dask`); bundle and clips must then have the same path everywhere.
 """
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, parallel_config
 
-from kernel.clips import SUFFIXES
 from kernel.errors import HourglassError, SpecError
+from kernel.sound.clips import SUFFIXES
 from kernel.spec import load_manifest
 
 KERNEL = Path(__file__).resolve().parents[1] / "infer_kernel.py"
@@ -72,8 +73,21 @@ def score_shard(scoring: Scoring, ids: Sequence[str]) -> np.ndarray:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["fname", *scoring.classes])
             writer.writerows([id, *[0] * len(scoring.classes)] for id in ids)
-        command = [*scoring.command, "--bundle", str(scoring.bundle.resolve()), "--input", str(given), "--working", str(working),
-                   "--clips", str(scoring.clips.resolve()), "--seconds", str(scoring.seconds), "--device", scoring.device]
+        command = [
+            *scoring.command,
+            "--bundle",
+            str(scoring.bundle.resolve()),
+            "--input",
+            str(given),
+            "--working",
+            str(working),
+            "--clips",
+            str(scoring.clips.resolve()),
+            "--seconds",
+            str(scoring.seconds),
+            "--device",
+            scoring.device,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         where = f"shard of {len(ids)} clips from {ids[0]!r}"
         if done.returncode or not (working / "report.json").exists():
@@ -83,8 +97,10 @@ def score_shard(scoring: Scoring, ids: Sequence[str]) -> np.ndarray:
     values = table.loc[list(ids), list(scoring.classes)].to_numpy(np.float64)
     lost = unpredicted(report, ids)
     if len(lost) != report["prior_rows"]:
-        raise SpecError(f"{where}: {report['prior_rows']} rows hold the prior, but only {len(lost)} clips are named as broken; "
-                        "the time limit was too short: raise --seconds or --shards")
+        raise SpecError(
+            f"{where}: {report['prior_rows']} rows hold the prior, but only {len(lost)} clips are named as broken; "
+            "the time limit was too short: raise --seconds or --shards"
+        )
     values[lost] = np.nan
     return values
 
@@ -96,8 +112,13 @@ def unpredicted(report: Mapping[str, Any], ids: Sequence[str]) -> list[int]:
     return [i for i, id in enumerate(ids) if id in broken]
 
 
-def score(scoring: Scoring, ids: Sequence[str], shards: int, jobs: int, backend: AbstractContextManager[Any] | None = None
-          ) -> np.ndarray:
+def score(
+    scoring: Scoring,
+    ids: Sequence[str],
+    shards: int,
+    jobs: int,
+    backend: AbstractContextManager[Any] | None = None,
+) -> np.ndarray:
     """f64[N, K] of all ids in their order: `shards` kernel runs, `jobs` at a time.
 
     backend  a joblib.parallel_config(...) in whose context the shards run (Dask); None = local processes
@@ -111,7 +132,8 @@ def score(scoring: Scoring, ids: Sequence[str], shards: int, jobs: int, backend:
 
 @contextmanager
 def dask_backend(address: str | None) -> Iterator[None]:
-    """joblib over the Dask cluster at `address`, or over the client that already exists when it is None or "".
+    """joblib over the Dask cluster at `address`, or over the client that already exists when it is None or
+    "".
 
     Raises  SpecError without dask
     """
@@ -125,10 +147,14 @@ def dask_backend(address: str | None) -> Iterator[None]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 2 a shard failed or files are wrong."""
-    parser = argparse.ArgumentParser(prog="python -m training.score", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.score", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--clips", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, help="CSV (fname,labels): only these clips, and their labels go into the file")
+    parser.add_argument(
+        "--labels", type=Path, help="CSV (fname,labels): only these clips, and their labels go into the file"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="kernel runs at a time")
@@ -138,8 +164,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         classes = load_manifest((options.bundle / "manifest.json").read_bytes()).ensemble.classes
-        scoring = Scoring(bundle=options.bundle, clips=options.clips, classes=classes, seconds=options.seconds,
-                          device=options.device)
+        scoring = Scoring(
+            bundle=options.bundle,
+            clips=options.clips,
+            classes=classes,
+            seconds=options.seconds,
+            device=options.device,
+        )
         if options.labels:
             from .data import read_csv
             clips = read_csv(options.labels.parent, classes, csv=options.labels.name)
@@ -153,8 +184,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"training.score: {error}", file=sys.stderr)
         return 2
     good = np.isfinite(values).all(axis=1)
-    np.savez_compressed(options.out, ids=np.array(ids)[good], classes=np.array(classes), targets=targets[good],
-                        scores=values[good].astype(np.float32))
+    np.savez_compressed(
+        options.out,
+        ids=np.array(ids)[good],
+        classes=np.array(classes),
+        targets=targets[good],
+        scores=values[good].astype(np.float32),
+    )
     print(f"{int(good.sum())} of {len(ids)} clips scored; written to {options.out}")
     return 0
 

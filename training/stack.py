@@ -1,8 +1,8 @@
 """Stackers: second-level nets trained on out-of-fold predictions of the first level.
 
-Owns their training. Features come from kernel.blend.stacker_features on a board that holds out-of-fold scores only, so a stacker
-never sees a prediction of a net that learnt the clip. The published argus stackers also average random subsets of tiles while
-training; ours see whole clips.
+Owns their training. Features come from kernel.blend.stacker_features on a board that holds out-of-fold scores
+only, so a stacker never sees a prediction of a net that learnt the clip. The published argus stackers also
+average random subsets of tiles while training; ours see whole clips.
 """
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from kernel import blend, models, predict
+from kernel import models
 from kernel.errors import SpecError
+from kernel.inference.net import ACTIVATIONS
+from kernel.scores import blend
 from kernel.spec import Ensemble, Stacker
 
 from . import losses, optim
@@ -27,7 +29,9 @@ from .run import Trained, read_net
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Stacker input of the clips whose members all scored: rows int[n] positions, features f32[n, ...], targets f32[n, K]."""
+    """Stacker input of the clips whose members all scored: rows int[n] positions, features f32[n, ...],
+    targets f32[n, K].
+    """
 
     rows: np.ndarray
     features: np.ndarray
@@ -49,7 +53,9 @@ def make_table(stacker: Stacker, ensemble: Ensemble, scores: dict[str, np.ndarra
         board.add(f"{member.name}.0", found, scores[member.name][found])
     rows, features = blend.stacker_features(stacker, flat, board)
     if not len(rows):
-        raise SpecError(f"stacker {stacker.name}: no clip has out-of-fold scores of all its inputs; train those members first")
+        raise SpecError(
+            f"stacker {stacker.name}: no clip has out-of-fold scores of all its inputs; train those members first"
+        )
     return Table(rows=rows, features=features, targets=targets[rows], folds=folds[rows])
 
 
@@ -93,9 +99,20 @@ def _train_one(stacker: Stacker, table: Table, train: Train, seed: int, fold: in
     shipped = halve(net.state_dict())
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in shipped.items()})
     save_file(shipped, place / "weights.safetensors")
-    np.savez_compressed(place / "held.npz", hold=table.rows[hold], held=_predict(stacker, net, features[hold]))
-    record = {"member": stacker.name, "fold": fold, "epochs": train.epochs, "seconds": 0.0, "losses": values, "scores": [],
-              "best_epoch": -1, "threads": torch.get_num_threads(), "job": ""}
+    np.savez_compressed(
+        place / "held.npz", hold=table.rows[hold], held=_predict(stacker, net, features[hold])
+    )
+    record = {
+        "member": stacker.name,
+        "fold": fold,
+        "epochs": train.epochs,
+        "seconds": 0.0,
+        "losses": values,
+        "scores": [],
+        "best_epoch": -1,
+        "threads": torch.get_num_threads(),
+        "job": "",
+    }
     (place / "done.json").write_text(json.dumps(record))
 
 
@@ -105,4 +122,4 @@ def _predict(stacker: Stacker, net: torch.nn.Module, features: torch.Tensor) -> 
     activation = stacker.activation or ("none" if output == "probabilities" else "sigmoid")
     net.eval()
     with torch.inference_mode():
-        return predict.ACTIVATIONS[activation](net(features).numpy().astype(np.float64)).astype(np.float32)
+        return ACTIVATIONS[activation](net(features).numpy().astype(np.float64)).astype(np.float32)

@@ -6,7 +6,9 @@ from . import FAMILIES, Family, build, measure
 
 
 def row(name: str, family: Family, classes: int = 80) -> tuple[str, ...]:
-    """One line of the table, for the family's default parameters; what is missing where it cannot be built here."""
+    """One line of the table, for the family's default parameters; what is missing where it cannot be built
+    here.
+    """
     try:
         module = build(name, family.table, classes)
     except SpecError as error:  # timm is optional

@@ -1,9 +1,10 @@
 """Blocks shared by the families, and the rules that keep a padded tail out of every result.
 
-Owns masking: `frames` is an int64[B] of own lengths in the cells of the tensor at hand, or None for "no padding", the fast path
-that adds no operation (traced and exported graphs use it). A spatial convolution reads `zero_tail(x, frames)`; a pool over time
-ignores the tail; recurrent nets are packed; `pooled` turns lengths by the layer's own formula. Strided TF-"same" layers of odd
-size cannot be masked and have no block here. Knows no family.
+Owns masking: `frames` is an int64[B] of own lengths in the cells of the tensor at hand, or None for "no
+padding", the fast path that adds no operation (traced and exported graphs use it). A spatial convolution
+reads `zero_tail(x, frames)`; a pool over time ignores the tail; recurrent nets are packed; `pooled` turns
+lengths by the layer's own formula. Strided TF-"same" layers of odd size cannot be masked and have no block
+here. Knows no family.
 
 Batch statistics of a training step include a padded tail: train on equal lengths.
 """
@@ -23,7 +24,8 @@ class Tagger(nn.Module):
     channels      input channels C of x f32[B, C, M, T]
     bins          input bins M, None = any
     min_frames    fewest frames that run; max_frames the most, None = no limit (samples for raw-wave nets)
-    fixed_frames  the only width of the published system where others make no sense, None = full length allowed
+    fixed_frames  the only width of the published system where others make no sense, None = full length
+                  allowed
     maskable      True: forward takes `frames` and rows do not depend on their batch
     """
 
@@ -43,7 +45,9 @@ def beyond(x: Tensor, frames: Tensor) -> Tensor:
 
 
 def zero_tail(x: Tensor, frames: Tensor | None) -> Tensor:
-    """x with zeros beyond each row's own length: what a convolution's own zero padding would be if the row were alone."""
+    """x with zeros beyond each row's own length: what a convolution's own zero padding would be if the row
+    were alone.
+    """
     return x if frames is None else x.masked_fill(beyond(x, frames), 0.0)
 
 
@@ -82,7 +86,9 @@ def global_max(x: Tensor, frames: Tensor | None) -> Tensor:
 
 
 def run_recurrent(rnn: nn.Module, x: Tensor, frames: Tensor | None) -> tuple[Tensor, Any]:
-    """(outputs [B, T, H], final state) of a batch-first recurrent net; a row ends, and is read backwards from, its own length."""
+    """(outputs [B, T, H], final state) of a batch-first recurrent net; a row ends, and is read backwards
+    from, its own length.
+    """
     if frames is None:
         return rnn(x)
     packed = nn.utils.rnn.pack_padded_sequence(x, frames.cpu(), batch_first=True, enforce_sorted=False)
@@ -92,11 +98,15 @@ def run_recurrent(rnn: nn.Module, x: Tensor, frames: Tensor | None) -> tuple[Ten
 
 def conv_bn_relu(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
     """3 x 3 convolution, batch norm, ReLU; keys 0 and 1."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
 
 
 class ConvBlock(nn.Module):
-    """Two 3 x 3 convolutions, then average pool 2: [B, i, M, T] -> [B, o, M // 2, T // 2]. Lengths: `pooled(frames, 2)`."""
+    """Two 3 x 3 convolutions, then average pool 2: [B, i, M, T] -> [B, o, M // 2, T // 2]. Lengths:
+    `pooled(frames, 2)`.
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()

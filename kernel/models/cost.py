@@ -1,7 +1,7 @@
 """What a net costs: multiply-adds, peak activation bytes, parameters.
 
-Owns `measure`. Counts on the meta device, so no memory is used and no time is measured; seconds come from a rehearsal.
-Scratch memory inside an operation (convolution workspaces) is not counted.
+Owns `measure`. Counts on the meta device, so no memory is used and no time is measured; seconds come from a
+rehearsal. Scratch memory inside an operation (convolution workspaces) is not counted.
 """
 from __future__ import annotations
 
@@ -63,14 +63,16 @@ def _forward(module: nn.Module, x: Any) -> tuple[float, float]:
 def measure(module: nn.Module, bins: int, channels: int) -> Cost:
     """Cost of one forward of one clip (batch 1, float32), linear in frames: a + b x frames.
 
-    Taken at two widths, at the smallest and largest where the net is bounded, at one (b = 0) where it is fixed. A net with
-    several inputs or without a time axis declares `example(frames) -> input`.
+    Taken at two widths, at the smallest and largest where the net is bounded, at one (b = 0) where it is
+    fixed. A net with several inputs or without a time axis declares `example(frames) -> input`.
     """
     net = copy.deepcopy(module).to("meta").eval()
     least, most = int(getattr(module, "min_frames", 1)), getattr(module, "max_frames", None)
     fixed = getattr(module, "fixed_frames", None)
     width = -(-4 * least // STEP_FRAMES) * STEP_FRAMES
-    widths = [fixed] if fixed else [least, most] if most is not None and most < 2 * width else [width, 2 * width]
+    widths = (
+        [fixed] if fixed else [least, most] if most is not None and most < 2 * width else [width, 2 * width]
+    )
     example: Any = getattr(module, "example", None)
     points = []
     for frames in widths:
@@ -81,5 +83,10 @@ def measure(module: nn.Module, bins: int, channels: int) -> Cost:
     (gmac, size), (gmac_2, size_2) = points[0], points[-1]
     span = widths[-1] - widths[0] or 1
     gmac_b, bytes_b = (gmac_2 - gmac) / span, (size_2 - size) / span
-    return Cost(gmac_a=gmac - gmac_b * widths[0], gmac_b=gmac_b, bytes_a=size - bytes_b * widths[0], bytes_b=bytes_b,
-                parameters=parameters)
+    return Cost(
+        gmac_a=gmac - gmac_b * widths[0],
+        gmac_b=gmac_b,
+        bytes_a=size - bytes_b * widths[0],
+        bytes_b=bytes_b,
+        parameters=parameters,
+    )

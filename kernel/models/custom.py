@@ -1,7 +1,8 @@
 """Bring your own net: an nn.Module class from a user's Python file, named "my_model.py:MyNet".
 
 Owns finding the file, importing it under a private name and filling in what the class does not declare.
-Does not hash or ship the file (the builder does both; in the bundle it lies inside the wheel, in `kernel/custom/`).
+Does not hash or ship the file (the builder does both; in the bundle it lies inside the wheel, in
+`kernel/custom/`).
 """
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_fra
 
 
 def find_file(name: str) -> Path:
-    """Path of the file part of "my_model.py:MyNet": a bare name means the wheel's `kernel/custom/` first, else as written.
+    """Path of the file part of "my_model.py:MyNet": a bare name means the wheel's `kernel/custom/` first,
+    else as written.
 
-    The wheel comes first because its bytes were verified; a file of the same name in the working folder was not.
+    The wheel comes first because its bytes were verified; a file of the same name in the working folder was
+    not.
 
     Raises  SpecError when neither exists
     """
@@ -32,11 +35,14 @@ def find_file(name: str) -> Path:
     for candidate in (FOLDER / path, path) if path.name == str(path) else (path,):
         if candidate.is_file():
             return candidate
-    raise SpecError(f"family {name!r}: no file {path}; give its path relative to where you run, or an absolute one")
+    raise SpecError(
+        f"family {name!r}: no file {path}; give its path relative to where you run, or an absolute one"
+    )
 
 
 def load_custom(path: Path, cls: str) -> type[nn.Module]:
-    """The class `cls` of the file at `path`. The file's code runs, with your rights: only load what you wrote.
+    """The class `cls` of the file at `path`. The file's code runs, with your rights: only load what you
+    wrote.
 
     Raises  SpecError when the file fails to import, has no such class, or the class is no nn.Module
     """
@@ -49,16 +55,21 @@ def load_custom(path: Path, cls: str) -> type[nn.Module]:
     try:
         found.loader.exec_module(module)
     except Exception as error:  # any fault of the user's file becomes one named error
-        raise SpecError(f"{path}: {type(error).__name__}: {error}; the file must import on its own") from error
+        raise SpecError(
+            f"{path}: {type(error).__name__}: {error}; the file must import on its own"
+        ) from error
     value = getattr(module, cls, None)
     if not (isinstance(value, type) and issubclass(value, nn.Module)):
         nets = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-        raise SpecError(f"{path}: no nn.Module class {cls!r}; {did_you_mean(cls, nets) if nets else 'the file has none'}")
+        raise SpecError(
+            f"{path}: no nn.Module class {cls!r}; {did_you_mean(cls, nets) if nets else 'the file has none'}"
+        )
     return value
 
 
 def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Module:
-    """The user's net, with every attribute of the model contract set; `classes` is passed if the constructor takes it.
+    """The user's net, with every attribute of the model contract set; `classes` is passed if the constructor
+    takes it.
 
     A forward without `frames` makes the net not maskable: it runs at exactly equal lengths or alone.
 
@@ -70,7 +81,9 @@ def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Modul
     try:
         module = cls(**values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SpecError(f"family {name!r}: {cls.__name__}({dict(values)}): {error}; correct params") from error
+        raise SpecError(
+            f"family {name!r}: {cls.__name__}({dict(values)}): {error}; correct params"
+        ) from error
     declared: dict[str, Any] = {k: getattr(Tagger, k) for k in DECLARED if not hasattr(module, k)}
     if "frames" not in inspect.signature(module.forward).parameters:
         declared["maskable"] = False

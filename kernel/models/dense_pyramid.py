@@ -1,4 +1,6 @@
-"""`dense_pyramid`: two-convolution dense blocks under pyramid pooling (M1, M2 and M3 of FAT2019's 9th place and of ERC2019)."""
+"""`dense_pyramid`: two-convolution dense blocks under pyramid pooling (M1, M2 and M3 of FAT2019's 9th place
+and of ERC2019).
+"""
 from __future__ import annotations
 
 import torch
@@ -24,10 +26,12 @@ class DenseBlock(nn.Module):
 class DensePyramid(Tagger):
     """Logits f32[B, K] of x f32[B, C, M, T], M and T >= 2 to the power of the number of pools.
 
-    Dense blocks of base, 2, 4, ... x base maps, each followed by average pool 2 (the last one only if `pool_last`); global
-    average and maximum of the last `levels` blocks, earlier block first; batch norm, linear, PReLU, batch norm, linear.
+    Dense blocks of base, 2, 4, ... x base maps, each followed by average pool 2 (the last one only if
+    `pool_last`); global average and maximum of the last `levels` blocks, earlier block first; batch norm,
+    linear, PReLU, batch norm, linear.
 
-    M1: blocks 4, levels 1, pool_last, hidden 128. M2: blocks 4, levels 3, hidden 256. M3: blocks 5, levels 4, hidden 256.
+    M1: blocks 4, levels 1, pool_last, hidden 128. M2: blocks 4, levels 3, hidden 256. M3: blocks 5, levels 4,
+    hidden 256.
     Source: seed-systems 5.2.
     """
 
@@ -43,8 +47,13 @@ class DensePyramid(Tagger):
         for k in range(blocks):
             self.add_module(f"conv{k + 1}", DenseBlock(widths[k], widths[k + 1]))
         joined = 2 * sum(widths[-levels:])
-        self.fc = nn.Sequential(nn.BatchNorm1d(joined), nn.Linear(joined, hidden), nn.PReLU(), nn.BatchNorm1d(hidden),
-                                nn.Linear(hidden, classes))
+        self.fc = nn.Sequential(
+            nn.BatchNorm1d(joined),
+            nn.Linear(joined, hidden),
+            nn.PReLU(),
+            nn.BatchNorm1d(hidden),
+            nn.Linear(hidden, classes),
+        )
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         pyramid = []

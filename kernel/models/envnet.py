@@ -1,4 +1,6 @@
-"""`envnet_v2`: end-to-end 1-D/2-D CNN on the raw waveform (Tokozume et al. 2018, as used by FAT2019's 4th place)."""
+"""`envnet_v2`: end-to-end 1-D/2-D CNN on the raw waveform (Tokozume et al. 2018, as used by FAT2019's 4th
+place).
+"""
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -33,10 +35,10 @@ class ConvLayer(nn.Module):
 class EnvNetV2(Tagger):
     """Logits f32[B, K] of a waveform x f32[B, 1, 1, S], S >= 20 570 samples; `frames` counts samples.
 
-    Two convolutions along time make a 64-row map, which then is read as an image; maximum over time, three linear layers.
-    Nothing is zero-padded, so a tail can only enter at the last maximum.
-    Source: seed-systems 9, contracts osciiart_envnetv2; the dropout is not in the facts, ours. The second head (noisy labels)
-    only served training and is left out.
+    Two convolutions along time make a 64-row map, which then is read as an image; maximum over time, three
+    linear layers. Nothing is zero-padded, so a tail can only enter at the last maximum.
+    Source: seed-systems 9, contracts osciiart_envnetv2; the dropout is not in the facts, ours. The second
+    head (noisy labels) only served training and is left out.
     """
 
     bins = 1

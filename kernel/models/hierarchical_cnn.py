@@ -1,4 +1,6 @@
-"""`hierarchical_cnn`: 1-D or 2-D residual CNN whose every depth feeds the classifier (FAT2019's 3rd place)."""
+"""`hierarchical_cnn`: 1-D or 2-D residual CNN whose every depth feeds the classifier (FAT2019's 3rd
+place).
+"""
 from __future__ import annotations
 
 import torch
@@ -49,7 +51,9 @@ class PoolingBlock(nn.ModuleDict):
 
 
 class RecurrentSummary(nn.Sequential):
-    """Both final states [B, 2 x units] of a bidirectional GRU over layer-normed steps [B, T, depth]; keys 0 and 1."""
+    """Both final states [B, 2 x units] of a bidirectional GRU over layer-normed steps [B, T, depth]; keys 0
+    and 1.
+    """
 
     def __init__(self, depth: int, units: int) -> None:
         super().__init__(nn.LayerNorm(depth), nn.GRU(depth, units, batch_first=True, bidirectional=True))
@@ -60,29 +64,47 @@ class RecurrentSummary(nn.Sequential):
 
 
 class HierarchicalCNN(Tagger):
-    """Logits f32[B, K] of log spectra: x f32[B, 1, M, T], T >= 2 ** blocks (the 2-D net wants M >= 2 ** blocks too).
+    """Logits f32[B, K] of log spectra: x f32[B, 1, M, T], T >= 2 ** blocks (the 2-D net wants M >= 2 **
+    blocks too).
 
-    1-D: the M bins are channels. 2-D: a second channel tells each bin's height, -1 (lowest) to 1, unless `frequency_map`
-    is off. Block k has int(base * growth ** k) maps. From block `first` on each block's output is summarised, by its global
-    maximum or by a bidirectional GRU's two final states (after the mean over frequency and layer norm); the summaries are
-    joined: batch norm, linear, batch norm, PReLU, dropout, linear.
+    1-D: the M bins are channels. 2-D: a second channel tells each bin's height, -1 (lowest) to 1, unless
+    `frequency_map` is off. Block k has int(base * growth ** k) maps. From block `first` on each block's
+    output is summarised, by its global maximum or by a bidirectional GRU's two final states (after the mean
+    over frequency and layer norm); the summaries are joined: batch norm, linear, batch norm, PReLU, dropout,
+    linear.
 
     bins   1-D only: input bins (129 = STFT window of 256 samples)
     units  of the GRU, a side
     Source: seed-systems 4.2.
     """
 
-    def __init__(self, classes: int, dims: int = 2, aggregation: str = "max", base: int = 100, blocks: int = 5,
-                 growth: float = 1.5, first: int = 1, units: int = 128, dropout: float = 0.5, bins: int = 129,
-                 frequency_map: bool = True) -> None:
+    def __init__(
+        self,
+        classes: int,
+        dims: int = 2,
+        aggregation: str = "max",
+        base: int = 100,
+        blocks: int = 5,
+        growth: float = 1.5,
+        first: int = 1,
+        units: int = 128,
+        dropout: float = 0.5,
+        bins: int = 129,
+        frequency_map: bool = True,
+    ) -> None:
         super().__init__()
         if dims not in CONV or aggregation not in ("max", "rnn"):
-            raise ValueError(f"dims = {dims} must be 1 or 2 and aggregation = {aggregation!r} \"max\" or \"rnn\"")
+            raise ValueError(f'dims = {dims} must be 1 or 2 and aggregation = {aggregation!r} "max" or "rnn"')
         self.dims, self.first, self.frequency_map = dims, first, frequency_map and dims == 2
         self.bins = bins if dims == 1 else None
         self.min_frames = 2 ** blocks
-        depths = [bins if dims == 1 else 1 + self.frequency_map, *(int(base * growth ** k) for k in range(blocks))]
-        self.conv_modules = nn.ModuleList(PoolingBlock(dims, i, o) for i, o in zip(depths, depths[1:], strict=False))
+        depths = [
+            bins if dims == 1 else 1 + self.frequency_map,
+            *(int(base * growth**k) for k in range(blocks)),
+        ]
+        self.conv_modules = nn.ModuleList(
+            PoolingBlock(dims, i, o) for i, o in zip(depths, depths[1:], strict=False)
+        )
         summarised = depths[1 + first:]
         self.rnns = None
         if aggregation == "rnn":
@@ -108,12 +130,20 @@ class HierarchicalCNN(Tagger):
 
 
 def add_frequency_map(x: Tensor) -> Tensor:
-    """[B, 1, M, T] -> [B, 2, M, T]: the second channel rises from -1 at the lowest bin to 1 at the highest."""
+    """[B, 1, M, T] -> [B, 2, M, T]: the second channel rises from -1 at the lowest bin to 1 at the
+    highest.
+    """
     height = torch.linspace(-1, 1, x.shape[2], dtype=x.dtype, device=x.device)[:, None]
     return torch.cat([x, height.expand_as(x)], 1)
 
 
 def linear_head(joined: int, classes: int, dropout: float) -> nn.Sequential:
     """Batch norm, linear, batch norm, PReLU per channel, dropout, linear: keys 0, 1, 2, 3 and 5."""
-    return nn.Sequential(nn.BatchNorm1d(joined), nn.Linear(joined, joined), nn.BatchNorm1d(joined), nn.PReLU(joined),
-                         nn.Dropout(dropout), nn.Linear(joined, classes))
+    return nn.Sequential(
+        nn.BatchNorm1d(joined),
+        nn.Linear(joined, joined),
+        nn.BatchNorm1d(joined),
+        nn.PReLU(joined),
+        nn.Dropout(dropout),
+        nn.Linear(joined, classes),
+    )

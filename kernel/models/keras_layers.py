@@ -1,7 +1,8 @@
-"""Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) need to give their numbers.
+"""Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) need to give their
+numbers.
 
-Owns TensorFlow's "same" pools, Keras batch norm, Keras layer names, and the way from Keras arrays to torch tensors.
-Does not read .h5 files: `training.checkpoints` does.
+Owns TensorFlow's "same" pools, Keras batch norm, Keras layer names, and the way from Keras arrays to torch
+tensors. Does not read .h5 files: `training.checkpoints` does.
 """
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Leaves = Iterable[tuple[str, np.ndarray]]  # (leaf of the torch key, values)
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Keras batch norm: epsilon 1e-3, and no batch counter in the state dict.
 
-    Source: Keras BatchNormalization defaults; momentum 0.85 of qrfaction code/models.py (0.15 in torch's terms).
+    Source: Keras BatchNormalization defaults; momentum 0.85 of qrfaction code/models.py (0.15 in torch's
+    terms).
     """
     norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.15)
     norm.register_buffer("num_batches_tracked", None)
@@ -31,7 +33,9 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class NumberedLayers(Tagger):
-    """A net whose layers carry Keras names, numbered per kind in creation order: conv2d_1, conv2d_2, dense_1, ..."""
+    """A net whose layers carry Keras names, numbered per kind in creation order: conv2d_1, conv2d_2, dense_1,
+    ...
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +48,9 @@ class NumberedLayers(Tagger):
         self.add_module(name, layer)
         return name
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As in torch; the batch norms here have no batch counter, and torch is told not to ask for it."""
         state = OrderedDict(state_dict)
         state._metadata = {name: {"version": 2} for name, _ in self.named_modules()}  # type: ignore[attr-defined]
@@ -56,7 +62,9 @@ class NumberedLayers(Tagger):
 
 
 def pad_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int], value: float) -> Tensor:
-    """x[B, C, H, W] padded as TensorFlow pads for "same": ceil(n / stride) outputs, the odd cell at the end. size >= stride."""
+    """x[B, C, H, W] padded as TensorFlow pads for "same": ceil(n / stride) outputs, the odd cell at the end.
+    size >= stride.
+    """
     high, wide = ((-x.shape[axis] % s) + k - s for axis, k, s in zip((2, 3), size, stride, strict=True))
     return F.pad(x, [wide // 2, wide - wide // 2, high // 2, high - high // 2], value=value)
 
@@ -75,18 +83,28 @@ def average_pool_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int])
 def torch_state(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Tensor]:
     """Torch state dict of a Keras net's arrays, under the names of a fresh Keras session.
 
-    layers: Keras layer name -> its arrays in Keras order. A later model of one session has higher numbers, so layers
-    are numbered anew by rank within their kind. Left out: layers of other kinds that hold arrays (the frozen mel layer) and
-    batch norms of one channel (over the waveform, before it).
+    layers: Keras layer name -> its arrays in Keras order. A later model of one session has higher numbers, so
+    layers are numbered anew by rank within their kind. Left out: layers of other kinds that hold arrays (the
+    frozen mel layer) and batch norms of one channel (over the waveform, before it).
     Source: contracts of the Keras nets (kernel order, CuDNNGRU gates z, r, h; torch wants r, z, n).
     """
     state: dict[str, Tensor] = {}
     for kind, leaves_of in _LEAVES.items():
-        found = {int(m[1] or 0): arrays for name, arrays in layers.items() if (m := re.fullmatch(rf"{kind}(?:_(\d+))?", name))}
-        kept = [arrays for _, arrays in sorted(found.items()) if not (kind == "batch_normalization" and np.size(arrays[0]) == 1)]
+        found = {
+            int(m[1] or 0): arrays
+            for name, arrays in layers.items()
+            if (m := re.fullmatch(rf"{kind}(?:_(\d+))?", name))
+        }
+        kept = [
+            arrays
+            for _, arrays in sorted(found.items())
+            if not (kind == "batch_normalization" and np.size(arrays[0]) == 1)
+        ]
         for rank, arrays in enumerate(kept, start=1):
             leaves = leaves_of([np.asarray(a, np.float32) for a in arrays])
-            state |= {f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in leaves}
+            state |= {
+                f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in leaves
+            }
     return state
 
 
@@ -116,4 +134,8 @@ def _bidirectional(arrays: list[np.ndarray]) -> Leaves:
 
 
 _LEAVES: dict[str, Callable[[list[np.ndarray]], Leaves]] = {  # Keras layer kinds that hold arrays
-    "conv2d": _convolution, "dense": _dense, "batch_normalization": _batch_norm, "bidirectional": _bidirectional}
+    "conv2d": _convolution,
+    "dense": _dense,
+    "batch_normalization": _batch_norm,
+    "bidirectional": _bidirectional,
+}

@@ -1,4 +1,6 @@
-"""`mel_densenet`: a full-length dense net of eight squeeze-and-excitation modules (DCASE 2018 task 2, 1st place; Keras)."""
+"""`mel_densenet`: a full-length dense net of eight squeeze-and-excitation modules (DCASE 2018 task 2, 1st
+place; Keras).
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ class MelDenseNet(NumberedLayers):
 
     bins    mel bins, each with its own batch norm
     growth  most maps a module adds (a module doubles its input up to there)
-    The published net starts with a batch norm over the waveform and an in-net mel spectrum; both belong to the front end.
+    The published net starts with a batch norm over the waveform and an in-net mel spectrum; both belong to
+    the front end.
     Source: finejuly/dcase2018_task2_cochlearai utils/model.py (commented mel variant; layer list).
     """
 
@@ -52,11 +55,13 @@ class MelDenseNet(NumberedLayers):
 
     def _module(self, inputs: int, outputs: int) -> DenseModule:
         return DenseModule(
-            norm_in=self.add("batch_normalization", batch_norm(inputs)), narrow=self.add("conv2d", nn.Conv2d(inputs, outputs, 1)),
+            norm_in=self.add("batch_normalization", batch_norm(inputs)),
+            narrow=self.add("conv2d", nn.Conv2d(inputs, outputs, 1)),
             norm=self.add("batch_normalization", batch_norm(outputs)),
             convolution=self.add("conv2d", nn.Conv2d(outputs, outputs, 3, padding=1)),
             squeeze=self.add("dense", nn.Linear(outputs, outputs // 2)),
-            excite=self.add("dense", nn.Linear(outputs // 2, outputs)))
+            excite=self.add("dense", nn.Linear(outputs // 2, outputs)),
+        )
 
     def _apply_module(self, names: DenseModule, x: Tensor, frames: Tensor | None) -> Tensor:
         new = self.run(names.narrow, F.relu(self.run(names.norm_in, x)))
@@ -73,5 +78,6 @@ class MelDenseNet(NumberedLayers):
             frames = None if frames is None else pooled(frames + frames % 2, 2)  # "same": sizes round up
             x = zero_tail(F.max_pool2d(x, 2, ceil_mode=True), frames)
         x = F.relu(self.run(self.norm_out, x))
-        x = mean_time(x.mean(2), frames)  # a head is linear, so averaging before it is averaging its positions
+        # a head is linear, so averaging before it is averaging its positions
+        x = mean_time(x.mean(2), frames)
         return torch.stack([self.run(head, x).softmax(1) for head in self.heads]).mean(0)

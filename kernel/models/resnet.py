@@ -1,4 +1,6 @@
-"""`resnet_backbone` and `resnet_max`: ResNet-18/34 under a global max pool (ex4sperans' backbone form; OsciiArt's net)."""
+"""`resnet_backbone` and `resnet_max`: ResNet-18/34 under a global max pool (ex4sperans' backbone form;
+OsciiArt's net).
+"""
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -11,7 +13,9 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # basic blocks per stage; Source:
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions plus the input (through a strided 1 x 1 convolution where the shape changes), and its lengths."""
+    """Two 3 x 3 convolutions plus the input (through a strided 1 x 1 convolution where the shape changes),
+    and its lengths.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -22,7 +26,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         y, frames = F.relu(self.bn1(self.conv1(zero_tail(x, frames)))), pooled(frames, 3, self.stride, 1)
@@ -31,7 +37,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNetBody(Tagger):
-    """Feature map f32[B, 8 x base, ~M/32, ~T/32] of x f32[B, C, M, T], without pool and head, and the lengths on it."""
+    """Feature map f32[B, 8 x base, ~M/32, ~T/32] of x f32[B, C, M, T], without pool and head, and the lengths
+    on it.
+    """
 
     def __init__(self, channels: int = 3, depth: int = 34, base: int = 64) -> None:
         super().__init__()
@@ -62,7 +70,8 @@ class ResNetBody(Tagger):
 
 
 class ResNetBackbone(Tagger):
-    """Logits f32[B, K] of log-mel x f32[B, 1, M, T]: repeated to 3 channels, batch norm, ResNet, global maximum, head.
+    """Logits f32[B, K] of log-mel x f32[B, 1, M, T]: repeated to 3 channels, batch norm, ResNet, global
+    maximum, head.
 
     Head: batch norm, linear, batch norm, PReLU, dropout, linear. Source: seed-systems 4.2 (backbone variant).
     """
@@ -74,11 +83,14 @@ class ResNetBackbone(Tagger):
         self.output_transform = linear_head(8 * base, classes, dropout)
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
-        return self.output_transform(global_max(*self.backbone.body(self.input_norm(x.expand(-1, 3, -1, -1)), frames)))
+        return self.output_transform(
+            global_max(*self.backbone.body(self.input_norm(x.expand(-1, 3, -1, -1)), frames))
+        )
 
 
 class ResNetMax(ResNetBody):
-    """Logits f32[B, K] of x f32[B, C, M, T]: ResNet, global maximum, three linear layers with ReLU and dropout.
+    """Logits f32[B, K] of x f32[B, C, M, T]: ResNet, global maximum, three linear layers with ReLU and
+    dropout.
 
     The original's second head (noisy labels) only served training and is left out.
     Source: seed-systems 9 (OsciiArt, 4th); the dropout is not in the facts, ours.
@@ -95,5 +107,12 @@ class ResNetMax(ResNetBody):
 
 def mlp_head(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
     """(Linear, ReLU, dropout) twice and linear: keys 0, 3 and 6."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(dropout),
-                         nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, classes),
+    )

@@ -1,4 +1,6 @@
-"""`resnet_concat`: ResNet-18/34 under fastai's concat-pool head, as `cnn_learner` builds it (filipmu, FAT2019 top 20 %)."""
+"""`resnet_concat`: ResNet-18/34 under fastai's concat-pool head, as `cnn_learner` builds it (filipmu, FAT2019
+top 20 %).
+"""
 from __future__ import annotations
 
 from torch import Tensor
@@ -7,8 +9,14 @@ from .resnet import ResNetBody
 from .timm_backbone import FlattenedPools, concat_head
 
 ORIGINAL_KEYS = (  # fastai: 0 = the body's children by number, 1 = the head
-    (r"0\.0\.(.+)", r"conv1.\1"), (r"0\.1\.(.+)", r"bn1.\1"), (r"0\.4\.(.+)", r"layer1.\1"), (r"0\.5\.(.+)", r"layer2.\1"),
-    (r"0\.6\.(.+)", r"layer3.\1"), (r"0\.7\.(.+)", r"layer4.\1"), (r"1\.(.+)", r"head.\1"))
+    (r"0\.0\.(.+)", r"conv1.\1"),
+    (r"0\.1\.(.+)", r"bn1.\1"),
+    (r"0\.4\.(.+)", r"layer1.\1"),
+    (r"0\.5\.(.+)", r"layer2.\1"),
+    (r"0\.6\.(.+)", r"layer3.\1"),
+    (r"0\.7\.(.+)", r"layer4.\1"),
+    (r"1\.(.+)", r"head.\1"),
+)
 
 
 class ResNetConcat(ResNetBody):

@@ -1,4 +1,6 @@
-"""`scse_cnn`: 2 x 2 convolutions with concurrent spatial and channel squeeze-excitation (the CNN of FAT2019's 7th place)."""
+"""`scse_cnn`: 2 x 2 convolutions with concurrent spatial and channel squeeze-excitation (the CNN of FAT2019's
+7th place).
+"""
 from __future__ import annotations
 
 import torch
@@ -64,11 +66,12 @@ class GrowingBlock(nn.Module):
 
 
 class SCSECNN(Tagger):
-    """Logits f32[B, K] of x f32[B, C, 128, T], T in 126..161 (published 128): the flattened maps fix the width.
+    """Logits f32[B, K] of x f32[B, C, 128, T], T in 126..161 (published 128): the flattened maps fix the
+    width.
 
-    Five growing blocks (base to 16 x base), then [mean over time and maximum over frequency, pool (5, 8), pool (2, 4)] in one
-    vector, batch norm, dropout, linear, PReLU, batch norm, half the dropout, linear. Full clips run through tiles.
-    `frames` is ignored: all rows of a batch have the width of x.
+    Five growing blocks (base to 16 x base), then [mean over time and maximum over frequency, pool (5, 8),
+    pool (2, 4)] in one vector, batch norm, dropout, linear, PReLU, batch norm, half the dropout, linear. Full
+    clips run through tiles. `frames` is ignored: all rows of a batch have the width of x.
     Source: seed-systems 5.2 (dcase); width range from the contracts' README, note 7.
     """
 

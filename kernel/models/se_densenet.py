@@ -1,4 +1,6 @@
-"""`se_densenet`: a dense net of eight squeeze-and-excitation layers with eight heads (FAT2019, 44th place)."""
+"""`se_densenet`: a dense net of eight squeeze-and-excitation layers with eight heads (FAT2019, 44th
+place).
+"""
 from __future__ import annotations
 
 import torch
@@ -11,7 +13,9 @@ STEM = 16  # maps after the stem: the input and 15 convolutions
 
 
 class SEDenseLayer(nn.Module):
-    """[B, i, M, T] -> [B, i + o, M, T]: the input, then `outputs` new maps scaled by squeeze-and-excitation."""
+    """[B, i, M, T] -> [B, i + o, M, T]: the input, then `outputs` new maps scaled by
+    squeeze-and-excitation.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -19,7 +23,11 @@ class SEDenseLayer(nn.Module):
             nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, inputs, 1, bias=False),
             nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
         self.se_layers = nn.Sequential(
-            nn.Linear(outputs, outputs // 2, bias=False), nn.ReLU(), nn.Linear(outputs // 2, outputs, bias=False), nn.Sigmoid())
+            nn.Linear(outputs, outputs // 2, bias=False),
+            nn.ReLU(),
+            nn.Linear(outputs // 2, outputs, bias=False),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         *before, convolution = self.dense_layers
@@ -35,8 +43,8 @@ class SEDenseNet(Tagger):
 
     layers       each halves both axes, so M = 2 ** layers bins become one (256 in the original)
     growth       most maps a layer adds (a layer doubles its input up to there)
-    full_length  our extension: the maps left along time are averaged before the heads, so any T >= M runs. The published
-                 net takes 256 to 511 frames, where one is left and nothing changes.
+    full_length  our extension: the maps left along time are averaged before the heads, so any T >= M runs.
+                 The published net takes 256 to 511 frames, where one is left and nothing changes.
     Source: simongrest/kaggle-freesound-audio-tagging-2019 network_structure.ipynb (layer list).
     """
 

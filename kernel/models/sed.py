@@ -42,7 +42,8 @@ class SEDTagger(Tagger):
 
     model     a timm model name; in_chans its input channels; options as in family `timm`
     bins      mel bins: the batch norm at the input works per bin
-    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (its highest frame) or "mean" of both
+    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (its highest frame) or "mean" of
+              both
     dropout   before and after the hidden layer, training only
     """
 
@@ -50,17 +51,29 @@ class SEDTagger(Tagger):
     maskable = False
     backbone: Any  # a timm model, with its forward_features and num_features
 
-    def __init__(self, classes: int, model: str, in_chans: int = 1, bins: int = 128, score: str = "clip", dropout: float = 0.5,
-                 options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        classes: int,
+        model: str,
+        in_chans: int = 1,
+        bins: int = 128,
+        score: str = "clip",
+        dropout: float = 0.5,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if score not in SCORES:
             raise SpecError(f"sed: score = {score!r}: {did_you_mean(score, SCORES)}")
         self.channels, self.bins, self.score = in_chans, bins, score
-        make = functools.partial(create, model, {**(options or {}), "in_chans": in_chans, "num_classes": 0, "global_pool": ""})
+        make = functools.partial(
+            create, model, {**(options or {}), "in_chans": in_chans, "num_classes": 0, "global_pool": ""}
+        )
         self.bn0 = nn.BatchNorm2d(bins)
         self.backbone = make()
         if image_size(self.backbone):
-            raise SpecError(f"sed: the head needs a feature map over time and {model} has none; choose a convolutional model")
+            raise SpecError(
+                f"sed: the head needs a feature map over time and {model} has none; choose a convolutional model"
+            )
         features = int(self.backbone.num_features)
         self.dropout = nn.Dropout(dropout)
         self.fc1 = nn.Linear(features, features)
@@ -68,7 +81,9 @@ class SEDTagger(Tagger):
         declare_widths(self, make)
 
     def clip_and_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(clip-wise f32[B, K], frame-wise f32[B, K, T]): frames are the backbone's steps, repeated to the input's T."""
+        """(clip-wise f32[B, K], frame-wise f32[B, K, T]): frames are the backbone's steps, repeated to the
+        input's T.
+        """
         clip, steps = self._head(x)
         return clip, F.interpolate(steps, size=x.shape[-1], mode="nearest")
 

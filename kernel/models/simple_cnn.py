@@ -1,4 +1,6 @@
-"""`simple_cnn`: the plain 2-D CNN that most FAT2019 teams started from (mhiro2's Kaggle baseline, M0 of the 9th place)."""
+"""`simple_cnn`: the plain 2-D CNN that most FAT2019 teams started from (mhiro2's Kaggle baseline, M0 of the
+9th place).
+"""
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -9,8 +11,8 @@ from .blocks import ConvBlock, Tagger, dense_head, mean_time, pooled
 class SimpleCNN(Tagger):
     """Logits f32[B, K] of x f32[B, C, M >= 16, T >= 16].
 
-    Four blocks of two 3 x 3 convolutions and average pool 2 (base, 2, 4, 8 x base), mean over time, then max over
-    frequency, dense head.
+    Four blocks of two 3 x 3 convolutions and average pool 2 (base, 2, 4, 8 x base), mean over time, then max
+    over frequency, dense head.
     Source: seed-systems 5.2 (m0) and 9 (mhiro2, 3 equal channels, dropout 0.2).
     """
 

@@ -1,4 +1,6 @@
-"""`aux_skip_attention`: skip connections under CBAM attention (FAT2019's 1st place), with auxiliary heads or an LSTM."""
+"""`aux_skip_attention`: skip connections under CBAM attention (FAT2019's 1st place), with auxiliary heads or
+an LSTM.
+"""
 from __future__ import annotations
 
 import torch
@@ -42,7 +44,10 @@ class ChannelAttention(nn.Module):
         self.fc2 = nn.Conv2d(channels // ratio, channels, 1, bias=False)
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
-        both = [self.fc2(F.relu(self.fc1(pool(x, frames)[:, :, None, None]))) for pool in (global_average, global_max)]
+        both = [
+            self.fc2(F.relu(self.fc1(pool(x, frames)[:, :, None, None])))
+            for pool in (global_average, global_max)
+        ]
         return torch.sigmoid(both[0] + both[1])
 
 
@@ -95,11 +100,12 @@ class Recurrence(nn.Module):
 
 
 class AuxSkipAttention(Tagger):
-    """Logits f32[B, K] of x f32[B, C, M >= 16, T >= 16]; in training mode (main, aux3, aux2, aux1) when `aux`.
+    """Logits f32[B, K] of x f32[B, C, M >= 16, T >= 16]; in training mode (main, aux3, aux2, aux1) when
+    `aux`.
 
-    Trunk of four convolution blocks; blocks 1-3 reach block 4's map by skip blocks; the four maps are joined, gated by
-    CBAM, merged and averaged. `aux`: a head on each skip. `rnn`: mean over frequency, LSTM and mean over time in place of
-    the global average. Published loss weights: 1.0, 0.4, 0.2, 0.1.
+    Trunk of four convolution blocks; blocks 1-3 reach block 4's map by skip blocks; the four maps are joined,
+    gated by CBAM, merged and averaged. `aux`: a head on each skip. `rnn`: mean over frequency, LSTM and mean
+    over time in place of the global average. Published loss weights: 1.0, 0.4, 0.2, 0.1.
 
     base     channels of the first block (64)
     ratio    CBAM's channel reduction; kernel: of its spatial gate (7 or 3)
@@ -110,8 +116,19 @@ class AuxSkipAttention(Tagger):
 
     min_frames = 16
 
-    def __init__(self, classes: int, channels: int = 3, base: int = 64, dropout: float = 0.4, ratio: int = 16, kernel: int = 7,
-                 width: int = 8, hidden: int = 4, aux: bool = True, rnn: bool = False) -> None:
+    def __init__(
+        self,
+        classes: int,
+        channels: int = 3,
+        base: int = 64,
+        dropout: float = 0.4,
+        ratio: int = 16,
+        kernel: int = 7,
+        width: int = 8,
+        hidden: int = 4,
+        aux: bool = True,
+        rnn: bool = False,
+    ) -> None:
         super().__init__()
         self.channels, self.aux = channels, aux
         out = width * base
@@ -126,7 +143,9 @@ class AuxSkipAttention(Tagger):
         self.merge = SkipBlock(8 * base + 3 * out, out, 1)
         self.fc = dense_head(out, hidden * base, classes, dropout)
         if aux:
-            self.aux1, self.aux2, self.aux3 = (AuxHead(out, hidden * base, classes, dropout) for _ in range(3))
+            self.aux1, self.aux2, self.aux3 = (
+                AuxHead(out, hidden * base, classes, dropout) for _ in range(3)
+            )
         self.rnn = Recurrence(out) if rnn else None
 
     def maps(self, x: Tensor, frames: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor | None]:

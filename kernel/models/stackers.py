@@ -1,6 +1,7 @@
 """Second-level nets: class probabilities of the first level in, class scores out.
 
-Owns the gated MLP (FAT2019, 1st place) and the per-class stacker (2nd place). Does not choose or average members: `blend` does.
+Owns the gated MLP (FAT2019, 1st place) and the per-class stacker (2nd place). Does not choose or average
+members: `blend` does.
 """
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ class GatedMLP(Tagger):
 
     maskable = False
 
-    def __init__(self, classes: int, features: int = 560, hidden: int = 35, width: int = 512, dropout: float = 0.0) -> None:
+    def __init__(
+        self, classes: int, features: int = 560, hidden: int = 35, width: int = 512, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.scale = Gate(features, hidden)
         self.linear1 = nn.Linear(features, 2 * width)
@@ -66,7 +69,8 @@ class ClassWeights(nn.Module):
 
 
 class PerClassStacker(Tagger):
-    """Scores in (0, 1), f32[B, K], of f32[B, K, inputs] probabilities; the last input is the members' weighted average.
+    """Scores in (0, 1), f32[B, K], of f32[B, K, inputs] probabilities; the last input is the members'
+    weighted average.
 
     Own weights per class, then one linear layer that mixes classes, then (tanh(x - 1.6) + 1) / 2.
     Source: qrfaction/1st-Freesound-Audio-Tagging-2019 code/models.py, formula only.

@@ -1,8 +1,10 @@
-"""CNN on a log-mel picture with a recurrent branch over waveform statistics (FAT2019, 2nd place; published in Keras).
+"""CNN on a log-mel picture with a recurrent branch over waveform statistics (FAT2019, 2nd place; published in
+Keras).
 
 Owns the backbones "conv", "concat", "msc" and "se" variants, both pool orders, and the global branch.
-It is a five-second family: its strided "same" pools of odd size put the padding where the width tells, so padded frames
-cannot be masked (DESIGN 7). Source: qrfaction/1st-Freesound-Audio-Tagging-2019 code/models.py, layer lists only.
+It is a five-second family: its strided "same" pools of odd size put the padding where the width tells, so
+padded frames cannot be masked (DESIGN 7). Source: qrfaction/1st-Freesound-Audio-Tagging-2019 code/models.py,
+layer lists only.
 """
 from __future__ import annotations
 
@@ -49,8 +51,10 @@ class StatisticsCNN(NumberedLayers):
     mel         log-mel in dB relative to the clip's maximum, T = 431 frames of 5 s
     statistics  twelve figures of 128 stretches of the waveform; length = trimmed samples / 441,000
     stem        "single" (3x3, 64 maps) or "multi_scale" (3x3, 5x5 and 7x7, 32 maps each)
-    excitation  squeeze-and-excitation after every ReLU; concat: each block joins its two halves by a 1x1 convolution
-    pool        "average_first": average along time, then maximum along mel (avemax1); "max_first": the other order (avemax3)
+    excitation  squeeze-and-excitation after every ReLU; concat: each block joins its two halves by a 1x1
+                convolution
+    pool        "average_first": average along time, then maximum along mel (avemax1); "max_first": the other
+                order (avemax3)
     width       factor on the blocks' filters
     """
 
@@ -65,8 +69,10 @@ class StatisticsCNN(NumberedLayers):
                 raise SpecError(f"statistics_cnn: {key} = {value!r}: {did_you_mean(str(value), choices)}")
         self.pool = pool
         self.batch_norm_statistics = self.add("batch_normalization", batch_norm(STATISTICS))
-        self.recurrent = [self.add("bidirectional", nn.GRU(features, UNITS, batch_first=True, bidirectional=True))
-                          for features in (STATISTICS, UNITS)]
+        self.recurrent = [
+            self.add("bidirectional", nn.GRU(features, UNITS, batch_first=True, bidirectional=True))
+            for features in (STATISTICS, UNITS)
+        ]
         before, sizes = STEMS[stem]
         self.stem = self._stage(1, before, sizes, excitation, bias=False)
         self.blocks = []
@@ -79,14 +85,23 @@ class StatisticsCNN(NumberedLayers):
             before = filters
         self.head = self.add("dense", nn.Linear(2 * before + UNITS + 1, classes))
 
-    def _stage(self, before: int, maps: int, sizes: tuple[int, ...], excitation: bool, bias: bool = True) -> Stage:
+    def _stage(
+        self, before: int, maps: int, sizes: tuple[int, ...], excitation: bool, bias: bool = True
+    ) -> Stage:
         share = maps // len(sizes)
-        convolutions = tuple(self.add("conv2d", nn.Conv2d(before, share, k, padding=k // 2, bias=bias)) for k in sizes)
+        convolutions = tuple(
+            self.add("conv2d", nn.Conv2d(before, share, k, padding=k // 2, bias=bias)) for k in sizes
+        )
         norm = self.add("batch_normalization", batch_norm(maps))
         if not excitation:
             return Stage(convolutions=convolutions, norm=norm)
         squeeze = self.add("dense", nn.Linear(maps, maps // 4))
-        return Stage(convolutions=convolutions, norm=norm, squeeze=squeeze, excite=self.add("dense", nn.Linear(maps // 4, maps)))
+        return Stage(
+            convolutions=convolutions,
+            norm=norm,
+            squeeze=squeeze,
+            excite=self.add("dense", nn.Linear(maps // 4, maps)),
+        )
 
     def _apply_stage(self, stage: Stage, x: Tensor) -> Tensor:
         maps = [self.run(name, x) for name in stage.convolutions]
@@ -118,7 +133,9 @@ class StatisticsCNN(NumberedLayers):
         return x.amax(2).mean(2)
 
     def _waveform(self, statistics: Tensor) -> Tensor:
-        x = self.run(self.batch_norm_statistics, statistics.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+        x = self.run(self.batch_norm_statistics, statistics.transpose(1, 2)[..., None])[..., 0].transpose(
+            1, 2
+        )
         for name in self.recurrent:
             x = self.get_submodule(name)(x)[0].unflatten(2, (2, UNITS)).sum(2)  # the two directions are added
         return x.amax(1)
@@ -130,5 +147,9 @@ class StatisticsCNN(NumberedLayers):
 
     def forward(self, x: Mapping[str, Tensor], frames: Tensor | None = None) -> Tensor:
         mel, statistics = x["mel"], x["statistics"]
-        parts = [self._picture(mel), self._waveform(statistics.reshape(mel.shape[0], -1, STATISTICS)), x["length"].reshape(-1, 1)]
+        parts = [
+            self._picture(mel),
+            self._waveform(statistics.reshape(mel.shape[0], -1, STATISTICS)),
+            x["length"].reshape(-1, 1),
+        ]
         return self.run(self.head, torch.cat(parts, dim=1))

@@ -24,10 +24,11 @@ PROBE_PIXELS = 320  # bins, and most frames, tried when looking for the narrowes
 
 @functools.cache
 def import_timm() -> ModuleType:
-    """The module timm, also where torchvision came without its compiled operators (a CPU torch from another index).
+    """The module timm, also where torchvision came without its compiled operators (a CPU torch from another
+    index).
 
-    torchvision then fails to import because `nms` and `qnms` are not declared; declaring them, without a body, is enough:
-    no classifier calls them.
+    torchvision then fails to import because `nms` and `qnms` are not declared; declaring them, without a
+    body, is enough: no classifier calls them.
 
     Raises  SpecError when timm or torchvision is not installed
     """
@@ -40,12 +41,16 @@ def import_timm() -> ModuleType:
             declare_torchvision_operators()
         return importlib.import_module("timm")
     except ImportError as error:
-        raise SpecError(f"families timm and sed need {error.name}, not installed here; pip install timm torchvision") from error
+        raise SpecError(
+            f"families timm and sed need {error.name}, not installed here; pip install timm torchvision"
+        ) from error
 
 
 @functools.cache
 def declare_torchvision_operators() -> torch.library.Library:
-    """The library holding the declarations of torchvision's `nms` and `qnms`; they last as long as it does."""
+    """The library holding the declarations of torchvision's `nms` and `qnms`; they last as long as it
+    does.
+    """
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -59,16 +64,21 @@ def create(model: str, options: Mapping[str, Any]) -> nn.Module:
     """
     timm = import_timm()
     if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(), n=3) or ["run timm.list_models() for the names"]
+        near = difflib.get_close_matches(model, timm.list_models(), n=3) or [
+            "run timm.list_models() for the names"
+        ]
         raise SpecError(f"timm has no model {model!r}; nearest: {', '.join(near)}")
     try:
         return timm.create_model(model, pretrained=False, **options)
     except AssertionError as error:  # timm's own checks of pool names and sizes
-        raise SpecError(f"timm cannot build {model!r} with {dict(options)}: {error}; correct params") from error
+        raise SpecError(
+            f"timm cannot build {model!r} with {dict(options)}: {error}; correct params"
+        ) from error
 
 
 def fewest_frames(make: Callable[[], nn.Module], channels: int) -> int:
-    """Fewest frames (1 to PROBE_PIXELS) at which the net of `make` runs; tried on the meta device, without arithmetic.
+    """Fewest frames (1 to PROBE_PIXELS) at which the net of `make` runs; tried on the meta device, without
+    arithmetic.
 
     Raises  SpecError when it runs at none
     """
@@ -94,7 +104,9 @@ def fewest_frames(make: Callable[[], nn.Module], channels: int) -> int:
 
 
 def image_size(net: nn.Module) -> tuple[int, int] | None:
-    """(bins, frames) of a net that takes only one picture size (transformers with fixed positions), else None."""
+    """(bins, frames) of a net that takes only one picture size (transformers with fixed positions), else
+    None.
+    """
     patches = getattr(net, "patch_embed", None)
     size = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
     return (int(size[0]), int(size[1])) if size else None
@@ -107,14 +119,26 @@ class FlattenedPools(nn.Module):
         return torch.cat([global_max(x, frames), global_average(x, frames)], dim=1)
 
 
-def concat_head(maps: int, classes: int, hidden: int = 512, dropout: float = 0.5, bias: bool = True) -> nn.Sequential:
-    """fastai's head on pooled f32[B, 2 x maps]: keys 2 (batch norm), 4 (linear), 6 (batch norm) and 8 (linear).
+def concat_head(
+    maps: int, classes: int, hidden: int = 512, dropout: float = 0.5, bias: bool = True
+) -> nn.Sequential:
+    """fastai's head on pooled f32[B, 2 x maps]: keys 2 (batch norm), 4 (linear), 6 (batch norm) and 8
+    (linear).
 
-    bias  True in fastai v1, False in v2. Source: create_head of fastai 1.0.61; dropouts dropout/2 and dropout.
+    bias  True in fastai v1, False in v2. Source: create_head of fastai 1.0.61; dropouts dropout/2 and
+          dropout.
     """
-    return nn.Sequential(nn.Identity(), nn.Identity(), nn.BatchNorm1d(2 * maps), nn.Dropout(dropout / 2),
-                         nn.Linear(2 * maps, hidden, bias=bias), nn.ReLU(), nn.BatchNorm1d(hidden), nn.Dropout(dropout),
-                         nn.Linear(hidden, classes, bias=bias))
+    return nn.Sequential(
+        nn.Identity(),
+        nn.Identity(),
+        nn.BatchNorm1d(2 * maps),
+        nn.Dropout(dropout / 2),
+        nn.Linear(2 * maps, hidden, bias=bias),
+        nn.ReLU(),
+        nn.BatchNorm1d(hidden),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, classes, bias=bias),
+    )
 
 
 class TimmTagger(Tagger):
@@ -123,7 +147,8 @@ class TimmTagger(Tagger):
     model     a timm model name, such as "efficientnet_b0"
     in_chans  input channels
     pool      timm's global pool of the linear head: "avg", "max", "avgmax" or "catavgmax"
-    head      "linear" (the model's own) or "concat" (fastai: maximum and average, `hidden` units, `bias` False in fastai v2)
+    head      "linear" (the model's own) or "concat" (fastai: maximum and average, `hidden` units, `bias`
+              False in fastai v2)
     dropout   before the last linear layer, training only
     options   further arguments of timm.create_model, such as drop_path_rate or img_size
     """
@@ -131,8 +156,18 @@ class TimmTagger(Tagger):
     maskable = False
     backbone: Any  # a timm model, with its forward_features and num_features
 
-    def __init__(self, classes: int, model: str, in_chans: int = 3, pool: str = "avg", head: str = "linear", hidden: int = 512,
-                 bias: bool = True, dropout: float = 0.0, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        classes: int,
+        model: str,
+        in_chans: int = 3,
+        pool: str = "avg",
+        head: str = "linear",
+        hidden: int = 512,
+        bias: bool = True,
+        dropout: float = 0.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if head not in HEADS:
             raise SpecError(f"timm: head = {head!r}: {did_you_mean(head, HEADS)}")
@@ -145,7 +180,9 @@ class TimmTagger(Tagger):
         self.concat_head: nn.Sequential | None = None
         if head == "concat":
             if image_size(self.backbone):
-                raise SpecError(f"timm: head = 'concat' needs a feature map and {model} has none; use head = 'linear'")
+                raise SpecError(
+                    f"timm: head = 'concat' needs a feature map and {model} has none; use head = 'linear'"
+                )
             self.pools = FlattenedPools()
             self.concat_head = concat_head(int(self.backbone.num_features), classes, hidden, dropout, bias)
         declare_widths(self, make)

@@ -1,8 +1,9 @@
 """A net for the fault matrix that breaks on demand, and the strikes themselves. Never part of the product.
 
-The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a folder that counts
-strikes over restarts. `at`: "import" | "probe" | "decode" | "row" | "forward"; `do`: a key of DEEDS, or for "forward" an answer
-of ANSWERS. Optional: "id" (clip or row it is for), "times" (how often in all; default always), "seconds", "bytes".
+The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a
+folder that counts strikes over restarts. `at`: "import" | "probe" | "decode" | "row" | "forward"; `do`: a key
+of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip or row it is for), "times" (how often in
+all; default always), "seconds", "bytes".
 """
 import ctypes
 import json
@@ -33,7 +34,9 @@ def hold_the_interpreter(strike):
 def leave_a_grandchild(strike):
     """A process that ignores SIGTERM, in a session of its own, whose parent is gone."""
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
-    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
+    start = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
+    )
     subprocess.run([sys.executable, "-c", start], check=True)
 
 
@@ -66,7 +69,10 @@ def fail(error):
 
 DEEDS = {
     "kill": lambda s: os.kill(os.getpid(), signal.SIGKILL),
-    "segv": lambda s: (resource.setrlimit(resource.RLIMIT_CORE, (0, 0)), os.kill(os.getpid(), signal.SIGSEGV)),
+    "segv": lambda s: (
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+        os.kill(os.getpid(), signal.SIGSEGV),
+    ),
     "abort": lambda s: (resource.setrlimit(resource.RLIMIT_CORE, (0, 0)), os.abort()),
     "exit0": lambda s: os._exit(0),
     "sysexit": lambda s: sys.exit(0),
@@ -133,7 +139,8 @@ class Net(nn.Module):
         if not isinstance(x, torch.Tensor) or torch.jit.is_tracing():
             raise TypeError("this net cannot be traced")  # a trace would run without its strikes
         y = self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-        for found in due("forward", CURRENT.row) if getattr(CURRENT, "row", None) else ():  # not while a back end tries the net
+        # not while a back end tries the net
+        for found in due("forward", CURRENT.row) if getattr(CURRENT, "row", None) else ():
             if found["do"] in ANSWERS:
                 y = ANSWERS[found["do"]](y)
             else:

@@ -1,0 +1,148 @@
+"""How many more bytes the store may keep in RAM: admission before allocation.
+
+Owns the mark (95 % of the limit, less what the next batch and the loaders need), the bytes reserved and kept,
+and the verdict that others' memory has pushed the meter over the mark. Holds no arrays and moves none: that
+is the store's.
+"""
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+READ_EVERY_S = 0.1  # a meter reading is believed this long (reliability.md 3)
+REREAD_EVERY_S = 0.01  # and only this long when it is about to say no
+CALM_S = 60.0  # this long after the meter was last too high, RAM is filled to the floor only
+SLACK_BYTES, SLACK_SHARE = 256_000_000, 0.10  # part of the reserve: min(256 MB, 10 % of the limit) (DESIGN 6)
+
+
+class Reads(Protocol):
+    """What the store wants of a meter."""
+
+    def read(self) -> Any:
+        """Something with `limit_bytes` and `used_bytes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreLimits:
+    """What the store may use.
+
+    ram_bytes        most bytes that the store itself keeps in RAM (the meter's limit holds besides)
+    disk_bytes       most bytes in the spill files; 0 = no disk tier
+    batch_bytes      memory of the largest next batch, kept free
+    clip_bytes       most stored bytes of one row: kept free per loader, and a cap on what a lying header can
+                     reserve; 0 = unknown
+    spill_at         share of the meter's limit up to which RAM is filled, and above which entries leave it
+    back_to          share down to which they leave; for CALM_S after that RAM is filled up to here only
+    keep_free_bytes  disk space left to the rest of the run
+    any_filesystem   True: the scratch folder may lie in memory (tests)
+    """
+
+    ram_bytes: int
+    disk_bytes: int
+    batch_bytes: int = 0
+    clip_bytes: int = 0
+    spill_at: float = 0.95
+    back_to: float = 0.90
+    keep_free_bytes: int = 128_000_000
+    any_filesystem: bool = False
+
+
+class Budget:
+    """Bytes reserved and kept, against the meter. Thread-safe.
+
+    reserved  bytes promised to arrays that do not exist yet
+    kept      bytes of arrays in the store; peak_kept the most of them
+    """
+
+    def __init__(self, meter: Reads, limits: StoreLimits, loaders: int, clock: Callable[[], float]):
+        self._meter, self.limits, self._loaders, self._clock = meter, limits, loaders, clock
+        self._lock = threading.Lock()
+        self.reserved = self.kept = self.peak_kept = self.peak_used = 0
+        self._unseen = 0  # kept since the last reading: the meter does not know these bytes yet
+        self._backed_off = -float("inf")
+        self._read()
+
+    def _read(self) -> None:
+        reading = self._meter.read()
+        self.limit_bytes, self.used_bytes = int(reading.limit_bytes), int(reading.used_bytes)
+        self._read_at, self._unseen = self._clock(), 0
+        self.peak_used = max(self.peak_used, self.used_bytes)
+
+    def _refresh(self, every_s: float) -> None:
+        if self._clock() - self._read_at >= every_s:
+            self._read()
+
+    @property
+    def mark_bytes(self) -> int:
+        """min(0.95 x limit, limit - reserve); reserve = next batch + one clip per loader + min(256 MB, 10 %
+        of the limit).
+        """
+        reserve = self.limits.batch_bytes + self._loaders * self.limits.clip_bytes
+        reserve += int(min(SLACK_BYTES, SLACK_SHARE * self.limit_bytes))
+        return max(0, min(int(self.limits.spill_at * self.limit_bytes), self.limit_bytes - reserve))
+
+    @property
+    def floor_bytes(self) -> int:
+        """90 % of the limit: where a back-off stops."""
+        return int(self.limits.back_to * self.limit_bytes)
+
+    def reserve(self, size: int) -> bool:
+        """True, and `size` bytes are reserved, if they may enter RAM. Every True wants one `settle`."""
+        with self._lock:
+            if self.kept + self.reserved + size > self.limits.ram_bytes:
+                return False
+            self._refresh(READ_EVERY_S)
+            if not self._fits(size):
+                self._refresh(REREAD_EVERY_S)
+                if not self._fits(size):
+                    return False
+            self.reserved += size
+            return True
+
+    def _fits(self, size: int) -> bool:
+        """Below the mark; soon after a back-off below the floor too, or what left RAM would be replaced at
+        once.
+        """
+        calm = self._clock() - self._backed_off >= CALM_S
+        ceiling = self.mark_bytes if calm else min(self.mark_bytes, self.floor_bytes)
+        return self.used_bytes + self._unseen + self.reserved + size <= ceiling
+
+    def settle(self, reserved: int, kept: int) -> None:
+        """End a reservation: `kept` bytes of it are in the store now, 0 if none."""
+        with self._lock:
+            self.reserved -= reserved
+            self.kept += kept
+            self._unseen += kept
+            self.peak_kept = max(self.peak_kept, self.kept)
+
+    def release(self, size: int) -> None:
+        """`size` kept bytes have left RAM."""
+        with self._lock:
+            self.kept -= size
+            self._unseen -= size
+
+    def excess(self, every_s: float = READ_EVERY_S) -> int:
+        """Bytes that should leave RAM because the meter is above 95 % of the limit, 0 while it is not.
+
+        Our own bytes cannot do that: they were admitted below the mark, and the reserve lies between the two.
+        """
+        with self._lock:
+            self._refresh(every_s)
+            if self.used_bytes <= self.limits.spill_at * self.limit_bytes:
+                return 0
+            self._backed_off = self._clock()
+            return self.used_bytes - self.floor_bytes
+
+
+def return_memory() -> bool:
+    """Give freed heap pages back to the system; False where the C library cannot.
+
+    Dropping arrays alone leaves them in glibc's heap, and the meter would not fall (reliability.md 4.2).
+    """
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError):  # not glibc: its allocator decides for itself
+        return False

@@ -1,0 +1,294 @@
+"""What runs next, and whether it still fits: the deadline as pure values.
+
+Owns costs, forecasts, what was learnt about this machine, and the choice of the next step. No I/O, no clock,
+no threads: times come in as numbers, new values go out, so every rule is tested with a fake clock.
+Does not run steps, watch the clock inside a step (the engine does, per batch) or stop anything.
+
+Rules (DESIGN 9): first the cheapest net over every row, whatever the forecast says (the engine's per-batch
+clock cuts it; where it falls far behind its forecast, a net that was not tried yet takes over);
+then nets by value per second, each only if its forecast x 1.15 fits before the stop mark; a net that does not
+fit is skipped for the next one that does; stackers once their inputs are complete. Where the metric or a mean
+compares rows (`row_independent = false`) a half-done member is worth nothing, so a net starts only if all
+that its member still lacks fits.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from types import MappingProxyType
+from typing import Any
+
+from ..spec import Manifest, Member, Stacker
+
+MARGIN = 1.15  # a step starts if forecast x MARGIN fits (DESIGN 9)
+LEARNING = 0.5  # weight of the newest measurement: two windows are enough to see a machine ten times slower
+# per second, guess before anything is measured: about a quarter of the 2-core fp32 roofline (250 GMAC/s)
+GMAC_PER_S_CPU = 60.0
+GMAC_PER_S_GPU = 2500.0  # per second, same kind of guess for a P100 or T4 at about half of its fp32 peak
+UNKNOWN_ROW_S = 0.2  # seconds per row of a net whose cost nobody knows
+# a covering net this far behind its forecast gives way; our choice, as for hung engines
+PATIENCE, LEAST_PATIENCE_S = 4.0, 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetCost:
+    """What one net costs before anything was measured here, and what it is worth.
+
+    a_s, b_s_per_frame  seconds per row = a_s + b_s_per_frame x frames of the row (all its tiles)
+    value               worth of the net's member, > 0; equal values mean the cheap one first
+    inputs              members that must be complete first (stackers); empty for first-level nets
+    """
+
+    net_id: str
+    member: str
+    a_s: float
+    b_s_per_frame: float
+    value: float = 1.0
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Todo:
+    """Rows that a net still lacks, and their frames in all.
+
+    loading_s  seconds that producing the spectrograms will take that nobody has produced yet (not scaled by
+               net speeds)
+    """
+
+    rows: int
+    frames: float
+    loading_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One net over the rows it lacks.
+
+    kind        "cover": always starts; "refine" or "stack": started because it fits
+    patience_s  after this long the step gives way to another choice: not every row may wait for the one slow
+                net
+    """
+
+    net_id: str
+    member: str
+    kind: str
+    forecast_s: float
+    patience_s: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Measured seconds / expected seconds, per member and over all of them (for members not measured yet).
+
+    A factor of 1 means that the machine is as fast as the manifest says. Values are never changed: `learn`
+    gives a new one.
+
+    setups  seconds once per step, reading and preparing the net, per measured member
+    """
+
+    members: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    overall: float | None = None
+    setups: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def factor(self, member: str) -> float:
+        return self.members.get(member, self.overall if self.overall is not None else 1.0)
+
+    def setup(self, member: str) -> float:
+        """Seconds of a step beside its rows; what other members took where this one was not measured."""
+        return self.setups.get(member, sum(self.setups.values()) / len(self.setups) if self.setups else 0.0)
+
+    def learn(self, member: str, expected_s: float, measured_s: float, setup_s: float = 0.0) -> Speeds:
+        """Speeds after `member` took `measured_s`, its setup and loading excluded, for work of `expected_s`
+        by the manifest.
+        """
+        if expected_s <= 0 or measured_s < 0:
+            return self
+        new = measured_s / expected_s
+        return Speeds(
+            members=MappingProxyType({**self.members, member: _blend(self.members.get(member), new)}),
+            overall=_blend(self.overall, new),
+            setups=MappingProxyType({**self.setups, member: _blend(self.setups.get(member), setup_s)}),
+        )
+
+
+def _blend(known: float | None, new: float) -> float:
+    return new if known is None else (1 - LEARNING) * known + LEARNING * new
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Forecast against outcome of one step, for the report.
+
+    rows, done           rows the step wanted and rows it scored (fewer when the clock cut it)
+    seconds, loading_s   wall seconds of the step, and the part of it spent waiting for spectrograms
+    """
+
+    net_id: str
+    kind: str
+    forecast_s: float
+    seconds: float
+    loading_s: float = 0.0
+    rows: int = 0
+    done: int = 0
+
+
+def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
+    """Cost of every net of the bundle: measured seconds where the builder had them (--costs), else
+    multiply-adds / speed.
+    """
+    speed = GMAC_PER_S_GPU if gpu else GMAC_PER_S_CPU
+    values = [m.value for m in manifest.ensemble.members if m.value is not None]
+    usual = sum(values) / len(values) if values else 1.0
+    costs = []
+    parts: list[Member | Stacker] = [*manifest.ensemble.members, *manifest.ensemble.stackers]
+    for part in parts:
+        cost = manifest.costs.get(part.name)
+        if cost is None:
+            a, b = UNKNOWN_ROW_S, 0.0
+        elif cost.seconds_a is not None and cost.seconds_b is not None:
+            a, b = cost.seconds_a, cost.seconds_b
+        else:
+            a, b = cost.gmac_a / speed, cost.gmac_b / speed
+        value = part.value if isinstance(part, Member) else None
+        inputs = part.inputs if isinstance(part, Stacker) else ()
+        costs += [
+            NetCost(
+                net_id=f"{part.name}.{fold}",
+                member=part.name,
+                a_s=a,
+                b_s_per_frame=b,
+                inputs=inputs,
+                value=usual if value is None else value,
+            )
+            for fold in part.folds
+        ]
+    return costs
+
+
+def expected(cost: NetCost, todo: Todo) -> float:
+    """Seconds by the manifest alone, setup and loading excluded: what `Speeds.learn` compares with."""
+    return max(0.0, cost.a_s * todo.rows + cost.b_s_per_frame * todo.frames)
+
+
+def forecast(cost: NetCost, todo: Todo, speeds: Speeds) -> float:
+    """Seconds of a step on this machine, as far as it is known."""
+    setup_s = 0.0 if cost.inputs else speeds.setup(cost.member)  # a stacker has next to none
+    return expected(cost, todo) * speeds.factor(cost.member) + setup_s + todo.loading_s
+
+
+def next_step(
+    costs: Sequence[NetCost],
+    todo: Mapping[str, Todo],
+    speeds: Speeds,
+    *,
+    left_s: float,
+    uncovered: int,
+    busy: Collection[str] = (),
+    row_independent: bool = True,
+) -> Step | None:
+    """The step to start now, or None when nothing is left that fits.
+
+    todo         per net id the rows it lacks; nets that are done or given up are absent or have 0 rows. For a
+                 stacker: the rows whose inputs are complete
+    left_s       seconds to the stop mark; nothing starts at <= 0
+    uncovered    rows that no net has scored and that can still be scored
+    busy         net ids running on other devices
+    """
+    if left_s <= 0:
+        return None
+    ready = [c for c in costs if c.net_id not in busy and c.net_id in todo and todo[c.net_id].rows > 0]
+    first_level = [c for c in ready if not c.inputs]
+    covering = any(
+        todo[c.net_id].rows > 0 for c in costs if c.net_id in busy and c.net_id in todo and not c.inputs
+    )
+    if uncovered > 0 and first_level and not covering:
+        step = _cover(first_level, todo, speeds)
+        # there only complete members count
+        return step if row_independent else replace(step, patience_s=math.inf)
+    begun = {c.member: sum(d.member == c.member and d not in ready for d in costs) for c in ready}
+    running = {c.member for c in costs if c.net_id in busy}
+    ready = [c for c in ready if not running & set(c.inputs)]
+    unfinished = {c.member for c in first_level}
+    # stackers on the rows they can have, when nothing else fits
+    waiting = [c for c in ready if unfinished & set(c.inputs)]
+    for choice in ([c for c in ready if c not in waiting], waiting):
+        for cost in sorted(choice, key=lambda c: -_worth(c, ready, begun, todo, speeds, row_independent)):
+            whole = [cost] if row_independent else [c for c in ready if c.member == cost.member]
+            if sum(forecast(c, todo[c.net_id], speeds) for c in whole) * MARGIN <= left_s:
+                return _step(cost, "stack" if cost.inputs else "refine", todo, speeds)
+    return None
+
+
+def _cover(ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> Step:
+    """The cheapest net. One that was never run here counts as the manifest says: trying it covers rows all
+    the same.
+    """
+    hopeful = replace(speeds, overall=None)
+    step = _step(min(ready, key=lambda c: forecast(c, todo[c.net_id], hopeful)), "cover", todo, speeds)
+    others = any(c.member != step.member and c.member not in speeds.members for c in ready)
+    return replace(step, patience_s=max(LEAST_PATIENCE_S, PATIENCE * step.forecast_s)) if others else step
+
+
+def _worth(
+    cost: NetCost,
+    ready: Sequence[NetCost],
+    begun: Mapping[str, int],
+    todo: Mapping[str, Todo],
+    speeds: Speeds,
+    row_independent: bool,
+) -> float:
+    """Value per second. A further fold of a member adds less than the first of another one (1 / (1 + folds
+    begun), our choice); where only complete members count, a member is worth its value over the seconds of
+    all that it lacks."""
+    if row_independent:
+        seconds = forecast(cost, todo[cost.net_id], speeds)
+        return cost.value / (1 + begun[cost.member]) / max(seconds, 1e-9)
+    return cost.value / max(
+        sum(forecast(c, todo[c.net_id], speeds) for c in ready if c.member == cost.member), 1e-9
+    )
+
+
+def _step(cost: NetCost, kind: str, todo: Mapping[str, Todo], speeds: Speeds) -> Step:
+    return Step(
+        net_id=cost.net_id,
+        member=cost.member,
+        kind=kind,
+        forecast_s=forecast(cost, todo[cost.net_id], speeds),
+    )
+
+
+def remaining(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> float:
+    """Seconds that everything not yet done would take on one device."""
+    return sum(
+        forecast(c, todo[c.net_id], speeds) for c in costs if c.net_id in todo and todo[c.net_id].rows > 0
+    )
+
+
+def order_rows(lengths: Sequence[float]) -> list[int]:
+    """Row numbers in running order: the longest first, as a probe of memory, then from the shortest up."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return order[-1:] + order[:-1]
+
+
+def accuracy(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Forecasts against outcomes for the report: every step, and the median of outcome / forecast over the
+    finished ones.
+    """
+    finished = [o for o in outcomes if o.done >= o.rows and o.forecast_s > 0]
+    ratios = [o.seconds / o.forecast_s for o in finished]
+    steps = [
+        {
+            "net": o.net_id,
+            "kind": o.kind,
+            "forecast_s": round(o.forecast_s, 3),
+            "seconds": round(o.seconds, 3),
+            "loading_s": round(o.loading_s, 3),
+            "rows": o.rows,
+            "done": o.done,
+        }
+        for o in outcomes
+    ]
+    return {"steps": steps, "median_ratio": round(median(ratios), 3) if ratios else None,
+            "worst_ratio": round(max(ratios), 3) if ratios else None}

@@ -1,0 +1,375 @@
+"""Views: which parts of a clip's array a net sees, and how the scores of the parts become one row.
+
+Owns cutting, padding, mirroring and warping along time, the seeds of everything random in it, and the merge
+of the passes. Does not compute spectra (frontends) and does not know nets.
+
+Everything random is drawn from blake2b(row id, seed, pass), never from order: any worker, batch or restart
+gives the same cuts.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import SpecError, did_you_mean
+from ..sound.frontends import FrontEnd
+from ..spec import load
+from . import distort
+
+Activate = Callable[[np.ndarray], np.ndarray]
+SIDES = ("centre", "right", "left", "random")
+
+
+def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
+    """Random stream of one pass over one row."""
+    digest = hashlib.blake2b(f"{row_id}\0{seed}\0{index}".encode(), digest_size=8).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def pad_value(x: np.ndarray, fe: FrontEnd) -> float:
+    """The number a pad along time writes for this clip."""
+    return float(x.min()) if fe.pad == "clip_min" else float(fe.pad)
+
+
+def pad_time(x: np.ndarray, left: int, right: int, value: float) -> np.ndarray:
+    """array[C, M, left + T + right], same dtype."""
+    if left == right == 0:
+        return x
+    return np.pad(x, ((0, 0), (0, 0), (left, right)), constant_values=np.asarray(value).astype(x.dtype))
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (values * (weights / weights.sum())[:, None]).sum(axis=0)
+
+
+MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
+    "mean": lambda logits, weights, activate: _mean(np.asarray(activate(logits), np.float64), weights),
+    "logit_mean": lambda logits, weights, activate: np.asarray(
+        activate(_mean(logits, weights)[None]), np.float64
+    )[0],
+    "max": lambda logits, weights, activate: np.asarray(activate(logits), np.float64).max(axis=0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Base of all views; a view is a value bound to one front end.
+
+    merge         "mean" of probabilities, "logit_mean" (mean of logits, then the activation), "max" of
+                  probabilities
+    pass_weights  weight of each pass in a mean, in order; empty = all alike
+    flip          chance 0..1 that a pass is mirrored in time
+    domain        "frames" = cut the front end's array; "wave" = cut the waveform before the front end,
+                  lengths in samples
+    """
+
+    fe: FrontEnd = FrontEnd()
+    merge_rule: str = "mean"
+    pass_weights: tuple[float, ...] = ()
+    flip: float = 0.0
+    domain: str = "frames"
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("frames", 1),
+            ("step", 1),
+            ("passes", 1),
+            ("count_", 0),
+            ("stride", 0),
+            ("bins", 0),
+        ):
+            if getattr(self, name, low) < low:
+                raise SpecError(f"view.{name}: {getattr(self, name)} is too small; give at least {low}")
+        if (
+            not 0 <= self.flip <= 1
+            or any(w < 0 for w in self.pass_weights)
+            or (self.pass_weights and not self.pass_weights[0])
+        ):
+            raise SpecError("view: flip lies in 0..1, pass_weights are not negative and the first is above 0")
+        if self.domain not in ("frames", "wave"):
+            raise SpecError(
+                f"view.domain: {self.domain!r} is unknown; {did_you_mean(self.domain, ('frames', 'wave'))}"
+            )
+        if getattr(self, "short", "centre") not in SIDES:
+            raise SpecError(
+                f"view.short: {getattr(self, 'short', '')!r} is unknown; choose one of: {', '.join(SIDES)}"
+            )
+
+    @property
+    def cut_frames(self) -> int | None:
+        """Length of every cut in the view's domain; None = the clip's own."""
+        return getattr(self, "frames", None)
+
+    @property
+    def fixed(self) -> int | None:
+        """Frames of every cut as the finish sees it; None = each clip's own length."""
+        length = self.cut_frames
+        if length is None or not self.fe.time:
+            return self.fe.fixed
+        return self.fe.max_frames(length) if self.domain == "wave" else length
+
+    @property
+    def key(self) -> str:
+        """Name of the class and a hash of its values, the front end aside: equal keys cut alike."""
+        values = repr([(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "fe"])
+        return f"{type(self).__name__.lower()}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
+
+    def count(self, frames: int) -> int:
+        """Upper bound of P for a clip of `frames` frames (domain "wave": samples)."""
+        return getattr(self, "passes", 1)
+
+    def cut(self, x: np.ndarray, row_id: str, seed: int = 0) -> np.ndarray:
+        """array[P, C, M, t] of a clip's array[C, M, T], same dtype; the same for the same (row id, seed)."""
+        if not self.fe.time:
+            return x[None]
+        parts = self._parts(x, row_id, seed)
+        if self.flip:
+            turned = [generator(row_id, seed, -1 - p).random() < self.flip for p in range(len(parts))]
+            parts = [part[..., ::-1] if turn else part for part, turn in zip(parts, turned, strict=True)]
+        return np.stack(parts)
+
+    def cut_wave(self, wave: np.ndarray, row_id: str, seed: int = 0) -> list[np.ndarray]:
+        """Waves f32[S'] cut from a wave f32[S] at the front end's rate; run the front end on each and stack
+        the results.
+        """
+        return [part[0, 0] for part in self._parts(wave[None, None], row_id, seed)]
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        return [x]
+
+    def _weights(self, passes: int) -> np.ndarray:
+        return np.asarray(self.pass_weights[:passes] or np.ones(passes), np.float64)
+
+    def _pad(self, x: np.ndarray) -> float:
+        return 0.0 if self.domain == "wave" else pad_value(x, self.fe)
+
+    def merge(self, logits: np.ndarray, activate: Activate) -> np.ndarray:
+        """f64[K] probabilities of one row from logits f[P, K]; `activate` maps logits [n, K] to probabilities
+        [n, K].
+
+        Raises  SpecError when pass_weights has fewer values than passes
+        """
+        logits = np.asarray(logits, np.float64)
+        weights = self._weights(len(logits))
+        if len(weights) != len(logits):
+            raise SpecError(
+                f"view.pass_weights: {len(weights)} values for {len(logits)} passes; give one per pass"
+            )
+        return MERGES[self.merge_rule](logits, weights, activate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(View):
+    """The whole clip at its own length, one pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles(View):
+    """Overlapping tiles that cover the clip exactly: max(1, ceil((T - (frames - step)) / step)) of them.
+
+    The clip is first padded to fit, left floor(extra / 2), with the front end's pad value. Source: argus
+    src/tiles.py.
+    """
+
+    frames: int = 256
+    step: int = 128
+
+    def count(self, frames: int) -> int:
+        return max(1, -(-(frames - (self.frames - self.step)) // self.step))
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        count = self.count(x.shape[2])
+        extra = (count - 1) * self.step + self.frames - x.shape[2]
+        x = pad_time(x, extra // 2, extra - extra // 2, self._pad(x))
+        return [x[..., i * self.step : i * self.step + self.frames] for i in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cuts(View):
+    """Cuts of one length; a clip that is shorter is padded on the side `short` (random: drawn per pass)."""
+
+    frames: int = 256
+    short: str = "centre"
+
+    def _fit(self, x: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        missing = self.frames - x.shape[2]
+        if missing <= 0:
+            return x
+        random = int((rng or generator("", 0, 0)).integers(missing + 1)) if self.short == "random" else 0
+        left = {"centre": missing // 2, "right": 0, "left": missing, "random": random}[self.short]
+        return pad_time(x, left, missing - left, self._pad(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks(_Cuts):
+    """Cuts at regular intervals from the first to the last frame; one where the clip is no longer than a cut.
+
+    passes = 8 fixed (Viel), or stride > 0: ceil((T - frames) / stride) + 1 of them (ebouteillon: 128 every
+    48).
+    """
+
+    passes: int = 8
+    stride: int = 0
+
+    def count(self, frames: int) -> int:
+        if frames <= self.frames:
+            return 1
+        return -(-(frames - self.frames) // self.stride) + 1 if self.stride else self.passes
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        count, x = self.count(x.shape[2]), self._fit(x, generator(row_id, seed, 0))
+        starts = np.linspace(0, x.shape[2] - self.frames, count).round().astype(int)
+        return [x[..., start : start + self.frames] for start in starts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions(_Cuts):
+    """Start, middle and end. In a clip shorter than a cut the three choose the left pad: 0, half, all of it
+    (qrfaction).
+    """
+
+    frames: int = 220500
+    passes: int = 3
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        spare = abs(x.shape[2] - self.frames)
+        places = [spare * i // max(1, self.passes - 1) for i in range(self.passes)]
+        if x.shape[2] >= self.frames:
+            return [x[..., place : place + self.frames] for place in places]
+        return [pad_time(x, place, spare - place, self._pad(x)) for place in places]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops(_Cuts):
+    """Random cuts, one per pass; mask_bins and mask_frames blank one band each (ERC2019 left SpecAugment on:
+    12 and 12).
+    """
+
+    frames: int = 128
+    passes: int = 5
+    mask_bins: int = 0
+    mask_frames: int = 0
+
+    def _start(self, x: np.ndarray, rng: np.random.Generator) -> int:
+        return int(rng.integers(x.shape[2] - self.frames + 1))
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        return [self._crop(x, generator(row_id, seed, p)) for p in range(self.passes)]
+
+    def _crop(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        x = self._fit(x, rng)
+        start = self._start(x, rng)
+        part = x[..., start : start + self.frames]
+        if self.mask_bins or self.mask_frames:
+            part = part.copy()
+            row = int(rng.integers(max(1, x.shape[1] - self.mask_bins + 1)))
+            column = int(rng.integers(max(1, self.frames - self.mask_frames + 1)))
+            part[:, row : row + self.mask_bins] = 0
+            part[..., column : column + self.mask_frames] = 0
+        return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthCrops(Crops):
+    """Random cuts drawn where the clip is strong: chance of a start = its sum over rows below `bins`, minus
+    the least sum.
+
+    A clip of constant strength gives start 0. Source: 7th place (Shirogane): 128 frames, rows 0..83, 20
+    passes, flip 0.5.
+    """
+
+    passes: int = 20
+    bins: int = 84
+
+    def _start(self, x: np.ndarray, rng: np.random.Generator) -> int:
+        energy = np.concatenate([[0.0], x[:, : self.bins].sum(axis=(0, 1), dtype=np.float64).cumsum()])
+        strength = energy[self.frames :] - energy[: -self.frames]
+        chance = (strength - strength.min()).cumsum()
+        if chance[-1] <= 1e-9 * max(1.0, abs(energy[-1])):
+            return 0
+        return int(np.searchsorted(chance, rng.random() * chance[-1], side="right"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoom(Crops):
+    """One plain random cut, then `passes` - 1 random cuts, zoomed at the four corners in turn and warped in
+    perspective.
+
+    The merge gives the plain pass the share `plain`, the others the rest. Source: simongrest (fastai v1 TTA
+    without flips): 1 + 8 passes, zoom 1.1, symmetric warp within 0.05 at chance 0.9, shares 0.4 and 0.6.
+    Bilinear, mirrored at the edges.
+    """
+
+    frames: int = 256
+    short: str = "random"
+    passes: int = 9
+    zoom: float = 1.1
+    warp: float = 0.05
+    warp_chance: float = 0.9
+    plain: float = 0.4
+
+    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+        parts = []
+        for p in range(self.passes):
+            rng = generator(row_id, seed, p)
+            part = self._crop(x, rng)
+            if p:
+                moved = (
+                    rng.uniform(-self.warp, self.warp, 4) if rng.random() < self.warp_chance else np.zeros(4)
+                )
+                part = distort.distort(part, (p - 1) % 4, self.zoom, moved)
+            parts.append(part)
+        return parts
+
+    def _weights(self, passes: int) -> np.ndarray:
+        rest = (1 - self.plain) / max(1, passes - 1)
+        return np.array([self.plain if passes > 1 else 1.0] + [rest] * (passes - 1))
+
+
+VIEWS: dict[str, type[View]] = {
+    "full": Full,
+    "tiles": Tiles,
+    "chunks": Chunks,
+    "positions": Positions,
+    "crops": Crops,
+    "strength_crops": StrengthCrops,
+    "zoom": Zoom,
+}
+
+
+def keys(kind: str) -> dict[str, tuple[str, Any]]:
+    """TOML key -> (type, default) of a view kind, beside `kind` itself."""
+    names = {"merge_rule": "merge"}
+    return {names.get(f.name, f.name): (str(f.type), None if f.default is MISSING else f.default)
+            for f in fields(VIEWS[kind]) if f.name != "fe"}
+
+
+def build(spec: Mapping[str, Any], fe: FrontEnd) -> View:
+    """View of {kind = "tiles", frames = 256, step = 128, merge = "mean"} bound to the front end.
+
+    For a front end without a time axis (statistics, length) every kind gives one pass: the caller repeats it
+    P times.
+    Raises  SpecError naming the unknown kind, key or value
+    """
+    own = dict(spec)
+    kind = own.pop("kind", "full")
+    if kind not in VIEWS:
+        raise SpecError(f"view.kind: {kind!r} is unknown; {did_you_mean(str(kind), VIEWS)}")
+    known = keys(kind)
+    for key in own:
+        if key not in known:
+            raise SpecError(f"view.{key}: unknown key of kind {kind!r}; {did_you_mean(str(key), known)}")
+    merge = own.pop("merge", "mean")
+    if merge not in MERGES:
+        raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
+    view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
+    if view.domain == "wave" and fe.time and (fe.trim_db is not None or view.cut_frames is None):
+        raise SpecError(
+            f'view.domain: "wave" wants a kind with `frames` and a front end without trim_db, since all cuts must '
+            f"have one length; {fe.name} has trim_db = {fe.trim_db}"
+        )
+    return view

@@ -1,0 +1,263 @@
+"""The sample submission as text, and a submission.csv that is always whole.
+
+Owns `Sample` (header and ids exactly as the sample writes them), the `Publisher` and the validator. A
+candidate is written beside the old file into bytes reserved beforehand, read back by the validator, flushed
+and put in place in one step: a reader, a crash or a full disk sees the old file or the new one. Does not
+blend and does not write the prior (the guard does).
+"""
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CandidateRejected, OutputUnwritable, SampleMissing
+from ..spec import Output
+
+LEAST = 1e-30  # smallest value written: zero would end every later geometric mean
+NUMBER = "%.6e"  # 12 characters for every value in [1e-30, 1], so that the file's size is known beforehand
+NUMBER_BYTES = 12
+# ids that are no UTF-8 leave with the bytes they came with
+ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the submission must look like: the header (id column first) and the ids in order, as raw text."""
+
+    header: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The header without the id column."""
+        return self.header[1:]
+
+
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """Rows of a CSV file as raw text: no number, date or missing value is guessed; BOM dropped, empty lines
+    skipped.
+    """
+    with open(path, newline="", **ENCODING) as file:  # type: ignore[call-overload]
+        if file.read(1) != "\ufeff":
+            file.seek(0)
+        yield from (row for row in csv.reader(file) if row)
+
+
+def read_sample(path: Path) -> Sample:
+    """Sample of a plain CSV file; LF or CRLF, with or without BOM, quoted or not.
+
+    Raises  SampleMissing when there is no such file, no header or no column beside the id
+    """
+    try:
+        rows = read_rows(path)
+        header = next(rows, None)
+        ids = tuple(row[0] for row in rows)
+    except (OSError, csv.Error) as error:
+        raise SampleMissing(
+            f"{path}: cannot be read ({error}); give the competition's sample_submission.csv"
+        ) from error
+    if header is None or len(header) < 2:
+        raise SampleMissing(f"{path}: header {header!r}; expected an id column and at least one more")
+    return Sample(header=tuple(header), ids=ids)
+
+
+def quote(text: str) -> str:
+    """One CSV cell: quoted only where a reader would otherwise see something else."""
+    return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
+
+
+def find_label_column(sample: Sample, output: Output) -> int:
+    """Position of the label column among `sample.columns`: by its name, else the first."""
+    return sample.columns.index(output.label_column) if output.label_column in sample.columns else 0
+
+
+def validate(path: Path, sample: Sample, labels: Sequence[str] | None = None, label_column: int = 0) -> None:
+    """Nothing, when `path` is a submission for `sample`. Independent of the writer: it reads the file from
+    the start.
+
+    labels  texts allowed in the label column; None: every column is a number in [0, 1]
+
+    Raises  CandidateRejected with the first rule that is broken
+    """
+    allowed = None if labels is None else frozenset(labels)
+    with open(path, "rb") as file:
+        start = file.read(3)
+    if not start or start == b"\xef\xbb\xbf":
+        raise CandidateRejected(f"{path}: " + ("starts with a byte order mark" if start else "empty"))
+    rows = read_rows(path)
+    count = 0
+    try:
+        if tuple(next(rows, ())) != sample.header:
+            raise CandidateRejected(f"{path}: the header differs from the sample's")
+        for count, row in enumerate(rows, 1):
+            if count > len(sample.ids):
+                raise CandidateRejected(f"{path}: more than {len(sample.ids)} rows")
+            if row[0] != sample.ids[count - 1]:
+                raise CandidateRejected(
+                    f"{path}: row {count} has id {row[0]!r}, the sample {sample.ids[count - 1]!r}"
+                )
+            if len(row) != len(sample.header):
+                raise CandidateRejected(f"{path}: row {count} has {len(row)} cells, not {len(sample.header)}")
+            numbers = row[1:]
+            if allowed is not None and numbers.pop(label_column) not in allowed:
+                raise CandidateRejected(f"{path}: row {count} has an unknown label {row[1 + label_column]!r}")
+            if not all(0.0 <= value <= 1.0 for value in map(float, numbers)):  # NaN fails both comparisons
+                raise CandidateRejected(f"{path}: row {count} ({row[0]!r}) has a value outside 0..1")
+    except (ValueError, csv.Error) as error:
+        raise CandidateRejected(f"{path}: row {count}: {error}") from error
+    if count != len(sample.ids):
+        raise CandidateRejected(f"{path}: {count} rows, the sample has {len(sample.ids)}")
+
+
+class Publisher:
+    """Writes submission.csv again and again, each time whole.
+
+    path     the file to publish; its folder must allow new files
+    classes  meaning of the columns of the values; columns of the sample are found by name
+
+    unknown  columns of the sample that are no class: they hold 1 / number of columns
+    absent   classes without a column in the sample: their scores are not written
+    """
+
+    def __init__(self, path: Path, sample: Sample, output: Output, classes: Sequence[str]):
+        self.path, self.sample = path, sample
+        self.labels: list[str] | None = None
+        position = {name: i for i, name in enumerate(classes)}
+        self.columns = [position.get(name, -1) for name in sample.columns]
+        self.label_column = find_label_column(sample, output)
+        if output.format == "label":
+            self.labels = [output.labels.get(name, name) for name in classes]
+            self.columns = [-1] * len(sample.columns)
+            self.absent: tuple[str, ...] = ()
+        else:
+            self.absent = tuple(name for name in classes if name not in sample.columns)
+        self.unknown = tuple(
+            name
+            for i, (name, at) in enumerate(zip(sample.columns, self.columns, strict=True))
+            if at < 0 and (self.labels is None or i != self.label_column)
+        )
+        self.classes = len(classes)
+        self.size = self._largest_size()
+        self._spare = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._handle: int | None = None
+        self._try_reserve()
+
+    def _largest_size(self) -> int:
+        """Bytes of the longest file that can come: exact for numbers, with the longest label otherwise."""
+        cells = len(self.sample.columns) * (1 + NUMBER_BYTES)
+        if self.labels is not None:
+            longest = max(len(_encode(quote(text))) for text in self.labels)
+            cells += longest - NUMBER_BYTES
+        header = len(_encode(",".join(map(quote, self.sample.header)))) + 1
+        return (
+            header + sum(len(_encode(quote(i))) for i in self.sample.ids) + len(self.sample.ids) * (cells + 1)
+        )
+
+    def _reserve(self) -> int:
+        """Descriptor of the next temporary file, its bytes allocated: a disk that fills up later cannot stop
+        a publication.
+        """
+        # somebody tidied the folder: take new bytes
+        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
+            self.close()
+        if self._handle is None:
+            self._spare.unlink(missing_ok=True)
+            self._handle = os.open(
+                self._spare, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+            )
+            try:
+                os.posix_fallocate(self._handle, 0, self.size)
+            except OSError:
+                self.close()
+                raise
+        return self._handle
+
+    def _try_reserve(self) -> None:
+        try:
+            self._reserve()
+        except OSError:  # nothing is lost yet: the next publication asks again and then says so
+            self._handle = None
+
+    def lines(self, values: np.ndarray) -> Iterator[str]:
+        """Text of the file for values f64[N, K] in [0, 1]; values below 1e-30 are written as 1e-30."""
+        yield ",".join(map(quote, self.sample.header)) + "\n"
+        table = np.full((len(values), len(self.columns)), 1.0 / len(self.columns))
+        for at, index in enumerate(self.columns):
+            if index >= 0:
+                table[:, at] = values[:, index]
+        table[(table >= 0) & (table < LEAST)] = LEAST
+        cells = [NUMBER] * len(self.columns)
+        texts: Sequence[str] = ()
+        if self.labels is not None:
+            cells[self.label_column] = "%s"
+            texts = [quote(self.labels[best]) for best in values.argmax(axis=1)]
+        pattern = "%s," + ",".join(cells) + "\n"
+        for i, (row_id, row) in enumerate(zip(self.sample.ids, table, strict=True)):
+            numbers: list[float | str] = row.tolist()
+            if self.labels is not None:
+                numbers[self.label_column] = texts[i]
+            yield pattern % (quote(row_id), *numbers)
+
+    def publish(self, values: np.ndarray) -> None:
+        """Replace the submission by one with these values f64[N, K], or leave the old file alone.
+
+        Raises  CandidateRejected when the validator refuses it, OutputUnwritable when the disk does
+        """
+        if values.shape != (len(self.sample.ids), self.classes):
+            raise CandidateRejected(
+                f"values of shape {values.shape} for {len(self.sample.ids)} rows and {self.classes} classes"
+            )
+        if self.labels is not None and not np.isfinite(values).all():
+            raise CandidateRejected("values that are not finite have no best class")
+        try:
+            handle = self._reserve()
+            _write(handle, b"".join(map(_encode, self.lines(values))))
+            validate(self._spare, self.sample, self.labels, self.label_column)
+            os.replace(self._spare, self.path)
+            os.close(handle)
+            self._handle = None
+            _sync_folder(self.path.parent)
+        except CandidateRejected:
+            self.close()  # it may have been cut short: reserve whole bytes again
+            self._try_reserve()
+            raise
+        except OSError as error:
+            raise OutputUnwritable(
+                f"{self.path}: {error}; the last published file stays. Free the disk or choose another "
+                "--working folder"
+            ) from error
+        self._try_reserve()
+
+    def close(self) -> None:
+        """Give the reserved bytes back."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            self._spare.unlink(missing_ok=True)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _write(handle: int, data: bytes) -> None:
+    """Put `data` into the reserved file from its start and flush it to the disk."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        at += os.pwrite(handle, view[at:at + (1 << 24)], at)
+    os.ftruncate(handle, len(view))
+    os.fsync(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the replacement itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

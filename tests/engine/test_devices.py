@@ -1,0 +1,197 @@
+"""The engine on devices that are not there: GPU schedule and one thread per device, with stand-ins that
+compute on the CPU.
+"""
+from __future__ import annotations
+
+import csv
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from kernel import limits
+from kernel.engine import loop
+from kernel.engine.journal import Heartbeat
+from kernel.inference import backends
+from kernel.scores import submission
+
+CLASSES = ("bark", "meow", "hiss")
+CLIPS = 9
+
+
+def make_input(folder: Path) -> Path:
+    (folder / "test").mkdir(parents=True)
+    names = [f"c{i}.wav" for i in range(CLIPS)]
+    for i, name in enumerate(names):
+        wave = 0.1 * np.random.default_rng(i).standard_normal(int(44_100 * (0.6 + 0.33 * i)))
+        soundfile.write(folder / "test" / name, wave, 44_100, subtype="PCM_16")
+    with open(folder / "sample_submission.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["fname", *CLASSES])
+        writer.writerows([name, 0, 0, 0] for name in names)
+    return folder
+
+
+@contextmanager
+def open_engine(place: Path, bundle: Path, devices: list[backends.Device]) -> Iterator[loop.Engine]:
+    """An engine in this process whose devices are `devices`."""
+    data, state = make_input(place / "in"), place / "state"
+    state.mkdir()
+    sample = submission.read_sample(data / "sample_submission.csv")
+    run = {
+        "bundle": str(bundle),
+        "manifest": str(bundle / "manifest.json"),
+        "input": str(data),
+        "clips": str(data / "test"),
+        "working": str(state),
+        "state": str(state),
+        "limits": asdict(limits.limits("fat2019", seconds=600)),
+        "marks": asdict(limits.marks(600.0)),
+        "started": time.monotonic(),
+        "offset_s": 0.0,
+        "device": "auto",
+        "loaders": 2,
+        "sample": {
+            "path": str(data / "sample_submission.csv"),
+            "header": list(sample.header),
+            "ids": list(sample.ids),
+        },
+        "first": None,
+        "strict": False,
+        "attempt": 1,
+        "pinned": False,
+    }
+    threads = torch.get_num_threads()
+    with mock.patch.object(backends, "find_devices", lambda _: (devices, [])), mock.patch("signal.signal"):
+        opened = loop.Engine(run, Heartbeat(state / "heartbeat.json"))
+        try:
+            yield opened
+        finally:
+            opened.scene.store.close()
+            torch.set_num_threads(threads)
+
+
+def stand_ins(*names: str) -> list[backends.Device]:
+    return [backends.Device(name=name, about="stand-in", memory_bytes=10**9) for name in names]
+
+
+@contextmanager
+def computing_on_cpu(watch: Callable[[backends.Device], Any]) -> Iterator[None]:
+    """Nets for any device run plainly on the CPU; `watch` is called with the device before every batch."""
+
+    def prepare(
+        module: torch.nn.Module, device: backends.Device, samples: Any, **more: Any
+    ) -> backends.Runner:
+        net = module.eval()
+
+        def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+            watch(device)
+            return backends.call_net(net, inputs, frames)
+
+        return backends.Runner(
+            device=backends.Device(name="cpu", about=""), path=f"stand-in {device.name}", run=run, exact=run
+        )
+
+    with mock.patch.object(backends, "prepare", prepare):
+        yield
+
+
+def scores(opened: loop.Engine) -> dict[str, np.ndarray]:
+    return {net_id: np.array(opened.scene.board.get(net_id)) for net_id in opened.scene.nets}
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Scores of every net by the CPU schedule."""
+    with open_engine(tmp_path_factory.mktemp("cpu"), tiny_bundle / "bundle", stand_ins("cpu")) as opened:
+        opened.execute()
+        return scores(opened)
+
+
+def test_the_gpu_schedule_gives_the_scores_of_the_cpu(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        computing_on_cpu(lambda device: None),
+    ):
+        opened.execute()
+        found = scores(opened)
+    assert all(np.isfinite(values).all() for values in found.values())
+    for net_id, values in found.items():
+        np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
+def test_a_gpu_takes_suspects_alone_and_first_then_long_rows_before_short_ones(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    with open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened, computing_on_cpu(lambda device: None):
+        scene = opened.scene
+        scene.journal.suspect_rows = {(net_id, "c4.wav") for net_id in scene.nets}
+        taken: dict[str, list[list[str]]] = {}
+        flight = scene.journal.flight
+
+        def watch(kind: str, ids: list[str], net: str = "") -> Any:
+            if kind == "batch":
+                taken.setdefault(net, []).append(ids)
+            return flight(kind, ids, net)
+
+        with mock.patch.object(scene.journal, "flight", watch):
+            opened.execute()
+    longest = [f"c{i}.wav" for i in reversed(range(CLIPS)) if i != 4]
+    members = [windows for net_id, windows in taken.items() if net_id in scene.nets and len(windows) > 1]
+    assert members and all(
+        windows[0] == ["c4.wav"] and sum(windows[1:], []) == longest for windows in members
+    )
+
+
+def test_two_devices_work_at_once_one_thread_each(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    """The first two batches meet at a barrier: with one device, or one thread for both, it would break."""
+    meet, met, users = threading.Barrier(2), set[str](), dict[str, set[int]]()
+
+    def watch(device: backends.Device) -> None:
+        users.setdefault(device.name, set()).add(threading.get_ident())
+        if device.name not in met:
+            met.add(device.name)
+            meet.wait(60)
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0", "cuda:1")) as opened,
+        computing_on_cpu(watch),
+    ):
+        opened.execute()
+        found = scores(opened)
+    assert set(users) == {"cuda:0", "cuda:1"} and all(len(threads) == 1 for threads in users.values())
+    assert users["cuda:0"] != users["cuda:1"]
+    for net_id, values in found.items():
+        np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
+def test_a_lost_device_ends_the_engine_with_the_scores_saved(tmp_path: Path, tiny_bundle: Path) -> None:
+    batches: list[str] = []
+
+    def watch(device: backends.Device) -> None:
+        batches.append(device.name)
+        if len(batches) > 6:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        computing_on_cpu(watch),
+        pytest.raises(RuntimeError, match="illegal"),
+    ):
+        opened.execute()
+    assert len(batches) == 7  # nothing more was asked of a device that is lost
+    saved = [np.load(path) for path in (tmp_path / "state" / "scores").glob("*.npy")]
+    assert any(np.isfinite(values).any() for values in saved)

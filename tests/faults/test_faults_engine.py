@@ -1,0 +1,399 @@
+"""Faults of the engine process: it dies, hangs, is stopped, or leaves others behind. Whole runs, real
+signals.
+"""
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers import REPOSITORY
+from tests.helpers.guard_runs import KERNEL, GuardRun, start_guard, wait_for
+from tests.helpers.invariants import find_processes
+from tests.helpers.whole_runs import (
+    Place,
+    check,
+    faulty_build,
+    find_engine,
+    has_scores,
+    make_place,
+    prior_rows,
+    run_whole,
+    sleep_after_start,
+    strikes,
+    wait_for_engine,
+)
+
+POISON = "c05.wav"
+KILLS = 25
+
+
+@pytest.mark.fault(
+    row=31,
+    injection="the decoder kills its process (SIGKILL, SIGSEGV, SIGABRT) or ends it (_exit) once",
+    outcome="engine restarted; the clip in flight runs first and alone; the same bytes as without the fault",
+)
+@pytest.mark.faults
+@pytest.mark.parametrize("deed", ["kill", "segv", "abort", "exit0"])
+def test_a_decoder_that_kills_its_process_costs_nothing_but_time(
+    tmp_path: Path, unharmed: GuardRun, deed: str
+) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle",
+                    plan=[{"at": "decode", "id": POISON, "do": deed, "times": 1}])
+    check(run, "EngineDied", reference=unharmed)
+    assert run.report["guard"]["attempts"] == 2
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=31,
+    injection="decoding one clip raises RuntimeError, an unforeseen exception, MemoryError or SystemExit",
+    outcome="that clip keeps the prior and is named; no restart; every other row as without the fault",
+)
+@pytest.mark.parametrize("deed", ["raise", "strange", "memory_error", "sysexit"])
+def test_an_exception_in_the_decoder_costs_its_clip_alone(
+    tmp_path: Path, unharmed: GuardRun, deed: str
+) -> None:
+    run = run_whole(
+        make_place(tmp_path), faulty_build() / "bundle", plan=[{"at": "decode", "id": POISON, "do": deed}]
+    )
+    check(run, "ClipUnreadable", reference=unharmed, affected={POISON})
+    assert prior_rows(run) == {POISON} and run.report["guard"]["attempts"] == 1
+
+
+@pytest.mark.fault(
+    row=32,
+    injection="a clip that kills the engine each time it is decoded",
+    outcome="quarantined after two deaths: its row keeps the prior, every other row as without the fault",
+)
+def test_a_poison_clip_is_quarantined_after_two_deaths(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(
+        make_place(tmp_path), faulty_build() / "bundle", plan=[{"at": "decode", "id": POISON, "do": "kill"}]
+    )
+    check(run, "ClipQuarantined", reference=unharmed, affected={POISON})
+    assert (
+        prior_rows(run) == {POISON}
+        and run.report["quarantined"] == [POISON]
+        and run.report["guard"]["attempts"] == 3
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.fault(row=32, injection="two poison clips; one of them kills while its header is read",
+                   outcome="both quarantined, every other row as without the fault")
+def test_two_poison_clips_are_both_found(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=60, plan=[
+        {"at": "decode", "id": POISON, "do": "kill"}, {"at": "probe", "id": "c09.wav", "do": "segv"}])
+    check(run, "ClipQuarantined", reference=unharmed, affected={POISON, "c09.wav"})
+    assert prior_rows(run) == {POISON, "c09.wav"}
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=32,
+    injection="one row kills the process in one net's forward, each time",
+    outcome="the pair (net, row) is dropped after two deaths; the row is decided by the other nets",
+)
+def test_a_poison_pair_of_net_and_row_costs_the_pair(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(
+        make_place(tmp_path), faulty_build() / "bundle", plan=[{"at": "forward", "id": POISON, "do": "kill"}]
+    )
+    check(run, "EngineDied", reference=unharmed, affected={POISON})
+    assert not prior_rows(run) and run.report["partial_rows"] == 1
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=23,
+    injection="kill -9 of the engine before a clip is read, while it is decoded, before it is predicted, "
+    "during its forward",
+    outcome="nothing of the dead engine is trusted or left; the same bytes as without the fault",
+)
+@pytest.mark.parametrize("at", ["probe", "decode", "row", "forward"])
+def test_killed_at_every_stage_of_a_clip(tmp_path: Path, unharmed: GuardRun, at: str) -> None:
+    run = run_whole(
+        make_place(tmp_path),
+        faulty_build() / "bundle",
+        plan=[{"at": at, "id": POISON, "do": "kill", "times": 1}],
+    )
+    check(run, "EngineDied", reference=unharmed)
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=33,
+    injection="every engine dies while it imports its code",
+    outcome="given up after two restarts without progress; the prior submission, exit 0, the deaths named",
+)
+def test_an_engine_that_never_starts_leaves_the_prior(tmp_path: Path) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", plan=[{"at": "import", "do": "segv"}])
+    check(run, "EngineGivenUp")
+    assert len(prior_rows(run)) == run.report["prior_rows"] == 12
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=34,
+    injection="SIGSTOP of the engine; a decoder that never returns",
+    outcome="hung: ended and restarted, the clip in flight a suspect; the same bytes as without the fault",
+)
+@pytest.mark.parametrize("deed", ["stop", "hang"])
+def test_a_hung_engine_is_replaced(tmp_path: Path, unharmed: GuardRun, deed: str) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=60,
+                    plan=[{"at": "decode", "id": POISON, "do": deed, "times": 1}])
+    check(run, "EngineHung", reference=unharmed)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.fault(row=40, injection=f"kill -9 of the engine at {KILLS} seeded random instants, one per run",
+                   outcome="always valid; the same final bytes: a killed clip is a suspect, not a victim")
+def test_killed_at_random_instants(tmp_path: Path, unharmed: GuardRun) -> None:
+    draw = random.Random(40)
+    for number in range(KILLS):
+        kill_once(
+            make_place(tmp_path / str(number)), unharmed, draw.uniform(0.0, 1.1) * (unharmed.wall_s - 0.5)
+        )
+
+
+@pytest.mark.fault(row=40, injection="kill -9 of the engine after its first publication (the fast cut)",
+                   outcome="always valid; the same final bytes")
+def test_killed_after_the_first_publication(tmp_path: Path, unharmed: GuardRun) -> None:
+    def strike(process: subprocess.Popen[str], working: Path) -> None:
+        wait_for(lambda: has_scores(working), 30.0)
+        engine = find_engine(process)
+        if engine is not None:  # it may just have finished
+            os.kill(engine, signal.SIGKILL)
+
+    plan = [{"at": "row", "id": "c11.wav", "do": "sleep", "seconds": 0.3}]  # the second net has work left
+    check_killed(
+        run_whole(make_place(tmp_path), faulty_build() / "bundle", during=strike, plan=plan), unharmed
+    )
+
+
+def kill_once(place: Place, unharmed: GuardRun, after_s: float) -> None:
+    def strike(process: subprocess.Popen[str], working: Path) -> None:
+        sleep_after_start(process, after_s)
+        engine = find_engine(process)
+        if engine is not None:
+            os.kill(engine, signal.SIGKILL)
+
+    check_killed(run_whole(place, faulty_build() / "bundle", during=strike), unharmed)
+
+
+def check_killed(run: GuardRun, unharmed: GuardRun) -> None:
+    """The bytes of a run without faults, and each death named."""
+    check(run, "EngineDied" if run.report["guard"]["deaths"] else None, reference=unharmed)
+
+
+@pytest.mark.fault(
+    row=41,
+    injection="kill -9 of the guard",
+    outcome="engine gone within 3 s; the last valid submission stays",
+)
+def test_the_engine_dies_with_the_guard(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    arguments = [
+        "--bundle",
+        str(faulty_build() / "bundle"),
+        "--input",
+        str(tmp_path / "in"),
+        "--working",
+        str(tmp_path / "out"),
+    ]
+    process, mark = start_guard(
+        KERNEL, tmp_path, *arguments, env=strikes({"at": "decode", "id": POISON, "do": "hang"})
+    )
+    wait_for_engine(process)
+    wait_for((tmp_path / "out" / "submission.csv").exists)
+    time.sleep(1.5)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not find_processes(mark), 3.0)
+    lines = (tmp_path / "out" / "submission.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines[1:]] == place.ids
+
+
+@pytest.mark.fault(row=42, injection="SIGTERM to the guard, twice, in mid-run",
+                   outcome="what is scored is published, exit 0 within 2 s")
+def test_terminated_twice(tmp_path: Path) -> None:
+    run, left_s = signal_guard(tmp_path, [signal.SIGTERM, signal.SIGTERM])
+    check(run, "Interrupted")
+    # 2 s promised; the rest is this test's own process start
+    assert left_s < 2.5 and len(prior_rows(run)) < 12
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=42, injection="SIGINT, SIGHUP to the guard", outcome="what is scored is published, exit 0 within 2 s"
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+    run, left_s = signal_guard(tmp_path, [number])
+    check(run, "Interrupted")
+    assert left_s < 2.5
+
+
+def signal_guard(folder: Path, numbers: list[signal.Signals]) -> tuple[GuardRun, float]:
+    """A run whose guard gets signals once the first net is published, and how long it then took to leave."""
+    sent: list[float] = []
+
+    def send(process: subprocess.Popen[str], working: Path) -> None:
+        wait_for(lambda: has_scores(working), 30.0)
+        sent.append(time.monotonic())
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.05)
+        process.wait(10)
+        sent.append(time.monotonic())
+
+    run = run_whole(
+        make_place(folder),
+        faulty_build() / "bundle",
+        during=send,
+        plan=[{"at": "row", "id": f"c{i:02d}.wav", "do": "sleep", "seconds": 0.15} for i in range(12)],
+    )
+    return run, sent[1] - sent[0]
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=43,
+    injection="a regular expression without end in a net's forward: it holds the interpreter's lock",
+    outcome="stacks dumped into the report, engine ended and restarted; the same bytes as without the fault",
+)
+def test_an_engine_that_holds_its_interpreter_is_ended(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=30,
+                    plan=[{"at": "forward", "id": POISON, "do": "hold_the_interpreter", "times": 1}])
+    check(run, "EngineHung", reference=unharmed)
+    assert "hold_the_interpreter" in run.report["guard"]["stacks"]
+
+
+@pytest.mark.faults
+@pytest.mark.fault(row=44, injection="a net starts a thread that interpreter exit waits for",
+                   outcome="the run ends in time with everything scored")
+def test_a_thread_that_never_ends_does_not_keep_the_run(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=30,
+                    plan=[{"at": "row", "id": POISON, "do": "thread", "times": 1}])
+    check(run, reference=unharmed)
+    assert run.wall_s < 15.0  # without the fault: 3 s; waiting for the thread: to the deadline
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=45,
+    injection="a decoder double-forks a process that ignores SIGTERM, in a session of its own; "
+    "an engine that blocks SIGTERM",
+    outcome="no process is left",
+)
+def test_grandchildren_do_not_survive(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(
+        make_place(tmp_path),
+        faulty_build() / "bundle",
+        plan=[
+            {"at": "decode", "id": POISON, "do": "grandchild", "times": 1},
+            {"at": "decode", "id": POISON, "do": "deaf", "times": 1},
+        ],
+    )
+    check(run, reference=unharmed)
+
+
+@pytest.mark.faults
+@pytest.mark.fault(row=51, injection="SIGSTOP of guard and engine for 6 s, then SIGCONT",
+                   outcome="counted as a pause, not as a hang; the same bytes as without the fault")
+def test_a_pause_of_everything_is_no_hang(tmp_path: Path, unharmed: GuardRun) -> None:
+    def pause(process: subprocess.Popen[str], working: Path) -> None:
+        wait_for_engine(process)
+        time.sleep(1.0)
+        everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in everyone:
+            one.suspend()
+        time.sleep(6.0)
+        for one in reversed(everyone):
+            one.resume()
+
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=60, during=pause)
+    check(run, "Paused", reference=unharmed)
+    assert run.report["guard"]["attempts"] == 1
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=75,
+    injection="a net raises `CUDA error: device-side assert` once: the context is lost",
+    outcome="scores saved, engine restarted once; the same bytes as without the fault",
+)
+def test_a_lost_device_restarts_the_engine_once(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle",
+                    plan=[{"at": "forward", "id": POISON, "do": "cuda_lost", "times": 1}])
+    check(run, "EngineDied", reference=unharmed)
+    assert run.report["guard"]["attempts"] == 2
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=38,
+    injection="threads of the engine's process counted while it runs, profile of 2 cores",
+    outcome="thread pools obey the profile: no BLAS pool per loader",
+)
+def test_threads_are_bounded(tmp_path: Path) -> None:
+    most = 0
+
+    def count(process: subprocess.Popen[str], working: Path) -> None:
+        nonlocal most
+        engine = wait_for_engine(process)
+        while process.poll() is None and psutil.pid_exists(engine):
+            try:
+                most = max(most, psutil.Process(engine).num_threads())
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(0.02)
+
+    check(run_whole(make_place(tmp_path), faulty_build() / "bundle", during=count))
+    # main, heartbeat, lifeline, worker, 2 + 2 loaders, and one pool of 2 intra-op threads per thread that
+    # computes
+    assert 4 <= most <= 20, most
+
+
+def test_the_strikes_need_their_bundle() -> None:
+    """The product itself has no hook: what strikes rides in the test bundle's own files."""
+    kernel = REPOSITORY / "kernel"
+    assert not [
+        path
+        for path in [*kernel.rglob("*.py"), kernel.parent / "infer_kernel.py"]
+        if b"HOURGLASS_" in path.read_bytes()
+    ]
+    assert sys.modules.get("kernel.custom.faulty") is None
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=40,
+    injection="the engine dies within its first net, after it has published a part of it",
+    outcome="what was published stays: no later submission is worse than an earlier one",
+)
+def test_a_restart_never_publishes_less(tmp_path: Path) -> None:
+    slow = [f"c{i:02d}.wav" for i in range(3, 10)]
+    plan = [*({"at": "forward", "id": id, "do": "sleep", "seconds": 0.5, "times": 1} for id in slow),
+            {"at": "forward", "id": "c10.wav", "do": "kill", "times": 1}]
+    counts: list[int] = []
+
+    def look(process: subprocess.Popen[str], working: Path) -> None:
+        while process.poll() is None:
+            path = working / "submission.csv"
+            if path.exists():
+                counts.append(
+                    sum(not line.endswith(",3.333333e-01") for line in path.read_text().splitlines()[1:])
+                )
+            time.sleep(0.05)
+
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=40, during=look, plan=plan)
+    check(run, "EngineDied")
+    assert counts == sorted(counts) and counts[-1] == 12 and any(0 < n < 12 for n in counts)

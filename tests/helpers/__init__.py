@@ -1,0 +1,7 @@
+"""What tests share and what is no test: bundles, whole runs, strikes, the fault matrix, pages and tools to
+run by hand.
+"""
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+REPOSITORY = TESTS.parent

@@ -1,0 +1,175 @@
+"""Rehearsals and reruns as a user meets them: whole runs, in processes of their own."""
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.helpers.guard_runs import KERNEL, GuardRun, run_guard
+
+LENGTHS_S = (0.4, 0.7, 1.1, 0.5, 0.9, 1.6)
+
+
+def fill(folder: Path, names: list[str]) -> None:
+    """Rendered clips under these names; the same name always sounds the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        number = int("".join(filter(str.isdigit, name)) or 0)
+        rng = np.random.default_rng(number)
+        wave = (
+            0.3 * np.sin(np.arange(int(22_050 * LENGTHS_S[number % 6])) / (3 + number))
+            + 0.05 * rng.standard_normal()
+        )
+        soundfile.write(folder / name, wave, 22_050)
+
+
+def rehearse(tmp_path: Path, kernel: Path, bundle: Path, *arguments: str) -> tuple[int, str, dict]:
+    """(exit code, output, report) of a rehearsal on six clips."""
+    if not (tmp_path / "clips").exists():
+        fill(tmp_path / "clips", [f"c{i}.wav" for i in range(6)])
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(kernel),
+            "--rehearse",
+            "--bundle",
+            str(bundle),
+            "--clips",
+            str(tmp_path / "clips"),
+            "--working",
+            str(tmp_path / "working"),
+            "--limits",
+            "fat2019",
+            "--device",
+            "cpu",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    report = tmp_path / "working/report.json"
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        json.loads(report.read_text()) if report.exists() else {},
+    )
+
+
+def test_a_hidden_set_too_large_fails_the_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The repository's own kernel file, a bundle without its push folder: the pushed form runs all the
+    same.
+    """
+    bundle = Path(shutil.copytree(tiny_bundle / "bundle", tmp_path / "elsewhere"))
+    code, out, report = rehearse(
+        tmp_path, KERNEL, bundle, "--expect-clips", "3000000", "--expect-hours", "9000"
+    )
+    assert code == 1, out
+    assert "UNPINNED" not in out and report["guard"]["pinned"]
+    assert "FAIL  time of everything" in out and "x 1.3 slower" in out
+    failed = [line for line in report["rehearsal"]["verdict"] if not line["passed"]]
+    assert {"time of everything", "spill to disk"} <= {line["what"] for line in failed} and failed[0][
+        "margin"
+    ] < 0
+    assert all(word in out for word in ("network:", "input:", "memory:", "disk:", "cores:")), (
+        "every wall, enforced or not"
+    )
+    page = (tmp_path / "working/report.html").read_text()
+    assert ">FAIL<" in page and "3,000,000" in page and page.count("<img") == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clips", "elsewhere", "working"], (
+        "the fake /kaggle is gone"
+    )
+
+
+@pytest.mark.faults
+def test_a_full_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Save Version with an empty test folder, then 20 rows out of 6 clips with the expected hours, scored
+    against labels.
+    """
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "fname,labels\n" + "".join(f"c{i}.wav,{('bark', 'meow', 'hiss')[i % 3]}\n" for i in range(6))
+    )
+    code, out, report = rehearse(
+        tmp_path,
+        tiny_bundle / "push/infer_kernel.py",
+        tiny_bundle / "bundle",
+        "--simulate-commit",
+        "--repeat-to",
+        "20",
+        "--expect-clips",
+        "20",
+        "--expect-hours",
+        "0.01",
+        "--labels",
+        str(labels),
+    )
+    assert code == 0, out
+    assert "no clip of the sample is there" in out and "valid submission of three prior rows" in out
+    assert report["rows"] == 20 and report["seconds_of_audio"] == pytest.approx(36, rel=0.01)
+    assert 0 < report["rehearsal"]["lwlrap"] <= 1 and len(report["worst"]) == 8
+    assert all(entry["truth"] for entry in report["worst"])
+    forecast = report["rehearsal"]["verdict"][0]["raw"]
+    assert forecast == pytest.approx(report["wall_s"], rel=0.15), (
+        "the forecast for the very set that ran is its own time"
+    )
+    assert "Worst predictions" in (tmp_path / "working/report.html").read_text()
+
+
+def test_a_bundle_that_is_not_the_kernels_own(tmp_path: Path, tiny_bundle: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle / "bundle", tmp_path / "bundle"))
+    manifest = bundle / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    code, out, _ = rehearse(tmp_path, tiny_bundle / "push/infer_kernel.py", bundle)
+    assert code == 2 and "BundleHashMismatch" in out
+
+
+# -- the rerun's traps
+# ----------------------------------------------------------------------------------------------------
+
+
+def rerun(place: Path, bundle: Path, header: str, ids: list[str], clips: list[str]) -> GuardRun:
+    fill(place / "in/test", clips)
+    (place / "in/test").mkdir(parents=True, exist_ok=True)
+    (place / "in/sample_submission.csv").write_text(
+        "\n".join([header, *(f"{id},0,0,0" for id in ids)]) + "\n"
+    )
+    return run_guard(place, bundle, seconds=40)
+
+
+def cells(run: GuardRun) -> dict[str, dict[str, str]]:
+    """Row id -> column -> cell."""
+    header, *rows = (line.split(",") for line in run.submission.splitlines())
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_the_rerun_is_another_set(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Commit: three clips. Rerun: more rows in another order, other column order, clips missing, clips nobody
+    asked for.
+    """
+    ids = [f"c{i}.wav" for i in range(3)]
+    commit = rerun(tmp_path / "commit", tiny_bundle / "bundle", "fname,bark,meow,hiss", ids, ids)
+    hidden = ["c7.wav", "c1.wav", "gone1.wav", "c2.wav", "c5.wav", "c0.wav", "gone2.wav"]
+    run = rerun(tmp_path / "rerun", tiny_bundle / "bundle", "fname,hiss,bark,meow", hidden,
+                [*(id for id in hidden if "gone" not in id), "extra1.wav", "extra2.wav"])
+    assert commit.code == run.code == 0
+    before, after = cells(commit), cells(run)
+    assert list(after) == hidden and {id: after[id] for id in ids} == before, (
+        "by name, whatever stands around it"
+    )
+    assert run.report["prior_rows"] == 2 and set(run.report["broken_rows"]) == {"gone1.wav", "gone2.wav"}
+    assert run.report["extra_clips"] == 2 and run.submission.startswith("fname,hiss,bark,meow\n")
+    assert len({*after["gone1.wav"].values()}) == 1
+
+
+def test_an_empty_test_folder_at_save_version(tmp_path: Path, tiny_bundle: Path) -> None:
+    run = rerun(tmp_path, tiny_bundle / "bundle", "fname,bark,meow,hiss", ["a.wav", "b.wav", "c.wav"], [])
+    assert run.code == 0 and run.report["prior_rows"] == 3 and len(cells(run)) == 3
+    assert "no clip of the sample is there" in run.out and "--simulate-commit" in run.out
+    assert "Save Version" in (run.working / "report.html").read_text()

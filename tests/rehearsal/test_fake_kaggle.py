@@ -1,0 +1,93 @@
+"""The fake competition of a rehearsal: names, rows and lengths."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from kernel import spec
+from kernel.errors import SampleMissing, SpecError
+from kernel.rehearsal import fake_kaggle
+from tests.helpers import TESTS
+
+TINY = spec.load_ensemble(TESTS / "ensembles" / "tiny.toml")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    (folder / "deep").mkdir(parents=True)
+    for name, seconds in (("a.wav", 1.0), ("deep/b.flac", 3.0)):
+        soundfile.write(folder / name, np.sin(np.arange(int(8000 * seconds)) / 9) / 2, 8000)
+    (folder / "broken.wav").write_text("junk")
+    return folder
+
+
+def seconds_of(laid: fake_kaggle.Replica) -> list[float]:
+    return [soundfile.info(laid.test / id).duration if "broken" not in id else 0.0 for id in laid.ids]
+
+
+def test_clips_become_rows_under_their_own_names(tmp_path: Path, clips: Path) -> None:
+    laid = fake_kaggle.lay_clips(tmp_path / "in", clips, TINY)
+    assert laid.ids == ("a.wav", "broken.wav", "deep/b.flac") and laid.notes == ()
+    assert all((laid.test / id).read_bytes() == (clips / id).read_bytes() for id in laid.ids)
+    sample = (tmp_path / "in/competitions/rehearsal/sample_submission.csv").read_text().splitlines()
+    assert sample[0] == "fname,bark,meow,hiss" and sample[3] == "deep/b.flac,0,0,0"
+
+
+def test_repeats_have_names_of_their_own(tmp_path: Path, clips: Path) -> None:
+    laid = fake_kaggle.lay_clips(tmp_path / "in", clips, TINY, repeat_to=8)
+    assert len(set(laid.ids)) == 8 and laid.ids[3:6] == (
+        "again1-a.wav",
+        "again1-broken.wav",
+        "deep/again1-b.flac",
+    )
+    assert [fake_kaggle.original_name(id) for id in laid.ids[:6]] == 2 * list(laid.ids[:3])
+    assert "3 files repeated to 8" in laid.notes[0]
+
+
+@pytest.mark.parametrize("hours", [0.5 / 3600 * 9, 9 * 2.6 / 3600])
+def test_lengths_follow_the_expected_hours(tmp_path: Path, clips: Path, hours: float) -> None:
+    laid = fake_kaggle.lay_clips(tmp_path / "in", clips, TINY, repeat_to=9, hours=hours)
+    lengths = seconds_of(laid)
+    assert sum(lengths) == pytest.approx(hours * 3600, rel=1e-3)
+    assert lengths[2] == pytest.approx(3 * lengths[0], rel=1e-3), "the shape of the distribution stays"
+    assert (laid.test / "again1-a.wav").samefile(laid.test / "a.wav"), "repeats share their bytes"
+    assert (laid.test / "broken.wav").read_text() == "junk"
+
+
+def test_longer_clips_are_repetitions(tmp_path: Path, clips: Path) -> None:
+    assert fake_kaggle.stretch(clips / "a.wav", tmp_path / "long.wav", 2.5)
+    before, after = soundfile.read(clips / "a.wav")[0], soundfile.read(tmp_path / "long.wav")[0]
+    assert (
+        len(after) == 20_000
+        and np.array_equal(after[:8000], before)
+        and np.array_equal(after[8000:16_000], before)
+    )
+
+
+def test_hours_far_from_the_clips_are_refused(tmp_path: Path, clips: Path) -> None:
+    with pytest.raises(SpecError, match="give others"):
+        fake_kaggle.lay_clips(tmp_path / "in", clips, TINY, repeat_to=3, hours=100.0)
+
+
+def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SampleMissing, match="no audio file"):
+        fake_kaggle.lay_clips(tmp_path / "in", tmp_path, TINY)
+
+
+def test_windows_give_several_rows_per_clip(tmp_path: Path, clips: Path) -> None:
+    windowed = replace(TINY, windows=spec.Windows(seconds=1.0, pattern="{stem}_{end}"))
+    laid = fake_kaggle.lay_clips(tmp_path / "in", clips, windowed, repeat_to=6)
+    assert laid.ids[:4] == ("a_1", "b_1", "b_2", "b_3") and len(set(laid.ids)) == len(laid.ids) == 8
+
+
+def test_rows_can_be_found_again(tmp_path: Path, clips: Path) -> None:
+    laid = fake_kaggle.lay_clips(tmp_path / "in", clips, TINY, repeat_to=6)
+    rows = fake_kaggle.rows_of(laid, TINY, {"deep/again1-b.flac", "a.wav"})
+    assert [row.id for row in rows] == ["a.wav", "deep/again1-b.flac"] and all(
+        row.clip.error is None for row in rows
+    )

@@ -1,0 +1,280 @@
+"""Means against numpy one-liners; the ensemble with everything that may be missing."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernel import spec
+from kernel.errors import SpecError
+from kernel.scores import blend
+from kernel.scores.blend import Board
+
+K = 4
+RNG = np.random.default_rng(5)
+STACK = RNG.uniform(0.01, 0.99, (3, 6, K))
+WEIGHTS = [1.0, 2.0, 0.5]
+
+
+def member(name, weight=1.0, folds=(0,), **more):
+    return spec.Member(name=name, family="simple_cnn", frontend="mel", weight=weight, folds=folds, **more)
+
+
+def ensemble(members, stackers=(), **more):
+    return spec.Ensemble(
+        name="e", classes=tuple("abcd"), members=tuple(members), stackers=tuple(stackers), **more
+    )
+
+
+def board_of(scores):
+    board = Board(*next(iter(scores.values())).shape)
+    for net_id, values in scores.items():
+        board.load(net_id, values)
+    return board
+
+
+def minmax_of(part):
+    return (part - part.min(0)) / (part.max(0) - part.min(0))
+
+
+def ranks_of(part):
+    return (part.argsort(0).argsort(0) + 1) / len(part)
+
+
+def logit_of(p):
+    return np.log(p / (1 - p))
+
+
+ONE_LINERS = {
+    "geometric": lambda s, w: np.exp(np.average(np.log(s), axis=0, weights=w)),
+    "arithmetic": lambda s, w: np.average(s, axis=0, weights=w),
+    "logit": lambda s, w: 1 / (1 + np.exp(-np.average(logit_of(s), axis=0, weights=w))),
+    "power": lambda s, w: np.average(s**3, axis=0, weights=w) ** (1 / 3),
+    "rank": lambda s, w: np.average(np.stack([ranks_of(p) for p in s]), axis=0, weights=w),
+    "minmax": lambda s, w: np.average(np.stack([minmax_of(p) for p in s]), axis=0, weights=w),
+    "min": lambda s, w: s.min(axis=0),
+    "max": lambda s, w: s.max(axis=0),
+}
+
+
+@pytest.mark.parametrize("weights", [(), WEIGHTS])
+@pytest.mark.parametrize("name", ONE_LINERS)
+def test_mean_equals_its_numpy_one_liner(name, weights):
+    expected = ONE_LINERS[name](STACK, weights or [1.0] * 3)
+    np.testing.assert_allclose(blend.mean(name, STACK, weights, 3.0), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 5])
+def test_median_of_equal_weights_is_numpy_s(parts):
+    stack = RNG.uniform(size=(parts, 7, K))
+    np.testing.assert_allclose(blend.mean("median", stack), np.median(stack, axis=0), rtol=1e-15)
+
+
+def test_weighted_median_equals_the_median_of_repeated_parts():
+    repeated = STACK[[0, 1, 1, 2, 2, 2]]
+    np.testing.assert_allclose(
+        blend.mean("median", STACK, [1, 2, 3]), np.median(repeated, axis=0), rtol=1e-15
+    )
+
+
+def test_every_mean_of_the_spec_has_a_function():
+    assert set(blend.MEANS) == set(spec.MEANS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("name", [m for m in spec.MEANS if m not in spec.ROW_DEPENDENT_MEANS])
+def test_a_missing_part_counts_as_if_it_had_never_been_there(name, data):
+    there = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
+    weights = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=3, max_size=3))
+    stack = STACK.copy()
+    stack[np.flatnonzero(~np.array(there)), 2, 1] = np.nan  # one NaN makes the row missing
+    out = blend.mean(name, stack, weights, 2.0)
+    kept = [i for i in range(3) if there[i] and weights[i] > 0]
+    if not kept:
+        assert np.isnan(out[2]).all()
+    else:
+        alone = blend.mean(name, STACK[kept][:, 2:3], [weights[i] for i in kept], 2.0)
+        np.testing.assert_allclose(out[2], alone[0], rtol=1e-12)
+    assert np.isfinite(out[[0, 1, 3, 4, 5]]).all() == (sum(weights) > 0)
+
+
+def test_an_exact_zero_does_not_wipe_out_the_geometric_mean():
+    stack = np.array([[[0.0, 0.0, 0.5, 0.5]], [[0.9, 0.1, 0.5, 0.5]]])
+    out = blend.mean("geometric", stack)[0]
+    assert out[0] > out[1] > 0 and out[2] == 0.5
+
+
+def test_logit_mean_survives_exact_zero_and_one():
+    out = blend.mean("logit", np.array([[[0.0, 1.0, 0.5, 0.2]], [[0.5, 0.5, 0.5, 0.2]]]))[0]
+    assert np.isfinite(out).all() and out[0] < out[3] < out[2] < out[1]
+
+
+def test_vote_is_the_majority_and_ties_go_to_the_better_mean_probability():
+    a, b, c = [0.9, 0.1, 0.0, 0.0], [0.2, 0.6, 0.1, 0.1], [0.3, 0.4, 0.2, 0.1]
+    assert blend.mean("vote", np.array([[a], [b], [c]]))[0].argmax() == 1  # two votes beat one confident one
+    tie = blend.mean("vote", np.array([[a], [b]]))[0]
+    assert tie.argmax() == 0 and tie[1] > tie[2]  # one vote each: mean 0.55 against 0.35
+    assert blend.mean("vote", np.array([[a], [b]]), [1, 1.01])[0].argmax() == 1
+    # equals: the lowest class number
+    assert blend.mean("vote", np.array([[[0.5, 0.5, 0, 0]]]))[0].argmax() == 0
+
+
+def test_ranks_share_ties_and_skip_missing_rows():
+    part = np.array([[0.1] * K, [0.5] * K, [0.5] * K, [np.nan] * K])
+    np.testing.assert_allclose(blend.mean("rank", part[None])[:3, 0], [1 / 3, 2.5 / 3, 2.5 / 3])
+
+
+def test_a_constant_class_keeps_its_value_under_minmax():
+    part = np.array([[0.2, 0.3, 0.4, 0.5], [0.6, 0.3, 0.2, 0.5]])
+    np.testing.assert_allclose(blend.mean("minmax", part[None]), [[0, 0.3, 1, 0.5], [1, 0.3, 0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: blend.mean("geomtric", STACK), "geometric"),
+        (lambda: blend.mean("max", STACK, [1.0]), "1 weights for 3"),
+        (lambda: blend.mean("max", STACK, [1.0, -1.0, 1.0]), "negative"),
+        (lambda: blend.mean("power", STACK, (), 0.0), "root"),
+    ],
+)
+def test_wrong_means_are_named(call, text):
+    with pytest.raises(SpecError, match=text):
+        call()
+
+
+def test_board_keeps_what_was_added_and_nothing_else():
+    board = Board(3, K)
+    board.add("m.0", np.array([2, 0]), np.array([[0.1] * K, [0.2] * K]))
+    assert board.covered("m.0").tolist() == [True, False, True] and board.get("m.0")[0, 0] == np.float32(0.2)
+    assert np.isnan(board.get("other.0")).all() and board.get("m.0").dtype == np.float32
+    with pytest.raises(ValueError):
+        board.add("m.0", np.array([0]), np.zeros((1, K + 1)))
+    with pytest.raises(ValueError):
+        board.load("m.0", np.zeros((2, K)))
+    with pytest.raises(ValueError):
+        board.get("m.0")[0] = 1.0  # read-only: scores change through add alone
+
+
+def test_argus_levels_equal_a_hand_computation():
+    rng = np.random.default_rng(0)
+    members = [member(f"m{i}", folds=tuple(range(5))) for i in range(7)]
+    stackers = [
+        spec.Stacker(
+            name=f"s{i}", family="fcnet", inputs=tuple(f"m{j}" for j in range(7)), folds=tuple(range(5))
+        )
+        for i in range(3)
+    ]
+    scores = {
+        f"{p.name}.{f}": rng.uniform(1e-4, 1, (9, K)).astype(np.float32)
+        for p in [*members, *stackers]
+        for f in p.folds
+    }
+    board = board_of(scores)
+
+    def folds(name):
+        return np.exp(np.mean([np.log(scores[f"{name}.{f}"].astype(float)) for f in range(5)], axis=0))
+
+    rows, features = blend.stacker_features(stackers[0], ensemble(members, stackers), board)
+    assert rows.tolist() == list(range(9)) and features.dtype == np.float32
+    np.testing.assert_allclose(
+        features, np.concatenate([folds(f"m{j}") for j in range(7)], axis=1), rtol=1e-6
+    )
+    expected = np.exp(np.mean([np.log(folds(p.name)) for p in [*members, *stackers]], axis=0))
+    done = blend.blend(ensemble(members, stackers), board, np.full(K, 0.25))
+    np.testing.assert_allclose(done.values, expected, rtol=1e-12)
+    assert done.full.all() and (done.parts == 10).all() and not done.prior_rows.any()
+
+
+def test_rows_take_what_is_there_and_only_rows_without_anything_the_prior():
+    a, b = RNG.uniform(0.1, 0.9, (2, 4, K)).astype(np.float32)
+    a[2:] = np.nan
+    b[[1, 3]] = np.nan
+    prior = np.array([0.4, 0.3, 0.2, 0.0])
+    done = blend.blend(ensemble([member("a", 3.0), member("b")]), board_of({"a.0": a, "b.0": b}), prior)
+    np.testing.assert_allclose(done.values[0], np.exp((3 * np.log(a[0]) + np.log(b[0])) / 4), rtol=1e-6)
+    np.testing.assert_allclose(done.values[1], a[1])
+    np.testing.assert_allclose(done.values[2], b[2])
+    np.testing.assert_allclose(done.values[3], [0.4, 0.3, 0.2, 1e-30])
+    assert done.parts.tolist() == [2, 1, 1, 0] and done.full.tolist() == [True, False, False, False]
+    assert done.prior_rows.tolist() == [False, False, False, True]
+
+
+def test_members_of_weight_zero_speak_equally_until_the_stacker_does():
+    a, b, s = RNG.uniform(0.1, 0.9, (3, 2, K)).astype(np.float32)
+    s[1] = np.nan
+    stacker = spec.Stacker(name="s", family="local", inputs=("a", "b"))
+    whole = ensemble([member("a", 0.0), member("b", 0.0)], [stacker], mean="arithmetic")
+    done = blend.blend(whole, board_of({"a.0": a, "b.0": b, "s.0": s}), np.full(K, 0.1))
+    np.testing.assert_allclose(done.values, [s[0], (a[1].astype(float) + b[1]) / 2], rtol=1e-6)
+    assert done.parts.tolist() == [1, 2] and done.full.tolist() == [True, False] and not done.prior_rows.any()
+
+
+def test_means_that_compare_rows_take_complete_members_only():
+    a, b = RNG.uniform(0.1, 0.9, (2, 4, K)).astype(np.float32)
+    half = b.copy()
+    half[2:] = np.nan
+    whole = ensemble([member("a"), member("b")], mean="minmax", row_independent=False)
+    prior = np.full(K, 0.1)
+    both = blend.blend(whole, board_of({"a.0": a, "b.0": b}), prior).values
+    alone = blend.blend(whole, board_of({"a.0": a}), prior).values
+    assert not np.allclose(both, alone)
+    np.testing.assert_array_equal(blend.blend(whole, board_of({"a.0": a, "b.0": half}), prior).values, alone)
+    told = blend.blend(whole, board_of({"a.0": a, "b.0": half}), prior, finished={"a.0", "b.0"})
+    assert told.parts.tolist() == [2, 2, 1, 1]  # the engine knows that the missing rows of b will never come
+    first = blend.blend(whole, board_of({"b.0": half}), prior)
+    # nothing complete yet: better than the prior
+    assert first.prior_rows.tolist() == [False, False, True, True]
+
+
+def test_fold_weights_are_used():
+    part = member("m", folds=(0, 1), fold_weights=(3.0, 1.0), fold_mean="arithmetic")
+    x, y = STACK[0].astype(np.float32), STACK[1].astype(np.float32)
+    np.testing.assert_allclose(
+        blend.merge_folds(part, board_of({"m.0": x, "m.1": y})), (3 * x.astype(float) + y) / 4
+    )
+
+
+def test_stacker_features_per_class_end_with_the_weighted_average_and_skip_incomplete_rows():
+    a, b = RNG.uniform(0.1, 0.9, (2, 5, K)).astype(np.float32)
+    b[3] = np.nan
+    stacker = spec.Stacker(
+        name="s", family="local", inputs=("b", "a"), features="per_class", average_weights=(2.0, 1.0)
+    )
+    rows, x = blend.stacker_features(
+        stacker, ensemble([member("a"), member("b")], [stacker]), board_of({"a.0": a, "b.0": b})
+    )
+    assert rows.tolist() == [0, 1, 2, 4] and x.shape == (4, K, 3)
+    np.testing.assert_allclose(x, np.stack([b, a, (2 * b + a) / 3], axis=-1)[rows], rtol=1e-6)
+
+
+def test_an_incomplete_fold_keeps_a_row_from_the_stacker():
+    a = RNG.uniform(0.1, 0.9, (2, K)).astype(np.float32)
+    stacker = spec.Stacker(name="s", family="fcnet", inputs=("a",))
+    whole = ensemble([member("a", folds=(0, 1))], [stacker])
+    rows, x = blend.stacker_features(stacker, whole, board_of({"a.0": a}))
+    assert len(rows) == 0 and x.shape == (0, K)
+
+
+def test_smoothing_mixes_neighbours_of_one_recording_only():
+    values = np.arange(5.0)[:, None] * np.ones((1, K))
+    out = blend.smooth(values, [[0, 1, 2], [3], [4]], [1.0, 2.0, 1.0])
+    np.testing.assert_allclose(out[:, 0], [(2 * 0 + 1) / 3, (0 + 2 * 1 + 2) / 4, (1 + 2 * 2) / 3, 3, 4])
+    with pytest.raises(SpecError, match="smoothing"):
+        blend.smooth(values, [[0]], [1.0, 1.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(spec.MEANS), st.booleans())
+def test_a_blend_is_always_finite_and_in_range(seed, mean, row_independent):
+    rng = np.random.default_rng(seed)
+    names = ["a", "b", "c"]
+    scores = {f"{n}.{f}": rng.choice([0.0, 1.0, 1e-38, 0.3, np.nan, rng.random()], (6, K)).astype(np.float32)
+              for n in names for f in range(2)}
+    members = [member(n, float(rng.integers(0, 3)), folds=(0, 1), fold_mean=mean) for n in names]
+    whole = ensemble(members, mean=mean, row_independent=row_independent)
+    done = blend.blend(whole, board_of(scores), rng.choice([0.0, 0.5], K))
+    assert np.isfinite(done.values).all() and (done.values >= 1e-30).all() and (done.values <= 1).all()
+    assert ((done.parts == 0) == done.prior_rows).all() and not (done.full & done.prior_rows).any()
