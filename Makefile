@@ -11,7 +11,8 @@ SLUG ?= hourglass-default
 
 all: rehearse
 
-# CPU torch: `pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu` before `make`, if your pip would take CUDA wheels.
+# If your pip would fetch the CUDA build of torch and you want the CPU one, run this first:
+# python3 -m venv .venv && .venv/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt torch==2.13.0
@@ -31,18 +32,23 @@ rehearse: bundle $(DEMO)/.ready
 test: $(READY)
 	$(PY) -m pytest tests
 
+# The slower tests of the fault matrix; what this machine does not allow is skipped and counted.
 faults: $(READY)
 	$(PY) -m pytest tests -m faults --timeout 600
 
+# Every published solution at full size: minutes to an hour each.
 whole: $(READY)
 	$(PY) -m pytest tests/runs/test_ensembles.py -m whole
 
+# Ten random faults in one run, thirty times.
 chaos: $(READY)
 	$(PY) -m tests.helpers.chaos --seeds 30
 
+# Ten thousand damaged audio files through the decoder.
 fuzz: $(READY)
 	$(PY) -m tests.helpers.fuzz_audio --count 10000 --seed 0
 
+# A bundle under the package versions of the Kaggle image, as far as pip can have them here.
 image: $(READY)
 	$(PY) -m tests.helpers.image
 

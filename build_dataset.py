@@ -62,10 +62,10 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def build(chosen: argparse.Namespace) -> None:
     """Build, then say what was built and how to upload it."""
-    from builder import assembly, push
+    from builder import assembly, upload
 
     built = assembly.build(
-        assembly.Order(
+        assembly.BuildRequest(
             ensemble=chosen.ensemble,
             out=chosen.out,
             owner=chosen.owner,
@@ -84,15 +84,16 @@ def build(chosen: argparse.Namespace) -> None:
     )
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())
     print(
-        f"{chosen.out / 'bundle'}: bundle {built.manifest.bundle}, {len(built.manifest.files) + 3} files, {size / 1e6:.1f} MB"
+        f"{chosen.out / 'bundle'}: bundle {built.manifest.bundle}, "
+        f"{len(built.manifest.files) + assembly.OTHER_FILES} files, {size / 1e6:.1f} MB"
     )
     if built.filled:
         print(
-            f"RANDOM WEIGHTS in {len(built.filled)} nets ({', '.join(built.filled[:5])}...): for timing only, the scores mean "
-            "nothing"
+            f"RANDOM WEIGHTS in {len(built.filled)} nets ({', '.join(built.filled[:5])}...): "
+            "for timing only, the scores mean nothing"
         )
-    print("\nTo upload, wait, run and submit:\n")
-    print("\n".join(push.commands(chosen.out, chosen.owner, built.slug, built.competition)))
+    commands = upload.list_commands(chosen.out, chosen.owner, built.papers.slug, built.papers.competition)
+    print("\n".join(["\nTo upload, wait, run and submit:\n", *commands]))
     if chosen.owner == assembly.PLACEHOLDER_OWNER:
         print("\nBuild again with --owner YOUR_KAGGLE_NAME before you upload.")
 

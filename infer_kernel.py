@@ -9,7 +9,8 @@ submission.csv.
 Owns the first second (prior submission), the trust in the bundle (manifest and wheel, by sha256), the clock
 and the life of the engine process. Standard library only: numpy and torch are the engine's, and a machine
 that cannot load them still gets its submission. Does not decode, predict or blend. After the prior only the
-engine publishes. It is long because Kaggle takes one file; read it from the end: execute() tells the story.
+engine publishes. It is long because Kaggle takes one file. It reads from the top: after the constants main()
+and execute() tell the story, the parts follow in the order in which they happen, small helpers come last.
 
 `build_dataset.py` replaces the one line `CONSTANT = None` below by `CONSTANT = json.loads('...')`. Keys:
 manifest_sha256, bundle, classes, prior, profile {name, seconds, ram_bytes, disk_bytes, cores, gpu}, output
@@ -19,25 +20,39 @@ is given by --bundle.
 Exit codes: 0 a valid submission is there; 1 with --strict, when anything at all was degraded; 2 no sample and
 no clips, output unwritable, or bad arguments.
 """
+from __future__ import annotations
+
 import time
 
-if hasattr(time, "CLOCK_BOOTTIME"):
-    read_boot_clock = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)  # noqa: E731 (no import may come before the clock)
-else:
-    read_boot_clock = time.monotonic  # not Linux: main() says where to go
-STARTED, STARTED_BOOT = time.monotonic(), read_boot_clock()
+
+def read_boot_clock() -> float:
+    """Seconds since the machine's start, suspended ones too. Where there is no such clock, main() refuses."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+STARTED = time.monotonic()
+STARTED_BOOT = read_boot_clock()
 
 import argparse  # noqa: E402 (the clock starts before anything is imported)
 import csv  # noqa: E402
+import io  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
+import re  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 
+TYPE_CHECKING = False  # what follows is for mypy alone: these imports would cost the start
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from gzip import GzipFile
+    from typing import IO, Any
+
 CONSTANT = None  # filled by build_dataset.py
 
-KAGGLE_INPUT, KAGGLE_WORKING = "/kaggle/input", "/kaggle/working"
+KAGGLE_INPUT = "/kaggle/input"
+KAGGLE_WORKING = "/kaggle/working"
 SAMPLE_NAMES = (
     "sample_submission.csv",
     "sample_submission.csv.gz",
@@ -46,6 +61,9 @@ SAMPLE_NAMES = (
     "samplesubmission.csv",
 )
 AUDIO_NAMES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus", ".m4a", ".au", ".w64")
+# Arguments that are made absolute before a rehearsal, which runs in a folder of its own
+PATH_ARGUMENTS = ("--bundle", "--input", "--clips", "--working", "--labels")
+# The same figures as kernel.limits.PROFILES["fat2019"]
 DEFAULT_PROFILE = {
     "name": "fat2019",
     "seconds": 3600.0,
@@ -54,7 +72,8 @@ DEFAULT_PROFILE = {
     "cores": 2,
     "gpu": True,
 }
-SUFFIXES = {
+# Units of a size on the command line, the same as kernel.units.UNITS
+UNITS = {
     "": 1,
     "b": 1,
     "k": 10**3,
@@ -70,30 +89,37 @@ SUFFIXES = {
     "gib": 2**30,
     "tib": 2**40,
 }
-# smallest value written; the engine's submissions have the same width (kernel.scores.submission)
+# Smallest value written; the engine's submissions have the same (kernel.scores.submission)
 LEAST = 1e-30
-# nothing larger is read: it is none of ours
-MANIFEST_BYTES, WHEEL_BYTES, SAMPLE_BYTES = 1 << 20, 64 << 20, 1 << 30
-# bounds of a search, so that a folder of 50,000 clips costs nothing
-SEARCH_S, MAX_FOLDERS, MAX_ENTRIES = 3.0, 3000, 2000
-# /kaggle/input/competitions/SLUG; .../models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
-SAMPLE_DEPTH, BUNDLE_DEPTH = 3, 8
-LEAST_BUDGET_S = 3.0  # DESIGN 9: below it only the prior
+# Nothing larger is read: it is none of ours
+MANIFEST_BYTES = 1 << 20
+WHEEL_BYTES = 64 << 20
+SAMPLE_BYTES = 1 << 30
+# Bounds of a search, so that a folder of 50,000 clips costs nothing
+SEARCH_S = 3.0
+MAX_FOLDERS = 3000
+MAX_ENTRIES = 2000
+SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
+BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
+MOST_SECONDS = 1e8  # a longer time is a slip, and more than the system's timers take
+LEAST_BUDGET_S = 3.0  # below it only the prior
 RESTART_ROOM_S = 3.0  # an engine needs about this long before it scores its first row
-MAX_RESTARTS, MAX_BARREN = 20, 2  # a culprit is known after two crashes, so one barren restart proves nothing
+MAX_RESTARTS = 20
+MAX_BARREN = 2  # a culprit is known after two crashes, so one barren restart proves nothing
 EXIT_MEMORY = 3  # the engine's verdict "not enough memory": a restart would end the same way
 START_FORECAST_S = 30.0  # importing torch from a cold disk
-# a gap of PAUSE_S between two polls: the whole machine stood still
-POLL_S, HEARTBEAT_S, PAUSE_S = 0.05, 0.3, 2.0
-FAREWELL_S, EXIT_S = 1.0, 1.8  # after a signal: what the engine gets to publish, and the whole exit
+POLL_S = 0.05
+HEARTBEAT_S = 0.3
+PAUSE_S = 2.0  # after such a gap between two looks at the heartbeat the whole machine stood still
+FAREWELL_S = 1.0  # what the engine gets to publish after a signal to the guard
+EXIT_S = 1.8  # what the whole exit may take after a signal
 REHEARSAL_FAREWELL_S = 4.0  # a rehearsal ends a guard of its own first
 # .NAME.*.tmp in the working folder are ours
 TEMPORARY = (".submission.csv.", ".report.json.", ".report.html.")
 
 # What the engine process runs. It dies with the guard, whatever it is doing: the end of a pipe that only the
-# guard holds makes
-# Linux send SIGKILL to the whole group (no thread of ours has to run for it), and the parent-death signal
-# stands behind it.
+# guard holds makes Linux send SIGKILL to the whole group (no thread of ours has to run for it), and the
+# parent-death signal stands behind it.
 BOOT = """
 import ctypes, fcntl, os, select, signal, sys
 code, entry, pipe, *arguments = sys.argv[1:]
@@ -116,138 +142,189 @@ else:
 """
 
 
-class Refusal(Exception):
-    """One of the few faults that end with exit code 2."""
+# -- the whole run -------------------------------------------------------------------------------------------
 
-    def __init__(self, code, message):
-        super().__init__(message)
-        self.code = code
+
+def main(arguments: list[str]) -> None:
+    """Parse, run, end the process without waiting for anything that may be stuck."""
+    if not sys.platform.startswith("linux"):
+        print(
+            "[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is "
+            f"{sys.platform}: use a Linux machine, WSL or a container",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    open_streams()
+    code = (
+        rehearse(arguments)
+        if "--rehearse" in arguments
+        else execute(Run(make_parser().parse_args(arguments)))
+    )
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads any more
+    os._exit(code)
+
+
+def execute(run: Run) -> int:
+    """The whole run; gives the exit code."""
+    catch_signals(run, EXIT_S)
+    try:
+        prepare_working(run)
+        if run.arguments.offset is None and run.input == KAGGLE_INPUT:
+            run.offset_s = find_offset(run.budget_s())
+        set_alarm(run)
+        sample = find_sample(run)
+        if sample is not None:
+            publish_prior(run, sample)
+        try:
+            serve(run)
+        except Refusal:
+            raise
+        except Fault as fault:
+            run.fault(fault.code, fault.where, fault)
+        except Exception as error:
+            # The guard's own defect must not cost the submission; it is named like any fault
+            import traceback
+
+            run.fault("GuardError", "guard", f"{type(error).__name__}: {error}")
+            run.stacks = traceback.format_exc()
+        return finish(run, run.prior or settle_sample(run))
+    except Refusal as refusal:
+        print(f"[hourglass] {refusal.code} {refusal.where}: {refusal}", file=sys.stderr, flush=True)
+        remove_tree(run.state)
+        return 2
+
+
+def serve(run: Run) -> None:
+    """From the prior to the engine's end; every fault here leaves the last valid submission."""
+    code = open_bundle(run)
+    set_limits(run)
+    set_alarm(run)
+    # An unpinned kernel learns the classes and their prior only now
+    prior = run.prior if run.prior and run.constant else settle_sample(run)
+    if run.budget_s() < LEAST_BUDGET_S or run.elapsed() >= run.marks().stop_s:
+        raise Fault(
+            "BudgetTooSmall",
+            "clock",
+            f"{run.budget_s():g} s with {run.elapsed():.1f} s gone leave no time for more than the prior; "
+            "give --seconds",
+        )
+    adopt_orphans()
+    make_state(run)
+    try:
+        prepare_state(run, prior.sample, code)
+        run_engine(run, prior.sample)
+    except OSError as error:
+        raise Fault(
+            "StoreError", run.state, f"the private folder failed ({error}); free the disk or set TMPDIR"
+        ) from error
+
+
+# -- what a run knows ----------------------------------------------------------------------------------------
 
 
 class Fault(Exception):
-    """A fault that leaves the prior submission; `code` is a class name of kernel.errors."""
+    """A fault that leaves the prior submission; report.json names its `code` and `where` it was met."""
 
-    def __init__(self, code, where, message):
+    def __init__(self, code: str, where: str, message: object) -> None:
         super().__init__(message)
-        self.code, self.where = code, where
+        self.code = code
+        self.where = where
 
 
-class Clock:
-    """Seconds since the file's first line, blind to changes of the wall clock, plus what had passed
-    before.
-    """
-
-    def __init__(self, offset_s=0.0, now=time.monotonic, boot=read_boot_clock):
-        self.offset_s, self.now, self.boot = offset_s, now, boot
-
-    def elapsed(self):
-        return self.offset_s + max(self.now() - STARTED, self.boot() - STARTED_BOOT)
+class Refusal(Fault):
+    """One of the few faults that end with exit code 2."""
 
 
-def find_marks(budget_s):
-    """When what happens, in seconds since the start (DESIGN 9); the same formulas as kernel.limits.marks."""
-    budget_s = max(0.0, budget_s)
-    margin = max(0.05 * budget_s, min(180.0, 0.25 * budget_s))
-    stop = budget_s - margin
-    term = stop + margin / 4
-    return {"budget_s": budget_s, "stop_s": stop, "term_s": term, "kill_s": term + min(5.0, 0.03 * budget_s),
-            "exit_s": budget_s - min(90.0, 0.10 * budget_s), "hung_least_s": 30.0, "hung_factor": 4.0,
-            "hung_most_s": 0.25 * budget_s, "prior_only": budget_s < LEAST_BUDGET_S}
+class Sample:
+    """The sample submission as raw text; `cells` is what its first row holds beside the id."""
+
+    def __init__(self, path: str | None, header: list[str], ids: list[str], cells: list[str]) -> None:
+        self.path = path
+        self.header = header
+        self.ids = ids
+        self.cells = cells
+
+
+class Marks:
+    """When what happens, in seconds since the start; the same figures as kernel.limits.marks."""
+
+    def __init__(self, budget_s: float) -> None:
+        self.budget_s = max(0.0, budget_s)
+        margin = max(0.05 * self.budget_s, min(180.0, 0.25 * self.budget_s))
+        self.stop_s = self.budget_s - margin
+        self.term_s = self.stop_s + margin / 4
+        self.kill_s = self.term_s + min(5.0, 0.03 * self.budget_s)
+        self.exit_s = self.budget_s - min(90.0, 0.10 * self.budget_s)
+        self.hung_least_s = 30.0
+        self.hung_factor = 4.0
+        self.hung_most_s = 0.25 * self.budget_s
+        self.prior_only = self.budget_s < LEAST_BUDGET_S
 
 
 class Run:
-    """What this run knows so far."""
+    """What this run knows so far; beside each part that changes stands who writes it."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.clock = Clock()
-        self.constant = CONSTANT or {}
-        self.manifest = None
-        self.profile = dict(self.constant.get("profile") or DEFAULT_PROFILE)
-        self.faults = []
-        self.deaths = []
-        self.attempts = 0
-        self.input = self.working = self.state = self.bundle = None
-        self.clips = arguments.clips
-        self.sample = None
-        self.prior_s = None
-        self.engine = None
-        self.finished = False
-        self.signal = 0
-        self.stacks = ""
+        self.constant: dict[str, Any] = CONSTANT or {}
+        default_input = KAGGLE_INPUT if os.path.isdir(KAGGLE_INPUT) else os.path.join("..", "input")
+        self.input = os.path.abspath(arguments.input or default_input)
+        default_working = KAGGLE_WORKING if os.path.isdir(KAGGLE_WORKING) else "."
+        self.working = os.path.abspath(arguments.working or default_working)
+        self.clips = os.path.abspath(arguments.clips) if arguments.clips else None  # make_sample
+        self.offset_s: float = arguments.offset or 0.0  # execute
+        # set_limits; and make_state, where nothing may be spilled
+        self.profile: dict[str, Any] = dict(self.constant.get("profile") or DEFAULT_PROFILE)
+        self.learn(self.constant)  # open_bundle
+        self.prior: Prior | None = None  # publish_prior
+        self.prior_s: float | None = None  # publish_prior
+        self.bundle: str | None = None  # open_bundle: the folder,
+        self.manifest: dict[str, Any] = {}  # the manifest in it,
+        self.manifest_text = b""  # and the bytes that were hashed
+        self.state = ""  # make_state
+        self.engine: Engine | None = None  # attempt and end_engine
+        self.attempts = 0  # attempt
+        self.finished = False  # attempt
+        self.stacks = ""  # attempt, or execute when the guard itself fails
+        self.deaths: list[dict[str, Any]] = []  # report_death
+        self.faults: list[dict[str, Any]] = []  # fault
+        self.signal = 0  # catch_signals
 
-    def fault(self, code, where, message):
+    def learn(self, facts: dict[str, Any]) -> None:
+        """Take in what the bundle is for; {} and [] mean not known yet."""
+        self.classes: list[str] = facts.get("classes") or []
+        self.class_prior: list[float] = facts.get("prior") or []
+        self.output: dict[str, Any] = facts.get("output") or {}
+
+    def fault(self, code: str, where: str, message: object) -> None:
         """Record a fault and say it: no degradation without a line here."""
         self.faults.append(
-            {"t": round(self.clock.elapsed(), 2), "code": code, "where": str(where), "message": str(message)}
+            {"t": round(self.elapsed(), 2), "code": code, "where": where, "message": str(message)}
         )
         say(f"{code} {where}: {message}")
 
-    def classes(self):
-        return self.constant.get("classes") or (self.manifest or {}).get("ensemble", {}).get("classes") or []
+    def elapsed(self) -> float:
+        """Seconds since this file's first line, suspended ones too, plus what had passed before it.
 
-    def prior(self):
-        return self.constant.get("prior") or (self.manifest or {}).get("prior") or []
+        The wall clock is never read. The engine counts in the same way (kernel.limits.Clock).
+        """
+        return self.offset_s + max(time.monotonic() - STARTED, read_boot_clock() - STARTED_BOOT)
 
-    def output(self):
-        """The format of submission.csv; {} = not known yet."""
-        return self.constant.get("output") or (self.manifest or {}).get("ensemble", {}).get("output") or {}
-
-    def budget_s(self):
+    def budget_s(self) -> float:
         return self.profile["seconds"] if self.arguments.seconds is None else self.arguments.seconds
 
-    def marks(self):
-        return find_marks(self.budget_s())
+    def marks(self) -> Marks:
+        return Marks(self.budget_s())
 
 
-def say(text):
-    """One line on stdout; what cannot be printed is escaped, so that a file name cannot write to the
-    terminal.
-    """
-    line = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text)
-    )
-    try:
-        print(f"[hourglass] {line}", flush=True)
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # nobody reads any more; report.json still tells
+# -- arguments -----------------------------------------------------------------------------------------------
 
 
-# -- arguments
-# ----------------------------------------------------------------------------------------------------------
-
-
-def parse_bytes(text):
-    """Bytes of "14GB", "512MiB" or "4096"."""
-    number = text.strip().rstrip("abgikmtABGIKMT ")
-    unit = text.strip()[len(number):].strip().lower()
-    if unit not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a number and a unit, e.g. 14GB or 512MiB")
-    try:
-        value = float(number) * SUFFIXES[unit]
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a number and a unit, e.g. 14GB or 512MiB")
-    return int(value)
-
-
-def parse_seconds(text):
-    """Finite seconds; zero and below are allowed and leave the prior submission."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, e.g. 3600")
-    return value
-
-
-def parse_count(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 1")
-    return value
-
-
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="infer_kernel.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -298,50 +375,166 @@ def make_parser():
     return parser
 
 
-# -- the sample
-# -----------------------------------------------------------------------------------------------------------
+def parse_bytes(text: str) -> int:
+    """Bytes of "14GB", "512 MiB", "1.5g" or "4096"; the same grammar as kernel.units.parse_bytes."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", text, re.ASCII | re.IGNORECASE)
+    unit = match[2].lower() if match else ""
+    if match is None or unit not in UNITS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no amount of memory; write a number and a unit, e.g. 14GB, 512MiB or 4096"
+        )
+    return round(float(match[1]) * UNITS[unit])
 
 
-def list_folder(folder):
-    """(file names, subfolders) of a folder; a large one is cut short, which only hides folders behind 2,000
-    files.
+def parse_seconds(text: str) -> float:
+    """Seconds, as kernel.units.parse_seconds; zero and below are allowed and leave the prior submission."""
+    if not re.fullmatch(r"[+-]?\d{1,16}(\.\d*)?(e[+-]?\d\d?)?", text, re.ASCII | re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, e.g. 3600")
+    if abs(float(text)) > MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than three years; give seconds, e.g. 3600")
+    return float(text)
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 1, as kernel.units.parse_count."""
+    if not re.fullmatch(r"[1-9]\d{0,15}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number of at least 1")
+    return int(text)
+
+
+# -- the start -----------------------------------------------------------------------------------------------
+
+
+def open_streams() -> None:
+    """Standard streams that take every text; closed ones lead nowhere, so that no file of ours gets their
+    numbers.
     """
-    files, below = [], []
+    handle = os.open(os.devnull, os.O_RDWR)
+    while handle <= 2:
+        os.set_inheritable(handle, True)
+        handle = os.dup(handle)
+    os.close(handle)
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def catch_signals(run: Run, within_s: float) -> None:
+    """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends
+    it at once.
+    """
+    def note(number: int, _frame: object) -> None:
+        if not run.signal:
+            run.signal = number
+            signal.setitimer(signal.ITIMER_REAL, within_s)
+
+    def abandon(_number: int, _frame: object) -> None:
+        if run.engine is not None:
+            run.engine.signal(signal.SIGKILL)
+        os._exit(2 if run.prior is None else 1 if run.arguments.strict else 0)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, note)
+    signal.signal(signal.SIGALRM, abandon)
+
+
+def set_alarm(run: Run) -> None:
+    """The last resort at the exit mark: whatever the guard is stuck in, the process ends with the file it
+    has.
+    """
+    if not run.signal:
+        left_s = run.marks().exit_s - run.elapsed()
+        signal.setitimer(signal.ITIMER_REAL, max(left_s, 10.0 if run.marks().prior_only else 0.5))
+
+
+def prepare_working(run: Run) -> None:
+    """The output folder, without what an earlier run left in it. Raises Refusal when it cannot be there."""
     try:
-        with os.scandir(folder) as entries:
-            for count, entry in enumerate(entries):
-                if count >= MAX_ENTRIES:
-                    break
-                (below if entry.is_dir() else files).append(entry.name)
-    except OSError:  # a folder that cannot be listed holds nothing for us
-        return [], []
-    return files, [os.path.join(folder, name) for name in sorted(below)]
+        os.makedirs(run.working, exist_ok=True)
+        remove(os.path.join(run.working, "report.json"))
+        remove(os.path.join(run.working, "report.html"))
+        sweep_temporary(run.working)
+    except OSError as error:
+        raise unwritable(run.working, error) from error
 
 
-def survey(root, depth, names):
-    """Paths below `root` whose lower-case name is one of `names`, nearest first, within the bounds of a
-    search.
+def unwritable(working: str, error: OSError) -> Refusal:
+    return Refusal("OutputUnwritable", working, f"{error}; give --working a folder that takes files")
+
+
+def sweep_temporary(working: str) -> None:
+    """Remove half-written files of an engine or an earlier run from the working folder."""
+    for name in os.listdir(working):
+        if name.startswith(TEMPORARY) and name.endswith(".tmp"):
+            remove(os.path.join(working, name))
+
+
+def find_offset(budget_s: float, proc: str = "/proc") -> float:
+    """Seconds the oldest ancestor of this process has lived: on Kaggle the session's start-up, which counts.
+
+    An ancestor older than a quarter of the budget is no start-up but somebody's own session: 0.
     """
-    found, level, seen, until = [], [root], 0, time.monotonic() + SEARCH_S
-    for _ in range(depth + 1):
-        deeper = []
-        for folder in level:
-            seen += 1
-            if seen > MAX_FOLDERS or time.monotonic() > until:
-                return found
-            files, below = list_folder(folder)
-            here = [name for name in files if name.lower() in names]
-            if len(files) + len(below) >= MAX_ENTRIES:
-                here += [
-                    name for name in names if name not in here and os.path.isfile(os.path.join(folder, name))
-                ]
-            found += [os.path.join(folder, name) for name in sorted(here)]
-            deeper += below
-        level = deeper
-    return found
+    oldest = 0.0
+    pid = "self"
+    try:
+        with open(os.path.join(proc, "uptime"), encoding="ascii") as file:
+            uptime = float(file.read().split()[0])
+        while pid != "0":
+            facts = read_stat(pid, proc)
+            oldest = max(oldest, uptime - int(facts[19]) / os.sysconf("SC_CLK_TCK"))
+            pid = facts[1].decode()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return oldest if oldest <= 0.25 * budget_s else 0.0
 
 
-def open_sample(path):
+# -- the sample ----------------------------------------------------------------------------------------------
+
+
+def find_sample(run: Run) -> Sample | None:
+    """The sample below the input, or None: the one whose header has our classes, then the competition's own,
+    then the nearest.
+    """
+    known = set(run.classes) if run.output.get("format") != "label" else set()
+    ranked = []
+    for path in find_files(run.input, SAMPLE_DEPTH, SAMPLE_NAMES):
+        try:
+            sample = read_sample(path)
+        except ValueError as error:
+            run.fault("SampleMissing", path, f"{error}; skipped")
+            continue
+        below = os.path.relpath(path, run.input).split(os.sep)
+        strangers = len(known - set(sample.header))
+        elsewhere = below[0] != "competitions" and len(below) > 1
+        ranked.append((strangers, elsewhere, len(below), path, sample))
+    ranked.sort(key=lambda entry: entry[:4])
+    samples = [sample for *_, sample in ranked]
+    if any(sample.ids != samples[0].ids for sample in samples):
+        run.fault(
+            "SampleAmbiguous",
+            str(samples[0].path),
+            f"one of {len(samples)} samples below {run.input}; give --input",
+        )
+    return samples[0] if samples else None
+
+
+def read_sample(path: str) -> Sample:
+    """A sample submission. Raises ValueError when it is none."""
+    try:
+        with open_sample(path) as raw, io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="") as text:
+            rows = (row for row in csv.reader(bound(text)) if row)
+            header = next(rows, [])
+            first = next(rows, [])
+            ids = [first[0], *(row[0] for row in rows)] if first else []
+    except Exception as error:  # the readers of text, gzip and zip raise more than can be listed
+        raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from error
+    if len(header) < 2:
+        raise ValueError(f"header {header!r}: expected an id column and at least one more")
+    return Sample(path, header, ids, first[1:])
+
+
+def open_sample(path: str) -> IO[bytes] | GzipFile:
     """Binary stream of a sample, unpacked if it is a .gz or .zip."""
     with open(path, "rb") as file:
         magic = file.read(2)
@@ -357,74 +550,59 @@ def open_sample(path):
     return open(path, "rb")
 
 
-def read_sample(path):
-    """{"path", "header", "ids", "cells"} of a sample as raw text; cells = the first row. Raises ValueError
-    when it is none.
-    """
-    import io
-    import zlib
-
-    try:
-        with open_sample(path) as raw, io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="") as text:
-            rows = (row for row in csv.reader(_bounded(text, path)) if row)
-            header = next(rows, [])
-            first = next(rows, None)
-            ids = [] if first is None else [first[0], *(row[0] for row in rows)]
-    except (
-        OSError,
-        csv.Error,
-        EOFError,
-        zlib.error,
-        StopIteration,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
-        raise ValueError(f"cannot be read ({type(error).__name__}: {error})") from error
-    except Exception as error:  # zipfile's own class, named without importing zipfile for a plain file
-        if type(error).__name__ != "BadZipFile":
-            raise
-        raise ValueError(f"cannot be read ({error})") from error
-    if len(header) < 2:
-        raise ValueError(f"header {header!r}: expected an id column and at least one more")
-    return {"path": path, "header": header, "ids": ids, "cells": first or []}
-
-
-def _bounded(lines, path):
+def bound(lines: Iterable[str]) -> Iterator[str]:
     """The lines of a text, without a byte order mark, up to the size a sample can have."""
     size = 0
-    for number, line in enumerate(lines):
+    for line in lines:
+        yield line.removeprefix("\ufeff") if size == 0 else line
         size += len(line)
         if size > SAMPLE_BYTES:
             raise ValueError(f"more than {SAMPLE_BYTES} bytes; this is no sample submission")
-        yield line.removeprefix("\ufeff") if number == 0 else line
 
 
-def find_sample(run):
-    """The sample below the input, or None: the one whose header has our classes, then the competition's own,
-    then the nearest.
+def settle_sample(run: Run) -> Prior:
+    """The prior submission of the sample that was found, or of one made from the clips.
+
+    Raises  Refusal SampleMissing
     """
-    known = set(run.classes())
-    samples = []
-    for path in survey(run.input, SAMPLE_DEPTH, SAMPLE_NAMES):
-        try:
-            sample = read_sample(path)
-        except ValueError as error:
-            run.fault("SampleMissing", path, f"{error}; skipped")
-            continue
-        below = os.path.relpath(path, run.input).split(os.sep)
-        strangers = len(known - set(sample["header"])) if run.output().get("format") != "label" else 0
-        samples.append(((strangers, below[0] != "competitions" and len(below) > 1, len(below), path), sample))
-    samples.sort(key=lambda ranked: ranked[0])
-    if len(samples) > 1 and any(s["ids"] != samples[0][1]["ids"] for _, s in samples[1:]):
-        run.fault(
-            "SampleAmbiguous",
-            samples[0][1]["path"],
-            f"one of {len(samples)} samples below {run.input}; give --input",
+    sample = run.prior.sample if run.prior else make_sample(run)
+    if sample is None:
+        raise Refusal(
+            "SampleMissing",
+            run.input,
+            "no sample_submission.csv below it and nothing to make one from (clips, and a bundle that names "
+            "the classes; rows of fixed windows always need the sample); give --input",
         )
-    return samples[0][1] if samples else None
+    return publish_prior(run, sample)
 
 
-def list_clips(root):
+def make_sample(run: Run) -> Sample | None:
+    """A sample made from the clips, for an input without one, or None when there are no clips or no classes
+    to name.
+
+    Windowed bundles need the sample: the number of rows depends on the lengths, which the guard does not
+    know.
+    """
+    root = run.clips or run.input
+    windowed = run.manifest.get("ensemble", {}).get("windows")
+    names = list_clips(root) if run.classes and not windowed else []
+    if not names:
+        return None
+    names = [name for name in names if "test" in os.path.dirname(name).lower()] or names
+    shared = os.path.commonpath([os.path.dirname(name) for name in names])
+    if shared:  # one folder holds them all: it is the clip folder
+        root = os.path.join(root, shared)
+        names = [name[len(shared) + 1:] for name in names]
+    run.clips = root
+    run.fault(
+        "SampleMissing", run.input, f"no sample_submission.csv; made one from {len(names)} clips in {root}"
+    )
+    labelled = run.output.get("format") == "label"
+    columns = [run.output.get("label_column") or "label"] if labelled else run.classes
+    return Sample(None, ["fname", *columns], names, [])
+
+
+def list_clips(root: str) -> list[str]:
     """POSIX paths below `root` of every audio file, sorted."""
     names = []
     for folder, below, files in os.walk(root):
@@ -434,83 +612,109 @@ def list_clips(root):
     return sorted(names)
 
 
-def make_sample(run):
-    """A sample made from the clips, for an input without one, or None when there are no clips or no classes
-    to name.
+# -- the prior submission ------------------------------------------------------------------------------------
 
-    Windowed bundles need the sample: the number of rows depends on the lengths, which the guard does not
-    know.
+
+class Prior:
+    """The prior submission: the same cells in every row of the sample.
+
+    cells     text of every column; one that is no class of ours gets 1 / number of columns, as in
+              kernel.scores.submission
+    labels    texts that may stand in the label column; None when every column is a number
+    label_at  place of the label column among the columns
     """
-    classes = run.classes()
-    windowed = (run.manifest or {}).get("ensemble", {}).get("windows")
-    root = run.clips or run.input
-    names = list_clips(root) if classes and not windowed and os.path.isdir(root) else []
-    if not names:
-        return None
-    names = [name for name in names if "test" in os.path.dirname(name).lower()] or names
-    shared = os.path.commonpath([os.path.dirname(name) for name in names])
-    if shared:  # one folder holds them all: it is the clip folder
-        root, names = os.path.join(root, shared), [name[len(shared) + 1:] for name in names]
-    run.clips, output = root, run.output()
-    columns = [output.get("label_column") or "label"] if output.get("format") == "label" else classes
-    run.fault(
-        "SampleMissing", run.input, f"no sample_submission.csv; made one from {len(names)} clips in {root}"
-    )
-    return {"path": None, "header": ["fname", *columns], "ids": names, "cells": []}
+
+    def __init__(self, sample: Sample, run: Run) -> None:
+        columns = sample.header[1:]
+        scores = dict(zip(run.classes, run.class_prior, strict=False))
+        even = 1.0 / len(columns)
+        self.sample = sample
+        self.cells = [f"{min(1.0, max(LEAST, scores.get(name, even))):.6e}" for name in columns]
+        self.labels: set[str] | None = None
+        named = run.output.get("label_column")
+        self.label_at = columns.index(named) if named in columns else 0
+        if has_labels(sample, run.output.get("format")):
+            texts = {name: name for name in run.classes} | (run.output.get("labels") or {})
+            fallback = (sample.cells or run.classes or ["0"])[0]
+            label = texts[max(scores, key=lambda name: scores[name])] if scores else fallback
+            self.cells = [f"{even:.6e}"] * len(columns)
+            self.cells[self.label_at] = label
+            self.labels = {label, *(texts[name] for name in run.classes)}
+
+    def lines(self) -> Iterator[bytes]:
+        """Text of submission.csv, line by line: it may be larger than the guard itself."""
+        tail = ",".join(["", *map(quote, self.cells)]) + "\n"
+        yield (",".join(map(quote, self.sample.header)) + "\n").encode("utf-8", "surrogateescape")
+        for row_id in self.sample.ids:
+            yield (quote(row_id) + tail).encode("utf-8", "surrogateescape")
 
 
-# -- submission.csv
-# -------------------------------------------------------------------------------------------------------
+def has_labels(sample: Sample, form: str | None) -> bool:
+    """True when the submission has a label column: by the bundle's output format, else by the sample's own
+    first row.
+    """
+    if form is None:
+        return len(sample.header) == 2 and not all(is_number(text) for text in sample.cells)
+    return form == "label"
 
 
-def quote(text):
-    """One CSV cell, quoted only where a reader would otherwise see something else."""
-    return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
-
-
-def is_number(text):
+def is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
     except ValueError:
         return text == ""
 
 
-def has_labels(run):
-    """True when the submission has a label column: by the bundle's output format, else by the sample's own
-    first row.
+def quote(text: str) -> str:
+    """One CSV cell, quoted only where a reader would otherwise see something else."""
+    return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
+
+
+def publish_prior(run: Run, sample: Sample) -> Prior:
+    """The prior submission in place, and a loud word on columns it cannot fill.
+
+    Raises  Refusal OutputUnwritable
     """
-    form = run.output().get("format")
-    if form is None:
-        return len(run.sample["header"]) == 2 and not all(is_number(text) for text in run.sample["cells"][1:])
-    return form == "label"
+    prior = Prior(sample, run)
+    try:
+        write_prior(run.working, prior)
+    except OSError as error:
+        raise unwritable(run.working, error) from error
+    run.prior = prior
+    if run.prior_s is None:
+        run.prior_s = round(run.elapsed() - run.offset_s, 4)
+    report_columns(run, prior)
+    return prior
 
 
-def label_column(run):
-    columns, name = run.sample["header"][1:], run.output().get("label_column")
-    return columns.index(name) if name in columns else 0
+def write_prior(working: str, prior: Prior) -> None:
+    """Put the prior submission in place in one step. Raises OSError."""
+    temporary = os.path.join(working, f".submission.csv.{os.getpid()}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(handle, 0, sum(map(len, prior.lines())))
+        with os.fdopen(handle, "wb", buffering=1 << 18, closefd=False) as file:
+            file.writelines(prior.lines())
+        os.fsync(handle)
+        os.replace(temporary, os.path.join(working, "submission.csv"))
+    except OSError:
+        remove(temporary)
+        raise
+    finally:
+        os.close(handle)
+    handle = os.open(working, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def prior_cells(run):
-    """Cells of every row of the prior submission, in the order of the sample's header.
-
-    A column that is no class of ours gets 1 / number of columns, as in kernel.scores.submission.
-    """
-    columns, prior = run.sample["header"][1:], dict(zip(run.classes(), run.prior(), strict=False))
-    cells = [f"{min(1.0, max(LEAST, prior.get(name, 1.0 / len(columns)))):.6e}" for name in columns]
-    if has_labels(run):
-        best = max(prior, key=prior.get) if prior else None
-        labels = run.output().get("labels") or {}
-        fallback = run.sample["cells"][1:] or run.classes() or ["0"]
-        cells = [f"{1.0 / len(columns):.6e}"] * len(columns)
-        cells[label_column(run)] = labels.get(best, best) if best is not None else fallback[0]
-    return cells
-
-
-def report_columns(run):
+def report_columns(run: Run, prior: Prior) -> None:
     """Say it loudly when the sample's columns and the bundle's classes do not match."""
-    if not run.classes() or has_labels(run):
+    if not run.classes or prior.labels is not None:
         return
-    columns, classes = set(run.sample["header"][1:]), set(run.classes())
+    columns = set(prior.sample.header[1:])
+    classes = set(run.classes)
     for names, text in (
         (columns - classes, "are no class of the bundle and hold a constant"),
         (classes - columns, "are classes of the bundle without a column, their scores are not written"),
@@ -518,239 +722,26 @@ def report_columns(run):
         if names:
             shown = ", ".join(map(repr, sorted(names)[:5])) + (" ..." if len(names) > 5 else "")
             run.fault(
-                "ColumnsUnknown", run.sample["path"] or "sample", f"{len(names)} columns ({shown}) {text}"
+                "ColumnsUnknown", prior.sample.path or "sample", f"{len(names)} columns ({shown}) {text}"
             )
 
 
-def prior_lines(run):
-    """Text of the prior submission, line by line: it may be larger than the guard itself."""
-    tail = ",".join(["", *map(quote, prior_cells(run))]) + "\n"
-    yield (",".join(map(quote, run.sample["header"])) + "\n").encode("utf-8", "surrogateescape")
-    for row_id in run.sample["ids"]:
-        yield (quote(row_id) + tail).encode("utf-8", "surrogateescape")
+# -- the bundle ----------------------------------------------------------------------------------------------
 
 
-def write_prior(run):
-    """Put the prior submission in place in one step. Raises OSError."""
-    target = os.path.join(run.working, "submission.csv")
-    temporary = os.path.join(run.working, f".submission.csv.{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
-        os.posix_fallocate(handle, 0, sum(map(len, prior_lines(run))))
-        with os.fdopen(handle, "wb", buffering=1 << 18, closefd=False) as file:
-            for line in prior_lines(run):
-                file.write(line)
-        os.fsync(handle)
-        os.replace(temporary, target)
-    except OSError:
-        remove(temporary)
-        raise
-    finally:
-        os.close(handle)
-    sync_folder(run.working)
+def open_bundle(run: Run) -> dict[str, bytes]:
+    """Verified code of the bundle: {path in the wheel: bytes}. The run learns what the bundle is for.
 
-
-def sync_folder(folder):
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove(path):
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def publish_prior(run):
-    """The prior submission, and a loud word on columns it cannot fill. Raises Refusal OutputUnwritable."""
-    try:
-        write_prior(run)
-    except OSError as error:
-        raise Refusal(
-            "OutputUnwritable", f"{run.working}: {error}; give --working a folder that takes files"
-        ) from error
-    if run.prior_s is None:
-        run.prior_s = round(run.clock.elapsed() - run.clock.offset_s, 4)
-    report_columns(run)
-
-
-def allowed_labels(run):
-    """Texts that may stand in the label column, or None when there is no label column."""
-    if not has_labels(run):
-        return None
-    labels = run.output().get("labels") or {}
-    return {labels.get(name, name) for name in run.classes()} | {prior_cells(run)[label_column(run)]}
-
-
-def find_invalid(run):
-    """Why submission.csv cannot be scored, or None. Independent of both writers: reads the file from its
-    start.
-    """
-    path, sample, count = os.path.join(run.working, "submission.csv"), run.sample, 0
-    allowed, label_at = allowed_labels(run), label_column(run)
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file)
-            if next(rows, None) != sample["header"]:
-                return "the header differs from the sample's"
-            for count, row in enumerate(rows, 1):
-                if (
-                    count > len(sample["ids"])
-                    or row[:1] != [sample["ids"][count - 1]]
-                    or len(row) != len(sample["header"])
-                ):
-                    return f"row {count} is not the sample's row {count}"
-                cells = row[1:]
-                if allowed is not None and cells.pop(label_at) not in allowed:
-                    return f"row {count} has an unknown label"
-                if not all(0.0 <= value <= 1.0 for value in map(float, cells)):
-                    return f"row {count} has a value outside 0..1"
-    except (OSError, ValueError, csv.Error) as error:
-        return f"row {count}: {error}"
-    return None if count == len(sample["ids"]) else f"{count} rows, the sample has {len(sample['ids'])}"
-
-
-def ensure_valid(run):
-    """True when submission.csv is valid, putting the prior back if it must."""
-    broken = find_invalid(run)
-    if broken is None:
-        return True
-    run.fault("CandidateRejected", "submission.csv", f"{broken}; the prior submission was put back")
-    try:
-        write_prior(run)
-    except OSError as error:
-        run.fault("OutputUnwritable", run.working, f"{error}; overwriting in place")
-        overwrite_prior(run)
-    return find_invalid(run) is None
-
-
-def overwrite_prior(run):
-    """The prior over the bytes that are already there: the last way on a full disk."""
-    try:
-        with open(os.path.join(run.working, "submission.csv"), "r+b") as file:
-            for line in prior_lines(run):
-                file.write(line)
-            file.truncate()
-    except OSError as error:
-        run.fault("OutputUnwritable", run.working, error)
-
-
-# -- the bundle
-# -----------------------------------------------------------------------------------------------------------
-
-
-def sha256(data):
-    """Hex sha256. The interpreter's own module where it has one: hashlib would bring in OpenSSL, 4 MB for one
-    small file.
-    """
-    try:
-        from _sha2 import sha256 as digest  # Python 3.12 and later
-    except ImportError:
-        try:
-            from _sha256 import sha256 as digest
-        except ImportError:
-            from hashlib import sha256 as digest
-    return digest(data).hexdigest()
-
-
-def read_bytes(path, limit):
-    """Bytes of a regular file of at most `limit` bytes. Raises OSError."""
-    import stat
-
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
-            raise OSError(f"{path}: no regular file of at most {limit} bytes")
-        return file.read(limit)
-
-
-def find_manifests(run):
-    """Paths of manifest.json, in the order of trust: --bundle, Kaggle's places for our slug, a bounded
-    search.
-    """
-    if run.arguments.bundle:
-        return survey(run.arguments.bundle, 3, ("manifest.json",))
-    slug = run.constant.get("slug")
-    if not slug:
-        return []
-    import glob
-
-    roots = [run.input] if run.arguments.input else [KAGGLE_INPUT, run.input]
-    for root in roots:
-        near = [
-            path
-            for pattern in (slug, f"datasets/*/{slug}", f"models/*/{slug}/*/*/*", f"notebooks/*/{slug}")
-            for path in sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
-        ]
-        found = [path for folder in near for path in survey(folder, 3, ("manifest.json",))]
-        if any(sha256_of(path) == run.constant["manifest_sha256"] for path in found):
-            return found
-    return [path for root in roots for path in survey(root, BUNDLE_DEPTH, ("manifest.json",))]
-
-
-def sha256_of(path):
-    """sha256 of a possible manifest, or None when it cannot be one."""
-    try:
-        return sha256(read_bytes(path, MANIFEST_BYTES))
-    except OSError:
-        return None
-
-
-def parse_manifest(text, path):
-    """The manifest as plain data, checked as far as the guard uses it; the engine's strict loader checks the
-    rest.
-    """
-    try:
-        data = json.loads(text)
-        wheel, classes, prior = data["wheel"], data["ensemble"]["classes"], data["prior"]
-        entries = [wheel["entry"], *wheel["files"].values()]
-        good = all(isinstance(e["bytes"], int) and isinstance(e["sha256"], str) for e in entries)
-        good = good and isinstance(wheel["file"], str) and all(isinstance(c, str) for c in classes)
-        good = (
-            good
-            and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in prior)
-            and len(prior) in (0, len(classes))
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Fault(
-            "BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again"
-        ) from error
-    if not good:
-        raise Fault(
-            "BundleInvalid", path, "a field of the manifest has the wrong type; build the bundle again"
-        )
-    return data
-
-
-def open_bundle(run):
-    """Verified code of the bundle: {path in the wheel: bytes}. Sets run.bundle and run.manifest. Raises
-    Fault.
+    Raises  Fault
     """
     pinned = run.constant.get("manifest_sha256")
-    paths, last = find_manifests(run), None
-    if not paths:
-        where = run.arguments.bundle or (KAGGLE_INPUT if pinned else "--bundle")
-        raise Fault(
-            "BundleMissing",
-            where,
-            "no manifest.json found; "
-            + (
-                "attach the dataset to the kernel"
-                if pinned
-                else "give --bundle the folder that build_dataset.py wrote"
-            ),
-        )
-    strangers = []
-    for path in paths:
+    last = None
+    strangers: dict[str, str] = {}
+    for path in find_manifests(run):
         try:
             text = read_bytes(path, MANIFEST_BYTES)
             if pinned and sha256(text) != pinned:
-                strangers.append(f"{path} has {sha256(text)[:16]}")
+                strangers[path] = f"{path} has {sha256(text)[:16]}"
                 continue
             manifest = parse_manifest(text, path)
             code = read_code(os.path.dirname(path), manifest["wheel"])
@@ -759,18 +750,98 @@ def open_bundle(run):
         except Fault as fault:
             last = fault
         else:
-            run.bundle, run.manifest, run.manifest_text = os.path.dirname(path), manifest, text
+            run.bundle = os.path.dirname(path)
+            run.manifest = manifest
+            run.manifest_text = text
+            run.learn({**manifest["ensemble"], "prior": manifest["prior"]})
             return code
-    raise last or Fault(
+    if last is not None:
+        raise last
+    if not pinned or not strangers:
+        raise Fault(
+            "BundleMissing",
+            run.arguments.bundle or (KAGGLE_INPUT if pinned else "--bundle"),
+            "no manifest.json found; "
+            + ("attach the dataset to the kernel" if pinned
+               else "give --bundle the folder that build_dataset.py wrote"),
+        )
+    raise Fault(
         "BundleHashMismatch",
         run.input,
         f"this kernel wants the manifest with sha256 {pinned[:16]}, but "
-        + "; ".join(strangers[:3])
+        + "; ".join(list(strangers.values())[:3])
         + ". Push the kernel again, or wait until the dataset is processed",
     )
 
 
-def is_safe(name):
+def find_manifests(run: Run) -> Iterator[str]:
+    """Paths of manifest.json, in the order of trust: below --bundle alone, else at Kaggle's places for our
+    slug, then wherever a bounded search finds one.
+    """
+    if run.arguments.bundle:
+        yield from find_files(run.arguments.bundle, 3, ("manifest.json",))
+        return
+    slug = run.constant.get("slug")
+    if not slug:
+        return
+    import glob
+
+    for pattern in (slug, f"datasets/*/{slug}", f"models/*/{slug}/*/*/*", f"notebooks/*/{slug}"):
+        for folder in sorted(glob.glob(os.path.join(glob.escape(run.input), pattern))):
+            yield from find_files(folder, 3, ("manifest.json",))
+    yield from find_files(run.input, BUNDLE_DEPTH, ("manifest.json",))
+
+
+def parse_manifest(text: bytes, path: str) -> dict[str, Any]:
+    """The manifest as plain data, checked as far as the guard uses it; the engine's strict loader checks the
+    rest.
+    """
+    try:
+        data: dict[str, Any] = json.loads(text)
+        wheel = data["wheel"]
+        classes = data["ensemble"]["classes"]
+        entries = [wheel["entry"], *wheel["files"].values()]
+        if not (
+            all(isinstance(e["bytes"], int) and isinstance(e["sha256"], str) for e in entries)
+            and isinstance(wheel["file"], str)
+            and all(isinstance(c, str) for c in classes)
+            and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in data["prior"])
+            and len(data["prior"]) in (0, len(classes))
+        ):
+            raise ValueError("a field has the wrong type")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Fault(
+            "BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again"
+        ) from error
+    return data
+
+
+def read_code(folder: str, wheel: dict[str, Any]) -> dict[str, bytes]:
+    """Verified bytes of every file of the wheel, be it a wheel, renamed, or unpacked to a folder. Raises
+    Fault.
+    """
+    if not all(map(is_safe, wheel["files"])):
+        raise Fault(
+            "BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again"
+        )
+    seen = []
+    for path in find_wheels(folder, wheel):
+        data = read_bytes(path, WHEEL_BYTES)
+        if sha256(data) == wheel["entry"]["sha256"]:
+            return unpack(data, wheel["files"], path)
+        seen.append(path)
+    for root in [place for place, _, _ in walk(folder, 3)]:
+        if os.path.isfile(os.path.join(root, "kernel", "__init__.py")):
+            code = read_unpacked(root, wheel["files"])
+            if code is not None:
+                return code
+            seen.append(root)
+    raise Fault("BundleHashMismatch" if seen else "BundleMissing", folder,
+                f"no copy of {wheel['file']} with sha256 {wheel['entry']['sha256'][:16]}"
+                + (f"; differs: {', '.join(seen[:3])}" if seen else "") + ". Upload the bundle again")
+
+
+def is_safe(name: str) -> bool:
     """True for a relative path that stays where it is put."""
     return (
         bool(name)
@@ -780,62 +851,21 @@ def is_safe(name):
     )
 
 
-def read_code(folder, wheel):
-    """Verified bytes of every file of the wheel, be it a wheel, renamed, or unpacked to a folder. Raises
-    Fault.
-    """
-    expected = {name: e for name, e in wheel["files"].items() if is_safe(name)}
-    if len(expected) != len(wheel["files"]):
-        raise Fault(
-            "BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again"
-        )
-    seen = []
-    for path in find_wheels(folder, wheel):
-        data = read_bytes(path, WHEEL_BYTES)
-        if sha256(data) == wheel["entry"]["sha256"]:
-            return unpack(data, expected, path)
-        seen.append(path)
-    for root in find_unpacked(folder):
-        code = read_unpacked(root, expected)
-        if code is not None:
-            return code
-        seen.append(root)
-    raise Fault("BundleHashMismatch" if seen else "BundleMissing", folder,
-                f"no copy of {wheel['file']} with sha256 {wheel['entry']['sha256'][:16]}"
-                + (f"; differs: {', '.join(seen[:3])}" if seen else "") + ". Upload the bundle again")
-
-
-def find_wheels(folder, wheel):
+def find_wheels(folder: str, wheel: dict[str, Any]) -> list[str]:
     """Files of the wheel's size: its own name first, then any other name, then in wrapper folders."""
-    size, own = wheel["entry"]["bytes"], os.path.join(folder, wheel["file"])
-    places, level = [own], [folder]
-    for _ in range(3):
-        listed = [(place, *list_folder(place)) for place in level]
-        places += [os.path.join(place, name) for place, files, _ in listed for name in sorted(files)]
-        level = [path for _, _, below in listed for path in below]
-    return [
-        p
-        for i, p in enumerate(places)
-        if (i == 0 or p != own) and os.path.isfile(p) and os.path.getsize(p) == size
-    ]
+    places = [os.path.join(folder, wheel["file"])]
+    for place, files, _ in walk(folder, 2):
+        places += [os.path.join(place, name) for name in sorted(files)]
+    size = wheel["entry"]["bytes"]
+    return [p for p in dict.fromkeys(places) if os.path.isfile(p) and os.path.getsize(p) == size]
 
 
-def find_unpacked(folder):
-    """Folders in and below the bundle that hold a folder `kernel`."""
-    found, level = [], [folder]
-    for _ in range(4):
-        found += [place for place in level if os.path.isfile(os.path.join(place, "kernel", "__init__.py"))]
-        level = [path for place in level for path in list_folder(place)[1]]
-    return found
-
-
-def unpack(data, expected, path):
+def unpack(data: bytes, expected: dict[str, Any], path: str) -> dict[str, bytes]:
     """The wheel's files, each checked again, so that what runs is what the manifest lists."""
-    import io
     import zipfile
 
+    code = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        code = {}
         for name, entry in expected.items():
             with archive.open(name) as file:
                 code[name] = file.read(entry["bytes"] + 1)
@@ -848,7 +878,7 @@ def unpack(data, expected, path):
     return code
 
 
-def read_unpacked(root, expected):
+def read_unpacked(root: str, expected: dict[str, Any]) -> dict[str, bytes] | None:
     """The files of an unpacked wheel, or None when one under kernel/ is missing or differs."""
     code = {}
     for name, entry in expected.items():
@@ -864,74 +894,35 @@ def read_unpacked(root, expected):
     return code
 
 
-# -- the private folder
-# ---------------------------------------------------------------------------------------------------
+def set_limits(run: Run) -> None:
+    """The limits of --limits, --seconds, --ram and --disk over the profile.
 
-
-def is_memory(path):
-    """True when a path lies on a memory file system: a spill there would fill the RAM it is to relieve."""
-    best, kind, real = "", "", os.path.realpath(path) + "/"
-    try:
-        with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
-            lines = [line.split(" ") for line in mounts]
-    except OSError:
-        return False  # a sandbox that hides its mounts: take the place for what it seems
-    for _, place, name, *_ in lines:
-        if real.startswith(place.rstrip("/") + "/") and len(place) >= len(best):
-            best, kind = place, name
-    return kind in ("tmpfs", "ramfs", "devtmpfs")
-
-
-def scratch_places(run):
-    """Folders for the private folder, best first: real disks, never the output folder."""
-    places = [os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp"]
-    try:
-        os.mkdir("/kaggle/temp")
-    except OSError:
-        pass  # it is there, or this is not Kaggle, or it may not be: then the next place
-    usable = [p for p in places if p and os.path.isdir(p) and os.access(p, os.W_OK | os.X_OK)
-              and os.path.realpath(p) != os.path.realpath(run.working)]
-    return sorted(dict.fromkeys(usable), key=is_memory)
-
-
-def describe_process(pid):
-    """(boot id, start time in ticks) of a process, which together with its pid name it for ever; None if it
-    is gone.
+    Raises  Refusal for an unknown profile or no memory
     """
-    try:
-        with (
-            open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot,
-            open(f"/proc/{pid}/stat", "rb") as stat,
-        ):
-            return [boot.read().strip(), int(stat.read().rpartition(b")")[2].split()[19])]
-    except (OSError, ValueError, IndexError):
-        return None
+    given = run.arguments
+    profiles = run.manifest.get("profiles") or {}
+    wanted = given.limits or (None if run.constant else run.manifest["ensemble"].get("profile"))
+    if wanted in profiles:
+        run.profile = {**profiles[wanted], "name": wanted}
+    elif given.limits and given.limits != run.profile["name"]:
+        raise Refusal(
+            "LimitError", f"--limits {wanted}", f"unknown; choose one of: {', '.join(sorted(profiles))}"
+        )
+    if given.ram == 0:
+        raise Refusal("LimitError", "--ram 0", "RAM must be above 0; give a size, e.g. 14GB")
+    if given.ram is not None:
+        run.profile["ram_bytes"] = given.ram
+    if given.disk is not None:
+        run.profile["disk_bytes"] = given.disk
 
 
-def sweep_stale(place):
-    """Remove private folders of guards that are dead (killed before they could clean up)."""
-    for entry in os.scandir(place):
-        if not entry.name.startswith("hourglass-") or entry.is_symlink() or not entry.is_dir():
-            continue
-        if entry.stat(follow_symlinks=False).st_uid != os.getuid():
-            continue
-        try:
-            with open(os.path.join(entry.path, "owner.json"), encoding="ascii") as file:
-                owner = json.load(file)
-            alive = describe_process(int(owner["pid"])) == owner["process"]
-        except (OSError, ValueError, KeyError, TypeError):
-            # no owner yet: just made, unless it is old; or not ours at all
-            code = entry.name.removeprefix("hourglass-")
-            ours = len(code) == 16 and set(code) <= set("0123456789abcdef")
-            alive = not ours or time.time() - entry.stat(follow_symlinks=False).st_mtime < 60
-        if not alive:
-            remove_tree(entry.path)
+# -- the private folder --------------------------------------------------------------------------------------
 
 
-def make_state(run):
+def make_state(run: Run) -> None:
     """The private folder (0700) of this run, after those of dead runs were removed. Raises Fault."""
     tried = []
-    for place in [*scratch_places(run), run.working]:
+    for place in [*scratch_places(run.working), run.working]:
         path = os.path.join(place, f"hourglass-{os.urandom(8).hex()}")
         try:
             sweep_stale(place)
@@ -960,63 +951,219 @@ def make_state(run):
     raise Fault(
         "StoreError",
         "scratch",
-        f"no folder for private files ({'; '.join(tried) or 'none writable'}); set TMPDIR",
+        f"no folder for private files ({'; '.join(tried)}); set TMPDIR",
     )
 
 
-def write_state(run, name, data):
+def scratch_places(working: str) -> list[str]:
+    """Folders for the private folder, best first: real disks, never the output folder."""
+    try:
+        os.mkdir("/kaggle/temp")
+    except OSError:
+        pass  # it is there, or this is not Kaggle, or it may not be: then the next place
+    usable = [
+        place
+        for place in (os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp")
+        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+        and os.path.realpath(place) != os.path.realpath(working)
+    ]
+    return sorted(dict.fromkeys(usable), key=is_memory)
+
+
+def is_memory(path: str) -> bool:
+    """True when a path lies on a memory file system: a spill there would fill the RAM it is to relieve."""
+    real = os.path.realpath(path) + "/"
+    try:
+        with open("/proc/mounts", encoding="utf-8", errors="replace") as file:
+            mounts = [line.split(" ")[1:3] for line in file]
+    except OSError:
+        return False  # a sandbox that hides its mounts: take the place for what it seems
+    above = [(len(place), i, kind) for i, (place, kind) in enumerate(mounts)
+             if real.startswith(place.rstrip("/") + "/")]
+    deepest = max(above, default=(0, 0, ""))  # of equals the last: it hides the others
+    return deepest[2] in ("tmpfs", "ramfs", "devtmpfs")
+
+
+def sweep_stale(place: str) -> None:
+    """Remove private folders of guards that are dead (killed before they could clean up)."""
+    for entry in os.scandir(place):
+        if not entry.name.startswith("hourglass-") or entry.is_symlink() or not entry.is_dir():
+            continue
+        facts = entry.stat(follow_symlinks=False)
+        if facts.st_uid != os.getuid():
+            continue
+        try:
+            with open(os.path.join(entry.path, "owner.json"), encoding="ascii") as file:
+                owner = json.load(file)
+            alive = describe_process(int(owner["pid"])) == owner["process"]
+        except (OSError, ValueError, KeyError, TypeError):
+            # No owner yet: just made, unless it is old; or not ours at all
+            ours = re.fullmatch("hourglass-[0-9a-f]{16}", entry.name)
+            alive = not ours or time.time() - facts.st_mtime < 60
+        if not alive:
+            remove_tree(entry.path)
+
+
+def describe_process(pid: int) -> list[str | int] | None:
+    """[boot id, start time in ticks] of a process, which together with its pid name it for ever; None if it
+    is gone.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
+            return [boot.read().strip(), int(read_stat(pid)[19])]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def prepare_state(run: Run, sample: Sample, code: dict[str, bytes]) -> None:
+    """Everything the engine is given: verified code and manifest, and the sample as a plain file."""
+    for name, data in code.items():
+        write_state(run.state, os.path.join("code", name), data)
+    write_state(run.state, "manifest.json", run.manifest_text)
+    blank = "," * (len(sample.header) - 1)
+    lines = [",".join(map(quote, sample.header)), *(quote(row_id) + blank for row_id in sample.ids)]
+    text = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+    write_state(run.state, "sample_submission.csv", text)
+
+
+def write_state(state: str, name: str, data: bytes) -> None:
     """Put a file into the private folder in one step."""
-    path = os.path.join(run.state, name)
+    path = os.path.join(state, name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(path + ".new", "wb") as file:
         file.write(data)
     os.replace(path + ".new", path)
-    return path
 
 
-def prepare_state(run, code):
-    """Everything the engine is given: verified code and manifest, and the sample as a plain file."""
-    for name, data in code.items():
-        write_state(run, os.path.join("code", name), data)
-    write_state(run, "manifest.json", run.manifest_text)
-    lines = [",".join(map(quote, run.sample["header"]))]
-    blank = "," * (len(run.sample["header"]) - 1)
-    lines += [quote(row_id) + blank for row_id in run.sample["ids"]]
-    run.sample["copy"] = write_state(
-        run, "sample_submission.csv", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
-    )
-
-
-def describe_run(run):
-    """run.json: what the engine is told."""
-    a = run.arguments
+def describe_order(run: Run, sample: Sample) -> dict[str, Any]:
+    """run.json: what the engine is told; kernel.order.Order has the same keys."""
+    given = run.arguments
     return {
-        "bundle": os.path.abspath(run.bundle),
+        "bundle": os.path.abspath(run.bundle or ""),
         "manifest": os.path.join(run.state, "manifest.json"),
         "input": run.input,
         "clips": run.clips,
         "working": run.working,
         "state": run.state,
-        "sample": {"path": run.sample["copy"], "header": run.sample["header"], "ids": run.sample["ids"]},
+        "sample": {
+            "path": os.path.join(run.state, "sample_submission.csv"),
+            "header": sample.header,
+            "ids": sample.ids,
+        },
         "limits": {**run.profile, "seconds": run.budget_s()},
-        "marks": run.marks(),
+        "marks": vars(run.marks()),
         "started": STARTED,
-        "offset_s": run.clock.offset_s,
-        "device": a.device or run.constant.get("device") or "auto",
-        "loaders": a.loaders,
-        "first": a.first,
-        "strict": a.strict,
+        "started_boot": STARTED_BOOT,
+        "offset_s": run.offset_s,
+        "device": given.device or run.constant.get("device") or "auto",
+        "loaders": given.loaders,
+        "first": given.first,
         "attempt": run.attempts,
-        "pinned": bool(run.constant),
-        "deaths": run.deaths,
     }
 
 
-# -- the engine
-# -----------------------------------------------------------------------------------------------------------
+# -- the engine ----------------------------------------------------------------------------------------------
 
 
-def make_environment(run):
+def run_engine(run: Run, sample: Sample) -> None:
+    """Attempts until one finishes, time is up, or restarts no longer bring anything."""
+    best = [0, 0, 0]
+    barren = 0
+    while not attempt(run, sample):
+        gains = [max(pair) for pair in zip(count_gains(run.state), best, strict=True)]
+        barren = 0 if gains != best or run.attempts == 1 else barren + 1
+        best = gains
+        left_s = run.marks().stop_s - run.elapsed()
+        if run.signal or left_s < RESTART_ROOM_S or run.attempts > MAX_RESTARTS or barren >= MAX_BARREN:
+            short = left_s < RESTART_ROOM_S
+            reason = f"{max(0.0, left_s):.1f} s left" if short else "restarts brought nothing new"
+            run.fault("EngineGivenUp", "engine", f"after {run.attempts} attempts: {reason}")
+            return
+        say(f"restarting the engine: attempt {run.attempts + 1}, {left_s:.0f} s left")
+
+
+def count_gains(state: str) -> tuple[int, int, int]:
+    """(rows scored, clips and batches quarantined, suspects named by crashes before the last one), as the
+    engine last said.
+
+    A new suspect is a gain: it goes first and alone from then on, so that faults which strike once each, in
+    other clips every time, do not end the run.
+    """
+    beat = read_json(state, "heartbeat.json")
+    named = sum(map(len, read_json(state, "quarantine.json").values()))
+    crashes = read_json(state, "crashes.json") or []
+    suspects = {(crash.get("kind"), crash.get("net"), i) for crash in crashes for i in crash.get("ids", ())}
+    return int(beat.get("scored_rows", 0)), max(int(beat.get("quarantined", 0)), named), len(suspects)
+
+
+def attempt(run: Run, sample: Sample) -> bool:
+    """One life of the engine; true when there is nothing more to try."""
+    run.attempts += 1
+    # A dead engine's spill has no index any more, only weight
+    remove_tree(os.path.join(run.state, "spill"))
+    remove(os.path.join(run.state, "heartbeat.json"))
+    sweep_temporary(run.working)
+    write_state(run.state, "run.json", json.dumps(describe_order(run, sample)).encode())
+    oom_kills = read_number("/proc/vmstat", "oom_kill ")  # of this machine's kernel, since it started
+    began = run.elapsed()
+    try:
+        engine = run.engine = Engine(run, "engine", run.state)
+    except OSError as error:
+        run.fault("EngineStartFailed", "engine", error)
+        return False
+    why = watch(run, engine)
+    if why == "hung":
+        run.stacks = dump_stacks(run.state, engine)
+    status = engine.process.poll()
+    end_engine(run, FAREWELL_S if why == "signal" else 0.0)
+    # Not the code alone: a library may end the process with 0
+    if why == "exit" and read_json(run.state, "heartbeat.json").get("finished", status == 0):
+        run.finished = True
+        return True
+    if status == EXIT_MEMORY:
+        verdict = read_json(run.state, "verdict.json")
+        message = verdict.get("message", "not enough memory for the engine")
+        run.fault(verdict.get("code", "MemoryTooSmall"), "engine", message)
+        return True
+    oom = read_number("/proc/vmstat", "oom_kill ") > oom_kills
+    return report_death(run, why, status, run.elapsed() - began, oom)
+
+
+class Engine:
+    """The engine's process, or the rehearsal's, in a session of its own; it imports nothing from the folders
+    it works on. Raises OSError when it cannot be started.
+    """
+
+    def __init__(self, run: Run, entry: str, *arguments: str) -> None:
+        import subprocess
+
+        code = os.path.join(run.state, "code")
+        # The guard's end is held until the engine's: closing it ends the whole group
+        read_end, self.lifeline = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable or "python3", "-I", "-B", "-c", BOOT, code, entry, str(read_end), *arguments],
+                stdin=subprocess.DEVNULL,
+                cwd=run.state,
+                env=make_environment(run),
+                start_new_session=True,
+                pass_fds=(read_end,),
+            )
+        except BaseException:
+            os.close(self.lifeline)
+            raise
+        finally:
+            os.close(read_end)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the whole group; it is not reaped yet, so its number cannot be another's."""
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # already gone
+
+
+def make_environment(run: Run) -> dict[str, str]:
     """Environment of the engine: thread counts before anything loads, caches in the private folder, no
     secrets.
     """
@@ -1038,175 +1185,32 @@ def make_environment(run):
     }
 
 
-def start(run, entry, *arguments):
-    """The engine (or the rehearsal) in a session of its own; it imports nothing from the folders it works
-    on.
-    """
-    import subprocess
-
-    read_end, write_end = os.pipe()
-    command = [
-        sys.executable or "python3",
-        "-I",
-        "-B",
-        "-c",
-        BOOT,
-        os.path.join(run.state, "code"),
-        entry,
-        str(read_end),
-    ]
-    try:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            stdin=subprocess.DEVNULL,
-            cwd=run.state,
-            env=make_environment(run),
-            start_new_session=True,
-            pass_fds=(read_end,),
-        )
-    except BaseException:
-        os.close(write_end)
-        raise
-    finally:
-        os.close(read_end)
-    process.lifeline = write_end  # held until the end: closing it ends the whole group
-    return process
-
-
-def signal_group(process, number):
-    """Send a signal to the engine's own group; it is not reaped yet, so its number cannot be another's."""
-    try:
-        os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # already gone
-
-
-def adopt_orphans():
-    """Become the parent of whatever the engine leaves behind, so that it can be ended. False where Linux
-    cannot.
-    """
-    import ctypes
-
-    return ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
-
-
-def end_children():
-    """Kill and reap every child, and theirs as they become ours, for at most one second."""
-    until = time.monotonic() + 1.0
-    while time.monotonic() < until:
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue  # ended while we looked
-            if parent == os.getpid():
-                os.kill(int(name), signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-            time.sleep(0.005)
-        except ChildProcessError:
-            return
-
-
-def end_engine(run, grace_s):
-    """End the engine's group: TERM, `grace_s` to leave by itself, then KILL."""
-    process, run.engine = run.engine, None
-    if process is None:
-        return
-    if process.poll() is None and grace_s > 0:
-        signal_group(process, signal.SIGTERM)
-        until = time.monotonic() + grace_s
-        while process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-    signal_group(process, signal.SIGKILL)
-    process.wait()
-    os.close(process.lifeline)
-
-
-def read_json(path, default):
-    """A JSON file of the engine, or the default while it is not there."""
-    try:
-        with open(path, "rb") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return default
-
-
-def count_gains(run):
-    """(rows scored, clips and batches quarantined, suspects named by crashes before the last one), as the
-    engine last said.
-
-    A new suspect is a gain: it goes first and alone from then on, so that faults which strike once each, in
-    other clips every time, do not end the run.
-    """
-    beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
-    kept = read_json(os.path.join(run.state, "quarantine.json"), {})
-    named = sum(len(v) for v in kept.values()) if isinstance(kept, dict) else len(kept)
-    crashes = read_json(os.path.join(run.state, "crashes.json"), [])
-    suspects = {
-        (c.get("kind"), c.get("net"), i) for c in crashes if isinstance(c, dict) for i in c.get("ids", ())
-    }
-    return int(beat.get("scored_rows", 0)), max(int(beat.get("quarantined", 0)), named), len(suspects)
-
-
-def count_oom_kills():
-    """Processes this machine's kernel has killed for memory since it started."""
-    try:
-        with open("/proc/vmstat", encoding="ascii") as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
-    except (OSError, ValueError):
-        return 0
-
-
-class Watch:
-    """Says when an engine counts as hung: no progress for too long, pauses of the whole machine left out."""
-
-    def __init__(self, marks, now):
-        self.marks, self.last, self.seen, self.poll = marks, now, None, now
-        self.forecast_s, self.started, self.paused_s = START_FORECAST_S, False, 0.0
-
-    def see(self, beat, now):
-        """Take a heartbeat; true when the engine hangs."""
-        if now - self.poll > PAUSE_S:
-            self.paused_s += now - self.poll
-            self.last += now - self.poll
-        self.poll = now
-        if beat and beat.get("progress") != self.seen:
-            self.seen, self.last = beat.get("progress"), now
-        # a start is no step: with 20 s, importing torch may take 10
-        m, most_s = self.marks, 2 * self.marks["hung_most_s"]
-        if beat and beat.get("unit") != "start":
-            self.forecast_s, self.started = float(beat.get("forecast_s") or 0.0), True
-        if self.started:
-            most_s = m["hung_most_s"]
-        return now - self.last > min(max(m["hung_least_s"], m["hung_factor"] * self.forecast_s), most_s)
-
-
-def watch(run):
+def watch(run: Run, engine: Engine) -> str:
     """Why the engine ended: "exit", "hung", "deadline" or "signal"."""
-    marks, guard = run.marks(), Watch(run.marks(), time.monotonic())
-    beats, next_beat, termed = os.path.join(run.state, "heartbeat.json"), 0.0, False
-    spared = False
-    while run.engine.poll() is None:
+    marks = run.marks()
+    patience = Patience(marks, time.monotonic())
+    next_beat = 0.0
+    termed = spared = False
+    while engine.process.poll() is None:
         now = time.monotonic()
         if run.signal:
             return "signal"
-        if run.clock.elapsed() >= marks["kill_s"]:
+        if run.elapsed() >= marks.kill_s:
             return "deadline"
-        if run.clock.elapsed() >= marks["term_s"] and not termed:
+        if run.elapsed() >= marks.term_s and not termed:
             termed = True
             run.fault(
                 "DeadlineTerminated",
                 "engine",
-                f"still running at {marks['term_s']:.1f} s; told to publish and leave",
+                f"still running at {marks.term_s:.1f} s; told to publish and leave",
             )
-            signal_group(run.engine, signal.SIGTERM)
+            engine.signal(signal.SIGTERM)
         if now >= next_beat:
-            next_beat, paused_s = now + HEARTBEAT_S, guard.paused_s
-            if guard.see(read_json(beats, {}), now):
-                if marks["stop_s"] - run.clock.elapsed() > RESTART_ROOM_S:
+            next_beat = now + HEARTBEAT_S
+            set_alarm(run)  # its timer stands still while the machine is suspended
+            paused_s = patience.paused_s
+            if patience.ends(read_json(run.state, "heartbeat.json"), now):
+                if marks.stop_s - run.elapsed() > RESTART_ROOM_S:
                     return "hung"
                 if not spared:  # too late for another engine: this one may yet come through
                     spared = True
@@ -1215,69 +1219,80 @@ def watch(run):
                         "engine",
                         "no progress for too long; no time for a restart, so it is left to go on",
                     )
-            if guard.paused_s > paused_s:
+            if patience.paused_s > paused_s:
                 run.fault(
-                    "Paused", "machine", f"everything stood still for {guard.paused_s - paused_s:.1f} s"
+                    "Paused", "machine", f"everything stood still for {patience.paused_s - paused_s:.1f} s"
                 )
         time.sleep(POLL_S)
     return "exit"
 
 
-def dump_stacks(run):
-    """Ask a hung engine where it is; its answer goes into the report."""
-    path = os.path.join(run.state, "stacks.txt")
-    before = os.path.getsize(path) if os.path.exists(path) else 0
-    os.kill(run.engine.pid, signal.SIGUSR1)
-    until = time.monotonic() + 0.5
-    while time.monotonic() < until and not (os.path.exists(path) and os.path.getsize(path) > before):
-        time.sleep(0.02)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            file.seek(before)
-            run.stacks = file.read(20_000)
+class Patience:
+    """How long an engine may make no progress before it counts as hung; pauses of the whole machine are left
+    out.
+    """
+
+    def __init__(self, marks: Marks, now: float) -> None:
+        self.marks = marks
+        self.looked = now
+        self.progressed = now
+        self.progress: object = None
+        self.forecast_s = START_FORECAST_S
+        self.started = False
+        self.paused_s = 0.0
+
+    def ends(self, beat: dict[str, Any], now: float) -> bool:
+        """Take in a heartbeat; true when the engine hangs."""
+        gap_s = now - self.looked
+        self.looked = now
+        if gap_s > PAUSE_S:
+            self.paused_s += gap_s
+            self.progressed += gap_s
+        if beat and beat.get("progress") != self.progress:
+            self.progress = beat.get("progress")
+            self.progressed = now
+        if beat and beat.get("unit") != "start":
+            self.forecast_s = float(beat.get("forecast_s") or 0.0)
+            self.started = True
+        # A start has twice the time: with 20 s in all, importing torch may take 10
+        most_s = self.marks.hung_most_s if self.started else 2 * self.marks.hung_most_s
+        patience_s = max(self.marks.hung_least_s, self.marks.hung_factor * self.forecast_s)
+        return now - self.progressed > min(patience_s, most_s)
 
 
-def attempt(run):
-    """One life of the engine; true when there is nothing more to try."""
-    run.attempts += 1
-    remove_tree(os.path.join(run.state, "spill"))  # a dead engine's spill has no index any more, only weight
-    remove(os.path.join(run.state, "heartbeat.json"))
-    sweep_temporary(run)
-    write_state(run, "run.json", json.dumps(describe_run(run)).encode())
-    oom_kills, began = count_oom_kills(), run.clock.elapsed()
-    try:
-        run.engine = start(run, "engine", run.state)
-    except OSError as error:
-        run.fault("EngineStartFailed", "engine", error)
-        return False
-    why = watch(run)
-    if why == "hung":
-        dump_stacks(run)
-    end_status = run.engine.poll()
-    end_engine(run, FAREWELL_S if why == "signal" else 0.0)
-    beat = read_json(os.path.join(run.state, "heartbeat.json"), {})
-    # not the code alone: a library may end the process with 0
-    if why == "exit" and beat.get("finished", end_status == 0):
-        run.finished = True
-        return True
-    verdict = read_json(os.path.join(run.state, "verdict.json"), {})
-    if end_status == EXIT_MEMORY:
-        run.fault(
-            verdict.get("code", "MemoryTooSmall"),
-            "engine",
-            verdict.get("message", "not enough memory for the engine"),
-        )
-        return True
-    return report_death(run, why, end_status, began, count_oom_kills() > oom_kills)
+def dump_stacks(state: str, engine: Engine) -> str:
+    """Where a hung engine is, by its own account."""
+    stacks = ""
+    with open(os.path.join(state, "stacks.txt"), "a+", encoding="utf-8", errors="replace") as file:
+        os.kill(engine.process.pid, signal.SIGUSR1)
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until and not stacks:
+            time.sleep(0.02)
+            stacks = file.read(20_000)
+    return stacks
 
 
-def report_death(run, why, status, began, oom):
+def end_engine(run: Run, grace_s: float) -> None:
+    """End the engine's group: TERM, `grace_s` to leave by itself, then KILL."""
+    engine = run.engine
+    run.engine = None
+    if engine is None:
+        return
+    if engine.process.poll() is None and grace_s > 0:
+        engine.signal(signal.SIGTERM)
+        until = time.monotonic() + grace_s
+        while engine.process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+    engine.signal(signal.SIGKILL)
+    engine.process.wait()
+    os.close(engine.lifeline)
+
+
+def report_death(run: Run, why: str, status: int | None, life_s: float, oom: bool) -> bool:
     """Record how the engine died; true when that is final (the deadline, or a signal to us)."""
-    life_s = run.clock.elapsed() - began
     if why == "signal":
-        run.fault(
-            "Interrupted", "guard", f"{signal.Signals(run.signal).name}: the last published submission stays"
-        )
+        name = signal.Signals(run.signal).name
+        run.fault("Interrupted", "guard", f"{name}: the last published submission stays")
     elif why == "deadline":
         run.fault("DeadlineKilled", "engine", "did not leave in time; the last published submission stays")
     elif why == "hung":
@@ -1287,7 +1302,7 @@ def report_death(run, why, status, began, oom):
             f"no progress in attempt {run.attempts}; ended after {life_s:.1f} s, see guard.stacks",
         )
     else:
-        name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        name = signal.Signals(-status).name if status and status < 0 else f"exit code {status}"
         hint = " (out of memory: the kernel's OOM killer struck)" if oom else ""
         run.fault("EngineDied", "engine", f"{name}{hint} in attempt {run.attempts} after {life_s:.1f} s")
     run.deaths.append(
@@ -1297,62 +1312,92 @@ def report_death(run, why, status, began, oom):
             "status": status,
             "oom": oom,
             "life_s": round(life_s, 2),
-            "scored_rows": count_gains(run)[0],
+            "scored_rows": count_gains(run.state)[0],
         }
     )
     return why in ("signal", "deadline")
 
 
-def run_engine(run):
-    """Attempts until one finishes, time is up, or restarts no longer bring anything."""
-    marks, best, barren = run.marks(), (0, 0, 0), 0
-    while not attempt(run):
-        gains = count_gains(run)
-        barren = (
-            0
-            if any(new > old for new, old in zip(gains, best, strict=True)) or run.attempts == 1
-            else barren + 1
-        )
-        best = tuple(max(pair) for pair in zip(gains, best, strict=True))
-        left_s = marks["stop_s"] - run.clock.elapsed()
-        if run.signal or left_s < RESTART_ROOM_S or run.attempts > MAX_RESTARTS or barren >= MAX_BARREN:
-            reason = (
-                f"{max(0.0, left_s):.1f} s left"
-                if left_s < RESTART_ROOM_S
-                else "restarts brought nothing new"
-            )
-            run.fault("EngineGivenUp", "engine", f"after {run.attempts} attempts: {reason}")
-            return
-        say(f"restarting the engine: attempt {run.attempts + 1}, {left_s:.0f} s left")
+# -- the end -------------------------------------------------------------------------------------------------
 
 
-# -- the end
-# --------------------------------------------------------------------------------------------------------------
+def finish(run: Run, prior: Prior) -> int:
+    """Everything after the engine; gives the exit code."""
+    end_engine(run, 0.0)
+    end_children()
+    valid = ensure_valid(run, prior)
+    sweep_temporary(run.working)
+    report = make_report(run, prior.sample)
+    code = 2 if not valid else 1 if run.arguments.strict and is_degraded(report) else 0
+    report["guard"]["exit_code"] = code
+    write_report(run, report)
+    remove_tree(run.state)
+    print_banner(run, report, code)
+    return code
 
 
-def sweep_temporary(run):
-    """Remove half-written files of an engine or an earlier run from the working folder."""
-    for name in os.listdir(run.working):
-        if name.startswith(TEMPORARY) and name.endswith(".tmp"):
-            remove(os.path.join(run.working, name))
+def ensure_valid(run: Run, prior: Prior) -> bool:
+    """True when submission.csv is valid, putting the prior back if it must."""
+    path = os.path.join(run.working, "submission.csv")
+    broken = find_invalid(path, prior)
+    if broken is None:
+        return True
+    run.fault("CandidateRejected", "submission.csv", f"{broken}; the prior submission was put back")
+    try:
+        write_prior(run.working, prior)
+    except OSError as error:
+        run.fault("OutputUnwritable", run.working, f"{error}; overwriting in place")
+        overwrite_prior(run, path, prior)
+    return find_invalid(path, prior) is None
 
 
-def peak_bytes():
-    """Largest resident size of this process so far."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
+def find_invalid(path: str, prior: Prior) -> str | None:
+    """Why submission.csv cannot be scored, or None. Independent of both writers: reads the file from its
+    start.
+    """
+    sample = prior.sample
+    count = 0
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != sample.header:
+                return "the header differs from the sample's"
+            for count, row in enumerate(rows, 1):
+                if (
+                    count > len(sample.ids)
+                    or row[:1] != [sample.ids[count - 1]]
+                    or len(row) != len(sample.header)
+                ):
+                    return f"row {count} is not the sample's row {count}"
+                cells = row[1:]
+                if prior.labels is not None and cells.pop(prior.label_at) not in prior.labels:
+                    return f"row {count} has an unknown label"
+                if not all(0.0 <= value <= 1.0 for value in map(float, cells)):
+                    return f"row {count} has a value outside 0..1"
+    except (OSError, ValueError, csv.Error) as error:
+        return f"row {count}: {error}"
+    return None if count == len(sample.ids) else f"{count} rows, the sample has {len(sample.ids)}"
 
 
-def make_report(run):
+def overwrite_prior(run: Run, path: str, prior: Prior) -> None:
+    """The prior over the bytes that are already there: the last way on a full disk."""
+    try:
+        with open(path, "r+b") as file:
+            file.writelines(prior.lines())
+            file.truncate()
+    except OSError as error:
+        run.fault("OutputUnwritable", run.working, error)
+
+
+def make_report(run: Run, sample: Sample) -> dict[str, Any]:
     """The engine's report with the guard's section; a complete one of our own when the engine left none."""
-    rows = len(run.sample["ids"]) if run.sample else 0
-    report = read_json(os.path.join(run.working, "report.json"), None)
-    if not isinstance(report, dict):
-        beat = read_json(os.path.join(run.state, "heartbeat.json"), {}) if run.state else {}
-        scored = min(rows, int(beat.get("scored_rows") or 0))
+    report = read_json(run.working, "report.json")
+    if not isinstance(report, dict) or not report:
+        beat = read_json(run.state, "heartbeat.json") if run.state else {}
+        rows = len(sample.ids)
         report = {
             "rows": rows,
-            "prior_rows": rows - scored,
+            "prior_rows": rows - min(rows, int(beat.get("scored_rows") or 0)),
             "partial_rows": 0,
             "members": [],
             "store": {},
@@ -1360,13 +1405,13 @@ def make_report(run):
             "fault_counts": {},
             "peak_ram_bytes": 0,
             "limits": {**run.profile, "seconds": run.budget_s()},
-            "random_weights": bool((run.manifest or {}).get("random_weights")),
+            "random_weights": bool(run.manifest.get("random_weights")),
         }
+    report.setdefault("faults", []).extend(run.faults)
     counts = report.setdefault("fault_counts", {})
     for fault in run.faults:
-        report.setdefault("faults", []).append(fault)
         counts[fault["code"]] = counts.get(fault["code"], 0) + 1
-    report["wall_s"] = round(run.clock.elapsed(), 3)
+    report["wall_s"] = round(run.elapsed(), 3)
     report["guard"] = {
         "prior_s": run.prior_s,
         "attempts": run.attempts,
@@ -1375,16 +1420,16 @@ def make_report(run):
         "finished": run.finished,
         "pinned": bool(run.constant),
         "bundle": run.bundle,
-        "offset_s": run.clock.offset_s,
-        "peak_bytes": peak_bytes(),
-        "sample": run.sample and run.sample["path"],
+        "offset_s": run.offset_s,
+        "peak_bytes": 1024 * read_number("/proc/self/status", "VmHWM"),  # resident, of this process
+        "sample": sample.path,
         "stacks": run.stacks,
         "signal": run.signal,
     }
     return report
 
 
-def write_report(run, report):
+def write_report(run: Run, report: dict[str, Any]) -> None:
     """Put report.json in place; a full disk costs the report, not the run."""
     temporary = os.path.join(run.working, f".report.json.{os.getpid()}.tmp")
     try:
@@ -1396,267 +1441,64 @@ def write_report(run, report):
         run.fault("OutputUnwritable", "report.json", error)
 
 
-def is_degraded(report):
-    return bool(
-        report.get("faults")
-        or report.get("fault_counts")
-        or report.get("prior_rows")
-        or report.get("partial_rows")
-    )
+def is_degraded(report: dict[str, Any]) -> bool:
+    return any(report.get(key) for key in ("faults", "fault_counts", "prior_rows", "partial_rows"))
 
 
-def print_banner(run, report, code):
+def print_banner(run: Run, report: dict[str, Any], code: int) -> None:
     """The last lines of the log: what is in the file, and loudly what is not."""
-    rows, prior = report.get("rows", 0), report.get("prior_rows", 0)
+    rows = report.get("rows", 0)
+    prior = report.get("prior_rows", 0)
     say(
-        f"submission.csv: {rows} rows, {rows - prior} predicted, {prior} prior | {run.clock.elapsed():.1f} s of "
+        f"submission.csv: {rows} rows, {rows - prior} predicted, {prior} prior | {run.elapsed():.1f} s of "
         f"{run.budget_s():.0f} s | exit {code}"
     )
     if report.get("random_weights"):
         say("RANDOM WEIGHTS: this bundle was built to be timed; its scores mean nothing")
     if not run.constant:
         say(
-            "UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a pushed one"
+            "UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a "
+            "pushed one"
         )
     if is_degraded(report):
-        counts = ", ".join(
-            f"{name} x{count}" for name, count in sorted(report.get("fault_counts", {}).items())
-        )
-        say(
-            f"DEGRADED: {prior} prior rows, {report.get('partial_rows', 0)} partial rows"
-            + (f" | {counts}" if counts else "")
-        )
+        counted = sorted(report.get("fault_counts", {}).items())
+        counts = " | " + ", ".join(f"{name} x{count}" for name, count in counted) if counted else ""
+        say(f"DEGRADED: {prior} prior rows, {report.get('partial_rows', 0)} partial rows{counts}")
 
 
-def finish(run):
-    """Everything after the engine; gives the exit code."""
-    end_engine(run, 0.0)
-    end_children()
-    valid = ensure_valid(run)
-    sweep_temporary(run)
-    report = make_report(run)
-    code = 2 if not valid else 1 if run.arguments.strict and is_degraded(report) else 0
-    report["guard"]["exit_code"] = code
-    write_report(run, report)
-    remove_state(run)
-    print_banner(run, report, code)
-    return code
+# -- the rehearsal -------------------------------------------------------------------------------------------
 
 
-def remove_tree(folder):
-    """Remove a private folder, as far as it goes: what stays is swept by the next run."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_state(run):
-    if run.state:
-        remove_tree(run.state)
-
-
-# -- the whole run
-# --------------------------------------------------------------------------------------------------------
-
-
-def set_folders(run):
-    """Input and working folder, as absolute paths. Raises Refusal when the output cannot be there."""
-    a = run.arguments
-    default_input = KAGGLE_INPUT if os.path.isdir(KAGGLE_INPUT) else os.path.join("..", "input")
-    run.input = os.path.abspath(a.input or default_input)
-    run.working = os.path.abspath(a.working or (KAGGLE_WORKING if os.path.isdir(KAGGLE_WORKING) else "."))
-    run.clips = a.clips and os.path.abspath(a.clips)
-    try:
-        os.makedirs(run.working, exist_ok=True)
-        remove(os.path.join(run.working, "report.json"))
-        remove(os.path.join(run.working, "report.html"))
-        sweep_temporary(run)
-    except OSError as error:
-        raise Refusal("OutputUnwritable", f"{run.working}: {error}; give --working a folder that takes files") from error
-
-
-def find_offset(budget_s, proc="/proc"):
-    """Seconds the oldest ancestor of this process has lived: on Kaggle the session's start-up, which counts.
-
-    An ancestor older than a quarter of the budget is no start-up but somebody's own session: 0.
-    """
-    try:
-        with open(os.path.join(proc, "uptime"), encoding="ascii") as file:
-            uptime = float(file.read().split()[0])
-        oldest, pid = 0.0, "self"
-        while pid != "0":
-            with open(os.path.join(proc, pid, "stat"), "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            oldest = max(oldest, uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
-            pid = fields[1].decode()
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    return oldest if oldest <= 0.25 * budget_s else 0.0
-
-
-def set_limits(run):
-    """The limits of --limits, --seconds, --ram and --disk over the profile. Raises Refusal for an unknown
-    profile.
-    """
-    a, manifest = run.arguments, run.manifest or {}
-    profiles = manifest.get("profiles") or {}
-    wanted = a.limits or (None if run.constant else manifest.get("ensemble", {}).get("profile"))
-    if wanted in profiles:
-        run.profile = {**profiles[wanted], "name": wanted}
-    elif a.limits and a.limits != run.profile["name"]:
-        raise Refusal(
-            "LimitError", f"--limits {wanted}: unknown; choose one of: {', '.join(sorted(profiles))}"
-        )
-    run.profile["ram_bytes"] = run.profile["ram_bytes"] if a.ram is None else a.ram
-    run.profile["disk_bytes"] = run.profile["disk_bytes"] if a.disk is None else a.disk
-
-
-def catch_signals(run, within_s):
-    """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends
-    it at once.
-    """
-    def note(number, _frame):
-        if not run.signal:
-            run.signal = number
-            signal.setitimer(signal.ITIMER_REAL, within_s)
-
-    def abandon(_number, _frame):
-        if run.engine is not None:
-            signal_group(run.engine, signal.SIGKILL)
-        os._exit(2 if run.prior_s is None else 1 if run.arguments.strict else 0)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, note)
-    signal.signal(signal.SIGALRM, abandon)
-
-
-def set_alarm(run):
-    """The last resort at the exit mark: whatever the guard is stuck in, the process ends with the file it
-    has.
-    """
-    if not run.signal:
-        left_s = run.marks()["exit_s"] - run.clock.elapsed()
-        signal.setitimer(signal.ITIMER_REAL, max(left_s, 10.0 if run.marks()["prior_only"] else 0.5))
-
-
-def settle_sample(run):
-    """The sample or one made from the clips, and its prior submission. Raises Refusal SampleMissing."""
-    run.sample = run.sample or make_sample(run)
-    if run.sample is None:
-        raise Refusal(
-            "SampleMissing",
-            f"no sample_submission.csv below {run.input} and nothing to make one from (clips, and a "
-            "bundle that names the classes; rows of fixed windows always need the sample); give --input",
-        )
-    publish_prior(run)
-
-
-def trust_bundle(run):
-    """Verified code; with an unpinned kernel the prior is now that of the manifest. Raises Fault and
-    Refusal.
-    """
-    try:
-        code = open_bundle(run)
-    except Fault:
-        if run.sample is None:
-            settle_sample(run)
-        raise
-    set_limits(run)
-    set_alarm(run)
-    if run.sample is None or not run.constant:
-        settle_sample(run)
-    return code
-
-
-def serve(run):
-    """From the prior to the engine's end; every fault here leaves the last valid submission."""
-    code = trust_bundle(run)
-    if run.budget_s() < LEAST_BUDGET_S or run.clock.elapsed() >= run.marks()["stop_s"]:
-        raise Fault(
-            "BudgetTooSmall",
-            "clock",
-            f"{run.budget_s():g} s with {run.clock.elapsed():.1f} s gone leave no time for "
-            "more than the prior; give --seconds",
-        )
-    adopt_orphans()
-    make_state(run)
-    try:
-        prepare_state(run, code)
-        run_engine(run)
-    except OSError as error:
-        raise Fault(
-            "StoreError", run.state, f"the private folder failed ({error}); free the disk or set TMPDIR"
-        ) from error
-
-
-def execute(run):
-    """The whole run; gives the exit code."""
-    catch_signals(run, EXIT_S)
-    try:
-        set_folders(run)
-        run.clock.offset_s = run.arguments.offset or 0.0
-        if run.arguments.offset is None and run.input == KAGGLE_INPUT:
-            run.clock.offset_s = find_offset(run.budget_s())
-        set_alarm(run)
-        run.sample = find_sample(run)
-        if run.sample is not None:
-            publish_prior(run)
-        try:
-            serve(run)
-        except Fault as fault:
-            run.fault(fault.code, fault.where, fault)
-        except Refusal:
-            raise
-        except Exception as error:
-            # the guard's own defect must not cost the submission; it is named like any fault
-            import traceback
-
-            run.fault("GuardError", "guard", f"{type(error).__name__}: {error}")
-            run.stacks = traceback.format_exc()
-        if run.sample is None:
-            settle_sample(run)
-        return finish(run)
-    except Refusal as refusal:
-        print(f"[hourglass] {refusal.code}: {refusal}", file=sys.stderr, flush=True)
-        remove_state(run)
-        return 2
-
-
-def rehearse(arguments):
+def rehearse(arguments: list[str]) -> int:
     """The rehearsal out of the bundle's verified code; gives its exit code."""
     known, _ = make_parser().parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     run = Run(known)
     catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
     try:
-        set_folders_for_rehearsal(run)
         code = open_bundle(run)
         make_state(run)
         for name, data in code.items():
-            write_state(run, os.path.join("code", name), data)
+            write_state(run.state, os.path.join("code", name), data)
         kept = [a for a in arguments if a != "--rehearse"]
-        run.engine = start(run, "rehearsal", os.path.abspath(__file__), *absolute_paths(kept))
-        while run.engine.poll() is None and not run.signal:
+        engine = run.engine = Engine(run, "rehearsal", os.path.abspath(__file__), *absolute_paths(kept))
+        while engine.process.poll() is None and not run.signal:
             time.sleep(POLL_S)
-        status = run.engine.poll()
+        status = engine.process.poll()
         end_engine(run, REHEARSAL_FAREWELL_S)
-        return 1 if status is None else status if status >= 0 else 1
+        return status if status is not None and status >= 0 else 1
     except Fault as fault:
         print(f"[hourglass] {fault.code} {fault.where}: {fault}", file=sys.stderr, flush=True)
         return 2
     finally:
-        remove_state(run)
+        remove_tree(run.state)
 
 
-def set_folders_for_rehearsal(run):
-    run.input = os.path.abspath(run.arguments.input or ".")
-    run.working = os.path.abspath(run.arguments.working or ".")
-
-
-def absolute_paths(arguments):
+def absolute_paths(arguments: list[str]) -> list[str]:
     """The arguments with existing or future paths made absolute: the rehearsal runs in a folder of its
     own.
     """
-    out, folder = [], False
+    out = []
+    folder = False
     for text in arguments:
         name, equals, value = text.partition("=")
         if folder and not text.startswith("--"):
@@ -1668,44 +1510,154 @@ def absolute_paths(arguments):
     return out
 
 
-PATH_ARGUMENTS = ("--bundle", "--input", "--clips", "--working", "--labels")
+# -- small helpers: words, files, processes ------------------------------------------------------------------
 
 
-def open_streams():
-    """Standard streams that take every text; closed ones lead nowhere, so that no file of ours gets their
-    numbers.
+def say(text: str) -> None:
+    """One line on stdout; what cannot be printed is escaped, so that a file name cannot write to the
+    terminal.
     """
-    handle = os.open(os.devnull, os.O_RDWR)
-    while handle <= 2:
-        os.set_inheritable(handle, True)
-        handle = os.dup(handle)
-    os.close(handle)
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
-
-
-def main(arguments):
-    """Parse, run, end the process without waiting for anything that may be stuck."""
-    if not sys.platform.startswith("linux"):
-        print(
-            f"[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is {sys.platform}: use a Linux "
-            "machine, WSL or a container",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    open_streams()
-    code = (
-        rehearse(arguments)
-        if "--rehearse" in arguments
-        else execute(Run(make_parser().parse_args(arguments)))
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
     )
-    for stream in (sys.stdout, sys.stderr):
+    try:
+        print(f"[hourglass] {line}", flush=True)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # nobody reads any more; report.json still tells
+
+
+def find_files(root: str, depth: int, names: tuple[str, ...]) -> list[str]:
+    """Paths below `root` whose lower-case name is one of `names`, nearest first, within the bounds of a
+    search.
+    """
+    found = []
+    for folder, files, below in walk(root, depth):
+        here = {name for name in files if name.lower() in names}
+        if len(files) + len(below) >= MAX_ENTRIES:  # cut short: ask for them by name
+            here |= {name for name in names if os.path.isfile(os.path.join(folder, name))}
+        found += [os.path.join(folder, name) for name in sorted(here)]
+    return found
+
+
+def walk(root: str, depth: int) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(folder, its file names, its subfolders) of `root` and of `depth` levels below it, nearest first,
+    within the bounds of a search.
+    """
+    until = time.monotonic() + SEARCH_S
+    queue = [(root, depth)]
+    for seen, (folder, levels) in enumerate(queue):  # it grows while it is read
+        if seen >= MAX_FOLDERS or time.monotonic() > until:
+            return
+        files, below = list_folder(folder)
+        yield folder, files, below
+        if levels > 0:
+            queue += [(path, levels - 1) for path in below]
+
+
+def list_folder(folder: str) -> tuple[list[str], list[str]]:
+    """(file names, subfolders) of a folder; a large one is cut short, which only hides folders behind 2,000
+    files.
+    """
+    files: list[str] = []
+    below: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for _, entry in zip(range(MAX_ENTRIES), entries):  # noqa: B905
+                (below if entry.is_dir() else files).append(entry.name)
+    except OSError:  # a folder that cannot be listed holds nothing for us
+        return [], []
+    return files, [os.path.join(folder, name) for name in sorted(below)]
+
+
+def read_bytes(path: str, limit: int) -> bytes:
+    """Bytes of a regular file of at most `limit` bytes. Raises OSError."""
+    import stat
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+            raise OSError(f"{path}: no regular file of at most {limit} bytes")
+        return file.read(limit)
+
+
+def sha256(data: bytes) -> str:
+    """Hex sha256. The interpreter's own module where it has one: hashlib would bring in OpenSSL, 4 MB for one
+    small file.
+    """
+    try:
+        from _sha2 import sha256 as digest  # Python 3.12 and later
+    except ImportError:
         try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # nobody reads any more
-    os._exit(code)
+            from _sha256 import sha256 as digest
+        except ImportError:
+            from hashlib import sha256 as digest
+    return digest(data).hexdigest()
+
+
+def read_json(folder: str, name: str) -> Any:
+    """What a JSON file of the engine holds; {} while it is not there."""
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def remove_tree(folder: str) -> None:
+    """Remove a private folder, if there is one, as far as it goes: what stays is swept by the next run."""
+    if folder:
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_stat(pid: int | str, proc: str = "/proc") -> list[bytes]:
+    """Facts of a process from its state on: [1] is its parent, [19] its start in ticks. Raises OSError."""
+    with open(os.path.join(proc, str(pid), "stat"), "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
+def read_number(path: str, name: str) -> int:
+    """The figure on the line of a /proc file that begins with `name`, or 0."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(name)), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever the engine leaves behind, so that it can be ended."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def end_children() -> None:
+    """Kill and reap every child, and theirs as they become ours, for at most one second."""
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                parent = int(read_stat(name)[1])
+            except (OSError, IndexError, ValueError):
+                continue  # ended while we looked
+            if parent == os.getpid():
+                os.kill(int(name), signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            time.sleep(0.005)
+        except ChildProcessError:
+            return
 
 
 if __name__ == "__main__":

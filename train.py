@@ -1,6 +1,6 @@
 """Train one recipe: labelled clips become weights, out-of-fold scores, an ensemble TOML and a model card.
 
-    python train.py training/recipes/default.toml --data ../shared/data
+    python train.py training/recipes/default.toml --data my_clips
 
 A killed run started again with the same --out goes on where it stopped. `--scale small` shrinks a published
 recipe for a CPU.
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     command = f"python train.py {options.recipe} --data {options.data}"
     try:
         pipeline.train(
-            pipeline.Order(
+            pipeline.TrainRequest(
                 recipe=options.recipe,
                 data=options.data,
                 out=options.out,

@@ -1,5 +1,4 @@
-"""Back ends of a CPU at mixed lengths, no clip padded: torch eager as anyone runs it, against every way the
-engine can take.
+"""Back ends of a CPU at mixed lengths, no clip padded: plain torch against every way the engine can take.
 
     python -m benchmarks.backends [--clips 24] [--rounds 5] [--threads N] [--nets simple_cnn ...] [--quick]
 
@@ -36,14 +35,15 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet34": ("resnet_max", {}),
     "efficientnet_b0": ("timm", {"model": "efficientnet_b0"}),
 }
-FRAMES_PER_SECOND, BINS, CLASSES = 64, 128, 80  # the argus front end
-# what the guard sets beyond OMP_WAIT_POLICY and the numbers of threads
-ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}
+FRAMES_PER_SECOND = 64  # Of the argus front end, and so the bins.
+BINS = 128
+CLASSES = 80
+ENGINE = {"THP_MEM_ALLOC_ENABLE": "1"}  # What the guard sets beside OMP_WAIT_POLICY and thread counts.
 EAGER = "torch eager"
-ROOF_CHANNELS, ROOF_SIDE = 256, 32  # the convolution of the bound, and its picture
+ROOF_CHANNELS = 256  # The convolution of the bound, and the side of its picture.
+ROOF_SIDE = 32
 Way = Callable[[torch.Tensor], torch.Tensor]
-# recorded nets and graphs: rows side by side, a thread each, as kernel.engine.cpu runs them
-SIDE = "engine: "
+SIDE = "engine: "  # Recorded nets and graphs run rows side by side, a thread each, as kernel.engine.cpu does.
 ROOF = f"bound: one 3 x 3 convolution, {ROOF_CHANNELS} channels"
 
 
@@ -64,19 +64,15 @@ def build_net(name: str) -> nn.Module:
 def draw_clips(net: nn.Module, clips: int) -> list[torch.Tensor]:
     """Longest first, as kernel.engine.cpu takes them."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        torch.randn(1, int(net.channels or 1), BINS, max(40, int(FRAMES_PER_SECOND * s)), generator=generator)  # type: ignore
-        for s in sorted(draw_seconds(clips), reverse=True)
-    ]
+    channels = int(getattr(net, "channels", None) or 1)
+    frames = [max(40, int(FRAMES_PER_SECOND * s)) for s in sorted(draw_seconds(clips), reverse=True)]
+    return [torch.randn(1, channels, BINS, count, generator=generator) for count in frames]
 
 
 def build_roof() -> Way:
     """One convolution on a picture of its own: what it is called with does not matter."""
-    net = (
-        nn.Conv2d(ROOF_CHANNELS, ROOF_CHANNELS, 3, padding=1)
-        .requires_grad_(False)
-        .to(memory_format=torch.channels_last)
-    )
+    net = nn.Conv2d(ROOF_CHANNELS, ROOF_CHANNELS, 3, padding=1).requires_grad_(False)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(1, ROOF_CHANNELS, ROOF_SIDE, ROOF_SIDE).contiguous(memory_format=torch.channels_last)
     return lambda _: net(x)
 
@@ -101,17 +97,17 @@ def find_runtimes() -> list[ModuleType]:
 
 def list_ways(net: nn.Module, clips: list[torch.Tensor], threads: int) -> dict[str, Way]:
     """Name -> way, each made by the engine's own code."""
-    from builder.graphs import export_net
+    from builder.onnx_export import export_net
 
     samples = [{"x": clip} for clip in (clips[0], clips[1], torch.cat([clips[2], clips[2]]))]
-    folded = backends.fold_batch_norm(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    folded = backends.fold_batch_norm(net)
+    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     runner = backends.prepare(net, backends.probe("cpu"), samples)
+    engine = f"{SIDE if runner.recorded else 'engine, row by row: '}{runner.path}"
     ways: dict[str, Way] = {
         "torch eager, engine's environment": net,
         "torch folded, channels-last": lambda x: folded(x.contiguous(memory_format=torch.channels_last)),
-        f"{SIDE if runner.recorded else 'engine, row by row: '}{runner.path}": lambda x: torch.from_numpy(
-            runner({"x": x})
-        ),
+        engine: lambda x: torch.from_numpy(runner({"x": x})),
     }
     exported = export_net(net, {"x": clips[0]}, "x", fixed=False)
     for runtime in find_runtimes():
@@ -133,7 +129,8 @@ def serve(pipe: Connection, name: str, clips: int, threads: int, eager: bool) ->
                   for key, way in ways.items()}  # and the unmeasured first call
         work = dict.fromkeys(ways, count_operations(net, inputs))
         if not eager:
-            ways[ROOF], errors[ROOF] = build_roof(), 0.0
+            ways[ROOF] = build_roof()
+            errors[ROOF] = 0.0
             work[ROOF] = count_operations(ways[ROOF], inputs)
         pipe.send((errors, work, sum(x.shape[-1] for x in inputs)))
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as side:
@@ -146,7 +143,8 @@ def serve(pipe: Connection, name: str, clips: int, threads: int, eager: bool) ->
 
 def measure(name: str, clips: int, rounds: int, threads: int) -> None:
     context = multiprocessing.get_context("spawn")
-    workers, keys = [], list[tuple[Connection, str]]()
+    workers = []
+    keys = list[tuple[Connection, str]]()
     for eager in (True, False):
         os.environ.update({} if eager else ENGINE)
         own, other = context.Pipe()
@@ -155,7 +153,8 @@ def measure(name: str, clips: int, rounds: int, threads: int) -> None:
         for key in ENGINE:
             os.environ.pop(key, None)
         workers.append((worker, own))
-    errors, work = dict[str, float](), dict[str, int]()
+    errors = dict[str, float]()
+    work = dict[str, int]()
     for _, pipe in workers:
         found, operations, frames = pipe.recv()
         errors |= found

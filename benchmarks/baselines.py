@@ -21,8 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
-RATE, HOP, N_FFT, MELS, FMIN = 44_100, 690, 2560, 128, 20
-TILE, STEP, BATCH = 256, 128, 16
+RATE = 44_100
+HOP = 690
+N_FFT = 2560
+MELS = 128
+FMIN = 20
+TILE = 256
+STEP = 128
+BATCH = 16
 FLOOR = 1e-30
 
 
@@ -51,10 +57,8 @@ def cut_tiles(mel: np.ndarray) -> np.ndarray:
     missing = max(0, STEP * (count - 1) + TILE - mel.shape[1])
     mel = np.pad(mel, ((0, 0), (missing // 2, missing - missing // 2)), constant_values=mel.min())
     tiles = [mel[:, k * STEP:k * STEP + TILE] for k in range(count)]
-    return (
-        np.stack([np.stack([t, librosa.feature.delta(t), librosa.feature.delta(t, order=2)]) for t in tiles])
-        / 100
-    )
+    stacked = [np.stack([t, librosa.feature.delta(t), librosa.feature.delta(t, order=2)]) for t in tiles]
+    return np.stack(stacked) / 100
 
 
 def load_nets(bundle: Path) -> list[nn.Module]:
@@ -62,7 +66,8 @@ def load_nets(bundle: Path) -> list[nn.Module]:
     from kernel.bundle import open_bundle
 
     manifest = spec.load_manifest((bundle / "manifest.json").read_bytes())
-    opened, nets = open_bundle(bundle, manifest), []
+    opened = open_bundle(bundle, manifest)
+    nets = []
     for entry in manifest.nets:
         member = next(m for m in manifest.ensemble.members if m.name == entry.member)
         net = models.build(member.family, dict(member.params), len(manifest.ensemble.classes))
@@ -74,22 +79,21 @@ def load_nets(bundle: Path) -> list[nn.Module]:
 @torch.no_grad()
 def predict_tiles(bundle: Path, paths: Sequence[str]) -> np.ndarray:
     """f64[nets, N, K]: mean over a clip's tiles."""
-    with multiprocessing.Pool(os.cpu_count()) as pool:  # forked before torch has run anything
+    with multiprocessing.Pool(os.cpu_count()) as pool:  # Forked before torch has run anything.
         mels = pool.map(log_mel, paths, chunksize=4)
-    nets, scores = load_nets(bundle), []
-    for net in nets:
+    scores = []
+    for net in load_nets(bundle):
         rows = []
         for mel in mels:
-            x = torch.from_numpy(cut_tiles(mel))
-            rows.append(
-                torch.cat([torch.sigmoid(net(part)) for part in x.split(BATCH)]).double().mean(0).numpy()
-            )
+            parts = torch.from_numpy(cut_tiles(mel)).split(BATCH)
+            answers = torch.cat([torch.sigmoid(net(part)) for part in parts])
+            rows.append(answers.double().mean(0).numpy())
         scores.append(np.stack(rows))
     return np.stack(scores)
 
 
 class Clips(torch.utils.data.Dataset[torch.Tensor]):
-    def __init__(self, paths: Sequence[str]):
+    def __init__(self, paths: Sequence[str]) -> None:
         self.paths = list(paths)
 
     def __len__(self) -> int:
@@ -108,17 +112,12 @@ def predict_padded(bundle: Path, paths: Sequence[str]) -> np.ndarray:
     batches = []
     for mels in loader:
         longest = max(mel.shape[1] for mel in mels)
-        batches.append(
-            torch.stack(
-                [nn.functional.pad(mel, (0, longest - mel.shape[1]), value=float(mel.min())) for mel in mels]
-            )
-        )
-    return np.stack(
-        [
-            torch.cat([torch.sigmoid(net(x[:, None])) for x in batches]).double().numpy()
-            for net in load_nets(bundle)
-        ]
-    )
+        padded = [nn.functional.pad(mel, (0, longest - mel.shape[1]), value=float(mel.min())) for mel in mels]
+        batches.append(torch.stack(padded))
+    scores = []
+    for net in load_nets(bundle):
+        scores.append(torch.cat([torch.sigmoid(net(x[:, None])) for x in batches]).double().numpy())
+    return np.stack(scores)
 
 
 def main() -> None:

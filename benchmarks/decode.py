@@ -36,12 +36,12 @@ def measure(folder: Path, rounds: int) -> None:
             groups[f"{path.suffix[1:].lower()} {soundfile.info(path).subtype} {clip.channels}ch"].append(clip)
     print(f"{'form':<26} {'clips':>5} {'ours ms':>8} {'soundfile ms':>12} {'ratio':>6}")
     for form, clips in sorted(groups.items()):
-        ours, peer = [], []
+        ours = []
+        peer = []
         for _ in range(rounds):
             ours.append(sum(seconds_of(lambda c=clip: decode.decode(c, 600.0)) for clip in clips))
-            peer.append(
-                sum(seconds_of(lambda c=clip: soundfile.read(c.path, dtype="float32")) for clip in clips)
-            )
+            theirs = (seconds_of(lambda c=clip: soundfile.read(c.path, dtype="float32")) for clip in clips)
+            peer.append(sum(theirs))
         ratio = statistics.median(p / o for p, o in zip(peer, ours, strict=True))
         per_clip = [1e3 * statistics.median(times) / len(clips) for times in (ours, peer)]
         print(f"{form:<26} {len(clips):>5} {per_clip[0]:>8.2f} {per_clip[1]:>12.2f} {ratio:>6.2f}")

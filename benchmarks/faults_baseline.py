@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
-from test_faults_clips import silent_hours  # noqa: E402
 
+from tests.faults.test_faults_clips import silent_hours  # noqa: E402
 from tests.helpers.bundles import built_once  # noqa: E402
 from tests.helpers.guard_runs import GuardRun, wait_for  # noqa: E402
 from tests.helpers.injectors import control_group, in_mounts, inside  # noqa: E402
@@ -98,7 +98,8 @@ def after(seconds: float, number: int, whole: bool = False) -> Callable[[subproc
 
 
 def full_disk(place: Place) -> tuple[str, ...]:
-    out, kept = place.folder / "out", place.folder / "kept"
+    out = place.folder / "out"
+    kept = place.folder / "kept"
     kept.mkdir()
     script = (f"mkdir -p {out}; mount -t tmpfs -o size=64k none {out}; "
               f"(sleep 1.5; head -c 1m /dev/zero > {out}/ballast 2>/dev/null) & "
@@ -108,8 +109,8 @@ def full_disk(place: Place) -> tuple[str, ...]:
 
 def read_only_python(place: Place) -> tuple[str, ...]:
     return in_mounts(
-        f"mount --bind {sys.prefix} {sys.prefix} && mount -o remount,bind,ro {sys.prefix} && export HOME=/nowhere "
-        "NUMBA_CACHE_DIR=/nowhere/cache"
+        f"mount --bind {sys.prefix} {sys.prefix} && mount -o remount,bind,ro {sys.prefix} && "
+        "export HOME=/nowhere NUMBA_CACHE_DIR=/nowhere/cache"
     )
 
 
@@ -268,15 +269,15 @@ def main() -> None:
         for number, fault in enumerate(faults):
             verdicts = {}
             for plain in (False, True):
+                folder = Path(top) / f"{number}-{plain}"
+                rows: dict[str, list[str]] = {}
                 try:
-                    verdicts[plain], rows = strike(
-                        fault, plain, Path(top) / f"{number}-{plain}", references.get(plain)
-                    )
+                    verdicts[plain], rows = strike(fault, plain, folder, references.get(plain))
                 except BaseException as error:
-                    # pytest's skip, where this machine does not allow the injector
+                    # Pytest skips where this machine does not allow the injector.
                     if type(error).__name__ != "Skipped":
                         raise
-                    verdicts[plain], rows = f"left out: {error}", {}
+                    verdicts[plain] = f"left out: {error}"
                 if fault.name == "no fault":
                     references[plain] = rows
                 survived[plain] += verdicts[plain] == "survived"

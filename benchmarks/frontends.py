@@ -26,13 +26,14 @@ Method = Callable[[np.ndarray], np.ndarray]
 
 def make_clips(rate: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
     """Noisy chirps of 0.5 to 15 s, `seconds` in all."""
-    rng, clips, total = np.random.default_rng(seed), [], 0.0
+    rng = np.random.default_rng(seed)
+    clips = []
+    total = 0.0
     while total < seconds:
         length = float(rng.uniform(0.5, 15))
         t = np.arange(int(length * rate)) / rate
-        wave = 0.3 * np.sin(
-            2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)
-        ) + 0.01 * rng.standard_normal(len(t))
+        chirp = np.sin(2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t))
+        wave = 0.3 * chirp + 0.01 * rng.standard_normal(len(t))
         clips.append(wave.astype(np.float32))
         total += length
     return clips
@@ -42,9 +43,7 @@ Times = dict[str, list[Seconds]]
 
 
 def show(title: str, peer: str, times: Times, frames: int) -> None:
-    """Print microseconds per frame and the ratios to `peer`; the CPU columns hold on a machine that others
-    use too.
-    """
+    """Prints microseconds per frame and ratios to `peer`; the CPU columns hold on a shared machine, too."""
     print(f"\n{title}\n  {'':46}{'wall us':>9}{'x':>7}{'CPU us':>9}{'x':>7}")
     for name, values in times.items():
         cells = (
@@ -83,7 +82,8 @@ def mel_methods(fe: frontends.FrontEnd) -> dict[str, Method]:
 
 def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, threads: int) -> None:
     fe = frontends.build({"rate": rate, "n_fft": n_fft, "hop": hop, "mels": 128, "fmin": 20.0})
-    clips, methods = make_clips(rate, seconds), mel_methods(fe)
+    clips = make_clips(rate, seconds)
+    methods = mel_methods(fe)
     frames = sum(fe.max_frames(len(clip)) for clip in clips)
     worst = max(float(np.abs(methods["librosa"](clip) - methods["ours"](clip)).max()) for clip in clips)
     times = race(
@@ -98,84 +98,49 @@ def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, th
     show(f"the same over {threads} threads against serial librosa", "librosa", both, frames)
 
 
-def compare_parts(seconds: float, rounds: int) -> None:
-    """PCEN, deltas, trim and chroma on the same arrays."""
-    clips = make_clips(44100, seconds, 1)
+def compare_pcen(clips: list[np.ndarray], rounds: int) -> None:
     fe = frontends.build({"preset": "simongrest", "trim_db": None, "scale": "linear"})
     power = [fe(clip)[0] for clip in clips]
-    frames = sum(p.shape[1] for p in power)
-    show(
-        "PCEN, 256 mels",
-        "librosa",
-        race(
-            {
-                "librosa": lambda: [
-                    librosa.pcen(
-                        p,
-                        sr=44100,
-                        hop_length=689,
-                        gain=0.6,
-                        bias=0.1,
-                        power=0.2,
-                        time_constant=0.4,
-                        eps=1e-9,
-                        zi=np.zeros((256, 1), np.float32),
-                    )
-                    for p in power
-                ],
-                "ours": lambda: [spectra.pcen(p, frames_per_second=44100 / 689) for p in power],
-            },
-            rounds,
-        ),
-        frames,
-    )
+    settings = {"sr": 44100, "hop_length": 689, "gain": 0.6, "bias": 0.1, "power": 0.2, "time_constant": 0.4,
+                "eps": 1e-9, "zi": np.zeros((256, 1), np.float32)}
+    methods = {
+        "librosa": lambda: [librosa.pcen(p, **settings) for p in power],
+        "ours": lambda: [spectra.pcen(p, frames_per_second=44100 / 689) for p in power],
+    }
+    show("PCEN, 256 mels", "librosa", race(methods, rounds), sum(p.shape[1] for p in power))
+
+
+def compare_delta(rounds: int) -> None:
     tiles = torch.randn(32, 1, 128, 256)
-    show(
-        "delta and delta-delta, tiles of 256 frames",
-        "librosa",
-        race(
-            {
-                "librosa": lambda: [
-                    librosa.feature.delta(tile[0].numpy(), order=o) for tile in tiles for o in (1, 2)
-                ],
-                "ours": lambda: [finish.delta(tiles, 9, o) for o in (1, 2)],
-            },
-            rounds,
-        ),
-        32 * 256,
-    )
-    show(
-        "trim (per 512-sample frame)",
-        "librosa",
-        race(
-            {
-                "librosa": lambda: [librosa.effects.trim(clip) for clip in clips],
-                "ours": lambda: [spectra.trim_bounds(clip) for clip in clips],
-            },
-            rounds,
-        ),
-        sum(len(c) // 512 for c in clips),
-    )
+    methods = {
+        "librosa": lambda: [
+            librosa.feature.delta(tile[0].numpy(), order=o) for tile in tiles for o in (1, 2)
+        ],
+        "ours": lambda: [finish.delta(tiles, 9, o) for o in (1, 2)],
+    }
+    show("delta and delta-delta, tiles of 256 frames", "librosa", race(methods, rounds), 32 * 256)
+
+
+def compare_trim(clips: list[np.ndarray], rounds: int) -> None:
+    methods = {
+        "librosa": lambda: [librosa.effects.trim(clip) for clip in clips],
+        "ours": lambda: [spectra.trim_bounds(clip) for clip in clips],
+    }
+    show("trim (per 512-sample frame)", "librosa", race(methods, rounds), sum(len(c) // 512 for c in clips))
+
+
+def compare_chroma(clips: list[np.ndarray], rounds: int) -> None:
     stft = [np.abs(librosa.stft(clip, n_fft=2048, hop_length=512)) ** 2 for clip in clips]
-    turned, bank = (
-        [torch.from_numpy(np.ascontiguousarray(s.T)) for s in stft],
-        spectra.chroma_bank(44100, 2048),
-    )
-    show(
-        "chroma from a power STFT",
-        "librosa",
-        race(
-            {
-                "librosa": lambda: [librosa.feature.chroma_stft(S=s, sr=44100, tuning=0) for s in stft],
-                "librosa with its tuning estimate": lambda: [
-                    librosa.feature.chroma_stft(S=s, sr=44100) for s in stft
-                ],
-                "ours": lambda: [spectra.chroma(p, bank) for p in turned],
-            },
-            rounds,
-        ),
-        sum(s.shape[1] for s in stft),
-    )
+    turned = [torch.from_numpy(np.ascontiguousarray(s.T)) for s in stft]
+    bank = spectra.chroma_bank(44100, 2048)
+    methods = {
+        "librosa": lambda: [librosa.feature.chroma_stft(S=s, sr=44100, tuning=0) for s in stft],
+        "librosa with its tuning estimate": lambda: [
+            librosa.feature.chroma_stft(S=s, sr=44100) for s in stft
+        ],
+        "ours": lambda: [spectra.chroma(p, bank) for p in turned],
+    }
+    show("chroma from a power STFT", "librosa", race(methods, rounds), sum(s.shape[1] for s in stft))
 
 
 def main() -> None:
@@ -188,12 +153,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="30 s of audio, 3 rounds")
     options = parser.parse_args()
     if options.quick:
-        options.seconds, options.rounds = 30.0, 3
+        options.seconds = 30.0
+        options.rounds = 3
     torch.set_num_threads(1)
     print(f"{describe_machine('torch', 'librosa', 'numpy')}; medians of {options.rounds} rounds")
     for rate, n_fft, hop in ((44100, 2560, 690), (16000, 1024, 250)):
         compare_mel(rate, n_fft, hop, options.seconds, options.rounds, options.threads)
-    compare_parts(options.seconds, options.rounds)
+    clips = make_clips(44100, options.seconds, 1)
+    compare_pcen(clips, options.rounds)
+    compare_delta(options.rounds)
+    compare_trim(clips, options.rounds)
+    compare_chroma(clips, options.rounds)
 
 
 if __name__ == "__main__":

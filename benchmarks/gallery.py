@@ -17,16 +17,20 @@ from kernel.sound.frontends import FrontEnd, build
 from kernel.sound.presets import PRESETS
 from training import demo_clips
 
-SECONDS, SILENCE = 5.0, 0.6
-WIDTH, HEIGHT = 480, 256  # largest picture, pixels
-HEAD = """# Gallery of front ends
-
-One clip, {seconds:g} s (a bell, a bird, a voice and rain between two silent ends; rendered, no recording), as every preset stores
-it: low frequencies at the bottom, each picture scaled to its own range. `python -m benchmarks.gallery` makes this page and
-`python -m kernel.sound` prints the table with bytes and cost. What a net wants after the crop (deltas, /255, channel
-repeat, the in-net mel of the wave presets) is its finish and is not shown.
-
-"""
+SECONDS = 5.0
+SILENCE = 0.6
+WIDTH = 480  # Pixels of the largest picture.
+HEIGHT = 256
+HEAD = (
+    "# Gallery of front ends\n\n"
+    "One clip, {seconds:g} s (a bell, a bird, a voice and rain between two silent ends; rendered, "
+    "no recording), as every preset stores\n"
+    "it: low frequencies at the bottom, each picture scaled to its own range. `python -m benchmarks.gallery` "
+    "makes this page and\n"
+    "`python -m kernel.sound` prints the table with bytes and cost. What a net wants after the crop "
+    "(deltas, /255, channel\n"
+    "repeat, the in-net mel of the wave presets) is its finish and is not shown.\n\n"
+)
 
 
 def make_scene(rate: int) -> np.ndarray:
@@ -63,7 +67,8 @@ def draw_wave(wave: np.ndarray) -> np.ndarray:
 
 def to_levels(x: np.ndarray) -> np.ndarray:
     """uint8 in 0..255 over the array's own range."""
-    low, high = float(x.min()), float(x.max())
+    low = float(x.min())
+    high = float(x.max())
     return np.rint(255 * (x - low) / max(high - low, 1e-9)).astype(np.uint8)
 
 
@@ -91,9 +96,8 @@ def save(levels: np.ndarray, path: Path) -> None:
         Image.fromarray(levels).quantize(64).save(path, optimize=True)
         return
     image = Image.fromarray(levels // 4, mode="P")
-    image.putpalette(
-        (matplotlib.colormaps["magma"](np.linspace(0, 1, 64))[:, :3] * 255).astype(np.uint8).ravel().tolist()
-    )
+    colours = matplotlib.colormaps["magma"](np.linspace(0, 1, 64))[:, :3]
+    image.putpalette((colours * 255).astype(np.uint8).ravel().tolist())
     image.save(path, optimize=True, bits=8)
 
 
@@ -108,7 +112,8 @@ def describe(name: str, fe: FrontEnd, array: np.ndarray, image: str | None) -> s
     shape = " x ".join(str(n) for n in array.shape)
     shown = f"![{name}](gallery/{image})" if image else f"Value: {float(array.ravel()[0]):.4f}"
     return (
-        f"## {name}\n\n{shown}\n\n`[{shape}]` {fe.stored}, {fe.rate} Hz, {array.nbytes / SECONDS / 1e3:.1f} kB per second, "
+        f"## {name}\n\n{shown}\n\n"
+        f"`[{shape}]` {fe.stored}, {fe.rate} Hz, {array.nbytes / SECONDS / 1e3:.1f} kB per second, "
         f"pad {fe.pad}" + (f". {', '.join(values)}" if values else "") + ".\n\n"
     )
 

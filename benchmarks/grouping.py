@@ -1,8 +1,7 @@
-"""Length groups against the usual schedules, on one net: real frames per second, padding, shapes, and the
-error.
+"""Length groups against the usual schedules, on one net: real frames per second, padding, shapes and errors.
 
-    python -m benchmarks.grouping [--clips 24] [--rounds 5] [--device cpu|cuda] [--family simple_cnn] [--cells
-    16384] [--quick]
+    python -m benchmarks.grouping [--clips 24] [--rounds 5] [--device cpu|cuda] [--family simple_cnn]
+                                  [--cells 16384] [--plan-only] [--quick]
 
 Clips have the FAT2019 kind of lengths (log-normal, 0.3 to 30 s, median 5 s); the net has seeded random
 weights. "error" is the largest difference of a logit from the clip run alone, relative to the largest logit:
@@ -21,15 +20,23 @@ import torch  # isort: skip
 from torch import nn  # isort: skip
 
 from kernel import models  # isort: skip
-from kernel.engine.length_groups import Batch, group, singles  # isort: skip
+from kernel.engine.length_groups import Batch, group  # isort: skip
 
-FRAMES_PER_SECOND, BINS = 64, 128  # the argus front end
-PADDING, MAX_ROWS = 0.02, 512  # the engine's settings
+FRAMES_PER_SECOND = 64  # Of the argus front end, and so the bins.
+BINS = 128
+CLASSES = 80
+PADDING = 0.02  # As the engine sets it, and so the rows.
+MAX_ROWS = 512
 Schedule = Callable[[Sequence[int]], list[Batch]]
 
 
 def draw_lengths(clips: int, seed: int = 0) -> list[int]:
     return [max(32, int(s * FRAMES_PER_SECOND)) for s in draw_seconds(clips, seed)]
+
+
+def singles(frames: Sequence[int]) -> list[Batch]:
+    """One batch per row, in the given order, nothing padded."""
+    return [Batch(rows=(i,), frames=(f,), width=f) for i, f in enumerate(frames)]
 
 
 def chunks(order: Sequence[int], frames: Sequence[int], size: int) -> list[Batch]:
@@ -88,8 +95,10 @@ def build_net(family: str, device: torch.device, classes: int) -> nn.Module:
 
 def describe(name: str, frames: Sequence[int], batches: Sequence[Batch]) -> str:
     computed = sum(b.cells for b in batches)
+    shapes = {(len(b.rows), b.width) for b in batches}
+    widths = {b.width for b in batches}
     return (
-        f"{name:<32}{len(batches):>8}{len({(len(b.rows), b.width) for b in batches}):>8}{len({b.width for b in batches}):>8}"
+        f"{name:<32}{len(batches):>8}{len(shapes):>8}{len(widths):>8}"
         f"{1 - sum(frames) / computed:>9.2%}{computed / len(batches):>12.0f}"
     )
 
@@ -105,7 +114,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="24 clips, 2 rounds")
     given = parser.parse_args()
     if given.quick:
-        given.clips, given.rounds = 24, 2
+        given.clips = 24
+        given.rounds = 2
     print(describe_machine("torch", "numpy"))
     frames = draw_lengths(given.clips)
     plans = {name: (schedule(frames), masked) for name, (schedule, masked) in schedules(given.cells).items()}
@@ -115,26 +125,27 @@ def main() -> None:
         print(describe(name, frames, batches))
     if given.plan_only:
         return
-    device, classes = torch.device(given.device), 80
+    device = torch.device(given.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    net = build_net(given.family, device, classes)
+    net = build_net(given.family, device, CLASSES)
     generator = np.random.default_rng(1)
     clips = [
         torch.from_numpy(generator.standard_normal((net.channels, BINS, n), dtype=np.float32)).to(device)
         for n in frames
     ]
-    alone = run(net, clips, plans["one at a time"][0], False, classes)
-    error = {name: float(np.abs(run(net, clips, b, m, classes) - alone).max() / np.abs(alone).max())
+    alone = run(net, clips, plans["one at a time"][0], False, CLASSES)
+    error = {name: float(np.abs(run(net, clips, b, m, CLASSES) - alone).max() / np.abs(alone).max())
              for name, (b, m) in plans.items()}
     times = race(
         {
-            name: lambda b=batches, m=masked: run(net, clips, b, m, classes)
+            name: lambda b=batches, m=masked: run(net, clips, b, m, CLASSES)
             for name, (batches, masked) in plans.items()
         },
         given.rounds,
     )
     print(
-        f"\n{given.family} on {device}, {torch.get_num_threads()} threads, medians of {given.rounds} interleaved rounds"
+        f"\n{given.family} on {device}, {torch.get_num_threads()} threads, "
+        f"medians of {given.rounds} interleaved rounds"
     )
     print(f"{'':32}{'frames/s':>10}{'wall x':>8}{'CPU x':>8}{'error':>10}")
     for name in plans:

@@ -2,8 +2,8 @@
 
 Prints a table; asserts nothing about time. 1.5 GB of stored arrays (145 clips of 60 s as raw waves) beside
 about 0.4 GB of engine run with no limit, under the configured cap, and in a memory control group of that size
-where this machine allows one. Then a limit of 150 MB, which torch alone exceeds. `python
-benchmarks/memory_limit.py [--clips 145] [--rounds 5]`
+where this machine allows one. Then a limit of 150 MB, which torch alone exceeds.
+`python benchmarks/memory_limit.py [--clips 145] [--rounds 5]`
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+sys.path.insert(0, str(ROOT))
 
 from tests.helpers.guard_runs import GuardRun  # noqa: E402
 from tests.helpers.injectors import control_group, inside  # noqa: E402
@@ -57,7 +57,7 @@ def main() -> None:
     runs: dict[str, list[GuardRun]] = {kind: [] for kind in kinds}
     digests: dict[str, set[str]] = {kind: set() for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
-        # resampled: dearer than a disk
+        # Clips that must be resampled are dearer to compute again than to read from a disk.
         place = make_crowd(Path(folder), chosen.clips, seconds=60.0, different=8, rate=48_000)
         for _ in range(chosen.rounds):
             for kind in list(kinds):
@@ -82,13 +82,15 @@ def main() -> None:
         wall = statistics.median(run.wall_s for run in runs[kind])
         store = runs[kind][-1].report["store"]
         same = "same" if digests[kind] == digests["none"] else "DIFFERENT"
+        peak = max(run.report["peak_ram_bytes"] for run in runs[kind])
         print(
-            f"{kind:<10}{wall:8.1f}{wall / base:8.2f}{max(r.report['peak_ram_bytes'] for r in runs[kind]) / 1e9:9.2f}"
+            f"{kind:<10}{wall:8.1f}{wall / base:8.2f}{peak / 1e9:9.2f}"
             f"{store['disk_peak_bytes'] / 1e9:12.2f}{store['hits']['recompute']:12d}  {same}"
         )
     message = next((f["message"] for f in small.report["faults"] if f["code"] == "MemoryTooSmall"), "MISSING")
     print(
-        f"\n150 MB: exit {small.code}, {small.report['prior_rows']} of {small.report['rows']} rows keep the prior; {message}"
+        f"\n150 MB: exit {small.code}, "
+        f"{small.report['prior_rows']} of {small.report['rows']} rows keep the prior; {message}"
     )
 
 

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,26 +29,25 @@ import torch  # isort: skip
 
 from kernel import limits
 from kernel.engine import loop
+from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends
+from kernel.inference.devices import Device
+from kernel.order import Order, Sample
 from kernel.scores import submission
-
-from kernel.engine.step import run_step  # isort: skip
-from kernel.engine.journal import Heartbeat  # isort: skip
 
 SLEEPS = (0.6, 1.0, 1.4)  # sleeping in all / loading alone
 
 
 class Asleep:
-    """A runner that sleeps `per_frame` seconds for every frame of a batch: what a GPU looks like to the
-    rest.
-    """
+    """A runner that sleeps `per_frame` seconds for every frame of a batch: a GPU, to all the rest."""
 
-    def __init__(self, per_frame: float):
-        self.per_frame, self.slept = per_frame, 0.0
+    def __init__(self, per_frame: float) -> None:
+        self.per_frame = per_frame
+        self.slept = 0.0
 
     def prepare(self, *_: Any, **__: Any) -> backends.Runner:
         return backends.Runner(
-            device=backends.Device(name="cpu", about=""), path="asleep", run=self.run, exact=self.run
+            device=Device(name="cpu", about=""), path="asleep", run=self.run, exact=self.run
         )
 
     def run(self, inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
@@ -67,61 +65,63 @@ def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -
     with tempfile.TemporaryDirectory(dir=folder) as place:
         state = Path(place)
         sample = submission.read_sample(data / "sample_submission.csv")
-        run = {
-            "bundle": str(bundle),
-            "manifest": str(bundle / "manifest.json"),
-            "input": str(data),
-            "clips": str(data / "test"),
-            "working": str(state),
-            "state": str(state),
-            "limits": asdict(chosen),
-            "marks": asdict(limits.marks(3600.0)),
-            "sample": {
-                "path": str(data / "sample_submission.csv"),
-                "header": list(sample.header),
-                "ids": list(sample.ids),
-            },
-            "started": time.monotonic(),
-            "offset_s": 0.0,
-            "device": "cpu",
-            "loaders": None,
-            "first": None,
-            "strict": False,
-            "attempt": 1,
-            "pinned": False,
-        }
+        order = Order(
+            bundle=bundle,
+            manifest=bundle / "manifest.json",
+            input=data,
+            clips=data / "test",
+            working=state,
+            state=state,
+            sample=Sample(
+                path=data / "sample_submission.csv", header=tuple(sample.header), ids=tuple(sample.ids)
+            ),
+            limits=chosen,
+            marks=limits.marks(3600.0),
+            started=time.monotonic(),
+            started_boot=time.clock_gettime(time.CLOCK_BOOTTIME),
+            offset_s=0.0,
+            device="cpu",
+            loaders=None,
+            first=None,
+            attempt=1,
+        )
         with ExitStack() as patches:
             if asleep is not None:
-                device = backends.Device(name="cuda:0", about="asleep", memory_bytes=16 * 10**9)
-                patches.enter_context(mock.patch.object(backends, "find_devices", lambda _: ([device], [])))
+                device = Device(name="cuda:0", about="asleep", memory_bytes=16 * 10**9)
+                find = "kernel.inference.devices.find_devices"
+                patches.enter_context(mock.patch(find, lambda _: ([device], [])))
                 patches.enter_context(mock.patch.object(backends, "prepare", asleep.prepare))
             gc.collect()
             gc.freeze()  # as kernel.run does
-            yield loop.Engine(run, Heartbeat(state / "heartbeat.json"))
+            yield loop.Engine(order, Heartbeat(state / "heartbeat.json"))
             gc.unfreeze()
 
 
 def load_alone(opened: loop.Engine) -> float:
     """Seconds of loading every row, with nothing else to do."""
-    scene = opened.scene
-    stage = next(iter(scene.recipes["net"].stages.values()))
+    feed = opened.run.feed
+    stage = next(iter(opened.run.recipes()["net"].stages.values()))
     start = time.perf_counter()
-    scene.store.warm(stage.fe, [scene.rows[i] for i in scene.wanted])
+    feed.store.warm(stage.fe, [feed.rows.all[i] for i in feed.rows.wanted])
     seconds = time.perf_counter() - start
-    scene.store.close()
-    scene.heartbeat.close()
+    close(opened)
     return seconds
+
+
+def close(opened: loop.Engine) -> None:
+    """Drop the store and end the heartbeat."""
+    opened.run.feed.store.close()
+    opened.run.heartbeat.close()
 
 
 def run_steps(opened: loop.Engine) -> list[float]:
     """Seconds of each net's step, in order, as the engine takes them; the store is dropped at the end."""
     seconds = []
-    while (step := opened._take_step()) is not None:
-        outcome = run_step(opened.scene, step, opened.scene.devices[0], lambda: False)
-        opened._finish_step(step, outcome)
+    while (step := opened.dispatcher.take()) is not None:
+        outcome = opened.steps.run(step, opened.run.nets[step.net_id], opened.run.devices[0], lambda: False)
+        opened.dispatcher.finish(step, outcome)
         seconds.append(outcome.seconds)
-    opened.scene.store.close()
-    opened.scene.heartbeat.close()
+    close(opened)
     return seconds
 
 
@@ -137,17 +137,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = write_input(folder / "input", clips)
-        one, two = (
-            build_bundle(folder / "one", "padded", 1, 8, False),
-            build_bundle(folder / "two", "padded", 2, 8, False),
-        )
+        one = build_bundle(folder / "one", "padded", 1, 8, False)
+        two = build_bundle(folder / "two", "padded", 2, 8, False)
         loading: list[float] = []
         whole: dict[str, list[float]] = {}
 
         def time_loading() -> float:
             with open_engine(folder, one, data, None) as opened:
                 loading.append(load_alone(opened))
-                return float(opened.scene.frames["net"].sum())
+                return float(opened.run.nets["net.0"].cells.sum())
 
         for _ in range(rounds):
             for share in SLEEPS:
@@ -165,7 +163,8 @@ def main() -> None:
                 first / (loading[-1] + second)
             )
         print(
-            f"loading alone {np.median(loading):.2f} s ({min(loading):.2f} to {max(loading):.2f}), {frames:.0f} frames"
+            f"loading alone {np.median(loading):.2f} s ({min(loading):.2f} to {max(loading):.2f}), "
+            f"{frames:.0f} frames"
         )
         for name, values in whole.items():
             print(f"{name:<66}{np.median(values):6.3f}   rounds {', '.join(f'{v:.2f}' for v in values)}")

@@ -32,7 +32,8 @@ TASKS = {
     "tiles": (
         "the argus tile loop",
         'family = "aux_skip_attention"\nparams = {{ base = {base} }}\n'
-        'finish = ["delta", {{ kind = "scale", divide = 100 }}]\nview = {{ kind = "tiles", frames = 256, step = 128 }}',
+        'finish = ["delta", {{ kind = "scale", divide = 100 }}]\n'
+        'view = {{ kind = "tiles", frames = 256, step = 128 }}',
     ),
     "padded": ("the padded DataLoader", 'family = "simple_cnn"\nparams = {{ base = {base}, channels = 1 }}'),
 }
@@ -52,15 +53,15 @@ def build_bundle(folder: Path, task: str, nets: int, base: int, graphs: bool) ->
 
     folder.mkdir(parents=True, exist_ok=True)
     toml = folder / f"{task}.toml"
-    folds, body = list(range(nets)), TASKS[task][1].format(base=base)
+    body = TASKS[task][1].format(base=base)
     toml.write_text(
-        f'name = "{task}"\nclasses = {json.dumps(CLASSES)}\nmean = "geometric"\n[frontends.mel]\npreset = "argus"\n'
-        f'[[members]]\nname = "net"\nfrontend = "mel"\nfolds = {folds}\n{body}\n'
+        f'name = "{task}"\nclasses = {json.dumps(CLASSES)}\nmean = "geometric"\n'
+        '[frontends.mel]\npreset = "argus"\n'
+        f'[[members]]\nname = "net"\nfrontend = "mel"\nfolds = {list(range(nets))}\n{body}\n'
     )
     out = folder / f"{task}-{'graphs' if graphs else 'torch'}"
-    assembly.build(
-        assembly.Order(ensemble=toml, out=out, random_weights=True, export_onnx=graphs), say=lambda _: None
-    )
+    request = assembly.BuildRequest(ensemble=toml, out=out, random_weights=True, export_onnx=graphs)
+    assembly.build(request, say=lambda _: None)
     return out / "bundle"
 
 
@@ -79,21 +80,8 @@ def write_sample(folder: Path, names: Sequence[str]) -> None:
 
 def ours(bundle: Path, given: Path, working: Path) -> Method:
     return Method(
-        command=[
-            sys.executable,
-            "-I",
-            str(ROOT / "infer_kernel.py"),
-            "--bundle",
-            str(bundle),
-            "--input",
-            str(given),
-            "--working",
-            str(working),
-            "--device",
-            "cpu",
-            "--seconds",
-            "3600",
-        ],
+        command=[sys.executable, "-I", str(ROOT / "infer_kernel.py"), "--bundle", str(bundle),
+                 "--input", str(given), "--working", str(working), "--device", "cpu", "--seconds", "3600"],
         out=working / "submission.csv",
     )
 
@@ -107,7 +95,8 @@ def read_scores(path: Path) -> np.ndarray:
 
 def run_once(method: Method) -> Seconds:
     """(wall, CPU) seconds of the command and everything it started."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
     done = subprocess.run(method.command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(method.command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -122,9 +111,10 @@ def describe_run(working: Path) -> str:
     first = min(stage["start_s"] for name, stage in stages.items() if name.startswith("net."))
     loading = sum(net["loading_s"] for member in report["members"] for net in member["nets"])
     nets = sum(net["seconds"] for member in report["members"] for net in member["nets"]) - loading
+    peak = report.get("peak_own_bytes", report["peak_ram_bytes"]) / 1e6
     return (
-        f"{report['device']['path']}; first net began after {first:.1f} s, waited {loading:.1f} s for spectrograms, computed "
-        f"{nets:.1f} s; peak {report.get('peak_own_bytes', report['peak_ram_bytes']) / 1e6:.0f} MB"
+        f"{report['device']['path']}; first net began after {first:.1f} s, "
+        f"waited {loading:.1f} s for spectrograms, computed {nets:.1f} s; peak {peak:.0f} MB"
     )
 
 
@@ -156,14 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="8 clips, 1 round, narrow nets")
     given = parser.parse_args(arguments)
     if given.quick:
-        given.clips, given.rounds, given.base = 8, 1, 8
+        given.clips = 8
+        given.rounds = 1
+        given.base = 8
     print(describe_machine("torch", "librosa", "onnxruntime"))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = write_input(folder / "input", given.clips)
-        print(
-            f"{given.clips} clips, {sum(draw_seconds(given.clips)):.0f} s of audio, {given.nets} nets of base {given.base}"
-        )
+        seconds = sum(draw_seconds(given.clips))
+        print(f"{given.clips} clips, {seconds:.0f} s of audio, {given.nets} nets of base {given.base}")
         for task in given.tasks:
             plain, quick = (
                 build_bundle(folder, task, given.nets, given.base, graphs) for graphs in (False, True)
@@ -172,18 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             methods = {
                 TASKS[task][0]: Method(
                     out=out,
-                    command=[
-                        sys.executable,
-                        "-m",
-                        "benchmarks.baselines",
-                        task,
-                        "--bundle",
-                        str(plain),
-                        "--clips",
-                        str(data / "test"),
-                        "--out",
-                        str(out),
-                    ],
+                    command=[sys.executable, "-m", "benchmarks.baselines", task, "--bundle", str(plain),
+                             "--clips", str(data / "test"), "--out", str(out)],
                 ),
                 "hourglass, torch": ours(plain, data, folder / f"{task}-out-torch"),
                 "hourglass, exported graphs": ours(quick, data, folder / f"{task}-out-graphs"),

@@ -4,6 +4,8 @@ The peer of benchmarks/faults_baseline.py. Deliberately plain, and no worse than
 sample, runs clips one by one, averages the models' probabilities. Not part of the product.
 `python plain_script.py BUNDLE INPUT WORKING`
 """
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -23,11 +25,10 @@ manifest = json.load(open(f"{bundle}/manifest.json"))
 classes = sample.columns[1:]
 
 
-def logmel(path):
+def logmel(path: str) -> np.ndarray:
     wave, _ = librosa.load(path, sr=44100)
-    mel = librosa.power_to_db(
-        librosa.feature.melspectrogram(y=wave, sr=44100, n_mels=128, hop_length=347, n_fft=2560)
-    )
+    power = librosa.feature.melspectrogram(y=wave, sr=44100, n_mels=128, hop_length=347, n_fft=2560)
+    mel = librosa.power_to_db(power)
     return np.stack([mel, librosa.feature.delta(mel), librosa.feature.delta(mel, order=2)])
 
 

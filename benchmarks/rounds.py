@@ -1,5 +1,4 @@
-"""What the benchmarks share: interleaved rounds, medians of wall and CPU seconds, clips, and a line on the
-machine.
+"""What the benchmarks share: interleaved rounds, medians of wall and CPU seconds, clips, and the machine.
 
 Import it before numpy and torch: it closes the traps of thread pools that would spoil every row of a table,
 ours and the peers'.
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 
 for _name, _value in (("OPENBLAS_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
-    os.environ.setdefault(_name, _value)  # two pools in one process clash; waiting threads would spin
+    os.environ.setdefault(_name, _value)  # Two pools in one process clash, and waiting threads would spin.
 import datetime  # noqa: E402
 import importlib.metadata  # noqa: E402
 import platform  # noqa: E402
@@ -29,21 +28,20 @@ def describe_machine(*packages: str) -> str:
                   if line.startswith("model name")), platform.processor())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
-        f"{datetime.date.today()} | {model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} | "
-        f"Python {platform.python_version()}, {versions}"
+        f"{datetime.date.today()} | {model}, {len(os.sched_getaffinity(0))} cores, "
+        f"load {os.getloadavg()[0]:.1f} | Python {platform.python_version()}, {versions}"
     )
 
 
 def time_call(call: Callable[[], object]) -> Seconds:
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def race(methods: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Seconds]]:
-    """(wall, CPU) seconds of each method in each of the interleaved rounds, after one unmeasured call
-    each.
-    """
+    """(wall, CPU) seconds of each method in each of the interleaved rounds, after one untimed call."""
     times: dict[str, list[Seconds]] = {name: [] for name in methods}
     for call in methods.values():
         call()
@@ -77,9 +75,8 @@ def write_clips(folder: Path, seconds: list[float], rate: int = 44_100) -> list[
     for number, length in enumerate(seconds):
         rng = np.random.default_rng(number)
         t = np.arange(int(length * rate)) / rate
-        wave = 0.3 * np.sin(
-            2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t)
-        ) + 0.01 * rng.standard_normal(len(t))
+        chirp = np.sin(2 * np.pi * (200 * t + rng.uniform(10, 300) * t * t))
+        wave = 0.3 * chirp + 0.01 * rng.standard_normal(len(t))
         names.append(f"clip{number:05d}.wav")
         soundfile.write(folder / names[-1], wave.astype(np.float32), rate, subtype="PCM_16")
     return names

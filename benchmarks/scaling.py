@@ -25,9 +25,10 @@ from benchmarks.rounds import Seconds, describe_machine, draw_seconds, median, w
 
 import numpy as np  # isort: skip
 
-DISTINCT, SHARE = 50, 0.3
+DISTINCT = 50  # Clips, each of so much of a FAT2019 length:
+SHARE = 0.3
+# Not ru_maxrss, which remembers that of the parent.
 TORCH = ("import torch; torch.ones(8, 8) @ torch.ones(8, 8); "
-         # not ru_maxrss: it remembers the parent's
          "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])")
 
 
@@ -65,9 +66,8 @@ def beside_store(working: Path, torch_bytes: float) -> float:
 def show_lines(times: dict[int, list[Seconds]], memory: dict[int, list[float]]) -> None:
     print(f"{'clips':>7}{'wall s':>10}{'CPU s':>10}{'MB beside torch and the store':>34}")
     for size, values in times.items():
-        print(
-            f"{size:>7}{median(values):>10.2f}{median(values, 1):>10.2f}{statistics.median(memory[size]):>34.0f}"
-        )
+        beside = statistics.median(memory[size])
+        print(f"{size:>7}{median(values):>10.2f}{median(values, 1):>10.2f}{beside:>34.0f}")
     for kind, name in enumerate(("wall", "CPU")):
         slope, intercept = np.polyfit(list(times), [median(values, kind) for values in times.values()], 1)
         print(
@@ -92,12 +92,8 @@ def main() -> None:
         folder = Path(place)
         write_clips(folder / "sources", [SHARE * s for s in draw_seconds(DISTINCT)])
         bundle = build_bundle(folder, "padded", 1, 8, False)
-        methods = {
-            size: ours(
-                bundle, make_input(folder / f"in{size}", folder / "sources", size), folder / f"out{size}"
-            )
-            for size in sizes
-        }
+        inputs = {size: make_input(folder / f"in{size}", folder / "sources", size) for size in sizes}
+        methods = {size: ours(bundle, data, folder / f"out{size}") for size, data in inputs.items()}
         times: dict[int, list[Seconds]] = {size: [] for size in sizes}
         memory: dict[int, list[float]] = {size: [] for size in sizes}
         starts = []
@@ -109,9 +105,8 @@ def main() -> None:
     show_lines(times, memory)
     print(f"guard start to prior submission {statistics.median(s[0] for s in starts):.2f} s; "
           f"start to the end of a run of one row {statistics.median(s[1] for s in starts):.2f} s")
-    print(
-        f"children's largest resident set {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3:.0f} MB"
-    )
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"children's largest resident set {largest / 1e3:.0f} MB")
 
 
 if __name__ == "__main__":

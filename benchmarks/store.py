@@ -28,12 +28,15 @@ import joblib
 import numpy as np
 import psutil
 
-from kernel.cache.store import Store, StoreLimits
+from kernel.cache.ram import StoreLimits
+from kernel.cache.store import Store
 from kernel.memory import Meter
-from kernel.sound.decode import Clip, Row
+from kernel.sound.decode import Clip
 from kernel.sound.frontends import FrontEnd, build
+from kernel.sound.rows import Row
 
-BINS, LONGEST = 128, 1918  # rows and the longest clip (30 s) of the argus front end
+BINS = 128  # Of the argus front end, and so the frames of the longest clip (30 s).
+LONGEST = 1918
 GB = 10**9
 TEMPLATE = np.random.default_rng(0).random((1, BINS, LONGEST), dtype=np.float32)
 Pass = tuple[float, float]
@@ -69,10 +72,11 @@ def run_store(lengths: Sequence[int], loaders: int, scratch: Path, ram: int, dis
         for row in rows:
             yield row, make(lengths[int(row.id)])
 
-    fe, rows = build({"preset": "argus"}), rows_of(lengths)
+    fe = build({"preset": "argus"})
+    rows = rows_of(lengths)
     store = Store(produce=produce, meter=Meter(), scratch=scratch / "store", loaders=loaders,
                   limits=StoreLimits(ram_bytes=ram, disk_bytes=disk))
-    store.expect(fe, 10**9)  # producing is free here: without this the disk would not be used at all
+    store.expect(fe, 10**9)  # Producing is free here: without this no disk would be used.
 
     def consume() -> float:
         total = 0.0
@@ -123,9 +127,7 @@ def run_joblib_memory(lengths: Sequence[int], loaders: int, scratch: Path) -> Pa
 
 
 def fill_shared(cache: Any, i: int, n: int) -> None:
-    """What a worker of the 44th-place kernel does for one clip. Source: its submission.ipynb, as described in
-    the gallery.
-    """
+    """What a worker of the 44th-place kernel does for one clip. Source: its submission.ipynb."""
     if i not in cache:
         array = make(n)
         if psutil.virtual_memory().percent < 90 and shutil.disk_usage(".").free > 500 * 10**6:
@@ -153,14 +155,15 @@ def bookkeeping(lengths: Sequence[int], scratch: Path) -> float:
         for row in rows:
             yield row, make(lengths[int(row.id)])
 
-    fe, rows = build({"preset": "argus"}), rows_of(lengths)
+    fe = build({"preset": "argus"})
+    rows = rows_of(lengths)
     store = Store(produce=produce, meter=Meter(), scratch=scratch / "books", loaders=1,
                   limits=StoreLimits(ram_bytes=100 * GB, disk_bytes=0))
     tracemalloc.start()
     store.warm(fe, rows)
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    data = store.stats()["ram_bytes"]
+    data = store.stats().ram_bytes
     store.close()
     return (size - data) / data
 
@@ -176,7 +179,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="200 clips, 2 rounds")
     given = parser.parse_args()
     if given.quick:
-        given.clips, given.rounds = 200, 2
+        given.clips = 200
+        given.rounds = 2
     lengths = np.random.default_rng(1).integers(20, LONGEST + 1, given.clips).tolist()
     size = sum(lengths) * BINS * 4
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:

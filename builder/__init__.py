@@ -1,11 +1,10 @@
-"""Building a bundle and the file to push: offline, never part of what ships.
+"""Offline building: an ensemble TOML, checkpoints and kernel/ come in; a bundle and the file to push go out.
 
-build      one ensemble TOML -> DIR/bundle and DIR/push
-weights    checkpoints -> safetensors blobs; recipe: random weights to time an ensemble
-wheel      kernel/ and own model files -> one deterministic wheel
-graphs     nets -> ONNX files for other back ends; wheels: those back ends, with an offline closure proof
-metadata   dataset-metadata.json and kernel-metadata.json against Kaggle's rules; contents: what a bundle
-           folder may hold
-push       the kernel file with its constant, the notebook form; upload: commands and the real client
-mounts     what Kaggle does to uploads, applied to a bundle, and whether the kernel still finds it
+assembly     the order of a build; upload: the real client or its commands; commands: programs it runs
+dry_run      every part runs once before anything is written; random_weights: to time an untrained ensemble
+weights      checkpoints -> safetensors blobs; code_wheel: kernel/ and own model files -> one wheel
+onnx_export  nets -> graphs for other back ends; backend_wheels: those runtimes, proved to install
+bundle_check what a bundle folder may hold; metadata: Kaggle's two files and rules; notebook: the .ipynb form
+mounts       what Kaggle does to uploads, and whether the kernel still finds its bundle
+ensemble_docs the tables of docs/ensembles.md. Nothing here ships to Kaggle.
 """

@@ -1,15 +1,11 @@
-"""The tables of docs/ensembles.md, made from the code they describe; `python -m builder.ensemble_docs` writes
-them into the page.
+"""The tables of docs/ensembles.md, made from the code they describe: `python -m builder.ensemble_docs`.
 
 Owns the tables and their places in the page, between `<!-- table NAME -->` and `<!-- end -->`. The prose
-around them is the page's own. A key without a description in its docstring is an error here, so no key can be
-added and forgotten.
+around them is the page's own. A key without a description in its docstring is an error here, so that no key
+can be added and forgotten.
 """
-from __future__ import annotations
-
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -19,14 +15,19 @@ from kernel import spec
 from kernel.errors import SpecError
 from kernel.inference import finish, views
 from kernel.models import FAMILIES
-from kernel.scores import blend
+from kernel.scores.means import MEANS
 from kernel.sound.frontends import FrontEnd
 from kernel.sound.presets import PRESETS
+from kernel.spec import LEAST_PROBABILITY
+from training.text_formats import markdown_table, toml_value
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "ensembles.md"
 PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 ENTRY = re.compile(r"^( *)((?:\w+, )*\w+) {2,}(\S.*)$")
-TYPES = (
+TYPES = (  # How an annotation begins, and what it is to a TOML author.
+    ("Output", "table [output]"),
+    ("Windows", "table [windows]"),
+    ("dict[str, Input]", "table of inputs"),
     ("tuple[str", "list of texts"),
     ("tuple[float", "list of numbers"),
     ("tuple[int", "list of whole numbers"),
@@ -41,9 +42,7 @@ TYPES = (
 
 
 def describe_keys(documented: type) -> dict[str, str]:
-    """Key -> meaning, from the two-column part of a class's docstring; lines indented further continue a
-    meaning.
-    """
+    """Key -> meaning, from the two columns in a class's docstring; an indented line continues a meaning."""
     found: dict[str, str] = {}
     keys: list[str] = []
     for line in (inspect.getdoc(documented) or "").splitlines():
@@ -62,25 +61,13 @@ def toml(value: Any) -> str:
     """A default as TOML would write it; None as a dash, since TOML has no null."""
     if value is None or value is MISSING:
         return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }" if value else "{}"
-    return f"{value:.6g}" if isinstance(value, float) and value != int(value) else str(value)
+    return toml_value(float(f"{value:.6g}") if isinstance(value, float) else value)
 
 
-def type_name(annotation: str) -> str:
-    """An annotation in a TOML author's words; the name of a table of its own in brackets."""
-    plain = annotation.removesuffix(" | None")
-    if plain in ("Output", "Windows"):
-        return f"table [{plain.lower()}]"
-    if plain == "dict[str, Input]":
-        return "table of inputs"
-    return next((name for start, name in TYPES if plain.startswith(start)), "number or text")
+def type_name(kind: Any) -> str:
+    """A field's type in a TOML author's words; the name of a table of its own in brackets."""
+    annotation = re.sub(r"[a-z.]+\.(?=[A-Z])", "", inspect.formatannotation(kind))
+    return next((name for start, name in TYPES if annotation.startswith(start)), "number or text")
 
 
 def default_of(field: Field[Any]) -> str:
@@ -89,14 +76,6 @@ def default_of(field: Field[Any]) -> str:
         made = field.default_factory()
         return "-" if isinstance(made, spec.Output) else toml(made)
     return "**required**" if field.default is MISSING else toml(field.default)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells
-    )
 
 
 def key_table(documented: type, leave_out: Sequence[str] = ()) -> str:
@@ -111,17 +90,11 @@ def key_table(documented: type, leave_out: Sequence[str] = ()) -> str:
             continue
         if field.name not in meanings:
             raise SpecError(
-                f"{documented.__name__}.{field.name}: no line in the docstring; add `{field.name}  what it means`"
+                f"{documented.__name__}.{field.name}: no line in the docstring; "
+                f"add `{field.name}  what it means`"
             )
-        rows.append(
-            (f"`{field.name}`", type_name(str(field.type)), f"{default_of(field)}", meanings[field.name])
-        )
-    return table(("key", "type", "default", "meaning"), rows)
-
-
-def first_paragraph(documented: Any) -> str:
-    """The docstring up to its first empty line, on one line."""
-    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
+        rows.append((f"`{field.name}`", type_name(field.type), default_of(field), meanings[field.name]))
+    return markdown_table(("key", "type", "default", "meaning"), rows)
 
 
 def whole_text(documented: Any) -> str:
@@ -140,13 +113,13 @@ def settings(pairs: Iterable[tuple[str, Any]]) -> str:
 def view_table() -> str:
     """Every view kind with its own keys."""
     shared = {field.name for field in fields(views.View)} | {"merge"}
-    return table(
+    return markdown_table(
         ("kind", "what it cuts", "own keys and defaults"),
         (
             (
                 f"`{kind}`",
                 whole_text(made),
-                settings((k, v) for k, (_, v) in views.keys(kind).items() if k not in shared),
+                settings((k, v) for k, v in views.keys(kind).items() if k not in shared),
             )
             for kind, made in views.VIEWS.items()
         ),
@@ -156,24 +129,33 @@ def view_table() -> str:
 def shared_view_table() -> str:
     """The keys that every view has."""
     meanings = describe_keys(views.View)
-    return table(("key", "default", "meaning"), ((f"`{key}`", toml(views.keys("full")[key][1]), meanings[key])
-                                                 for key in ("merge", "pass_weights", "flip", "domain")))
+    defaults = views.keys("full")
+    rows = ((f"`{key}`", toml(defaults[key]), meanings[key])
+            for key in ("merge", "pass_weights", "flip", "domain"))
+    return markdown_table(("key", "default", "meaning"), rows)
+
+
+def defaults(operation: Any) -> list[tuple[str, Any]]:
+    """(key, default) of each field of an operation, which is a dataclass."""
+    return [(field.name, field.default) for field in fields(operation)]
 
 
 def finish_table() -> str:
-    """Every finish step with its keys."""
-    return table(("step", "what it does", "keys and defaults"), (
-        (f"`{kind}`", whole_text(made), settings((f.name, f.default) for f in fields(made)))
-        for kind, made in finish.STEPS.items()))
+    """Every operation of a finish with its keys."""
+    return markdown_table(("operation", "what it does", "keys and defaults"), (
+        (f"`{kind}`", whole_text(made), settings(defaults(made)))
+        for kind, made in finish.OPERATIONS.items()))
 
 
 def mean_table() -> str:
     """Every mean."""
-    return table(("mean", "what it is"), ((f"`{name}`", MEAN_WORDS.get(name) or whole_text(made))
-                                          for name, made in blend.MEANS.items()))
+    return markdown_table(("mean", "what it is"), ((f"`{name}`", MEAN_WORDS.get(name) or whole_text(made))
+                                          for name, made in MEANS.items()))
 
 
-MEAN_WORDS = {"geometric": f"exp of the mean log; values below {blend.FLOOR:g} count as that. The default."}
+MEAN_WORDS = {
+    "geometric": f"exp of the mean log; values below {LEAST_PROBABILITY:g} count as that. The default."
+}
 
 
 def family_table() -> str:
@@ -190,12 +172,12 @@ def family_table() -> str:
                 ),
             )
         )
-    return table(("family", "what it is", "`params` and defaults"), rows)
+    return markdown_table(("family", "what it is", "`params` and defaults"), rows)
 
 
 def preset_table() -> str:
     """Every front-end preset with what it changes of the defaults."""
-    return table(
+    return markdown_table(
         ("preset", "keys it sets"), ((f"`{name}`", settings(keys.items())) for name, keys in PRESETS.items())
     )
 
@@ -225,17 +207,17 @@ def fill(page: str) -> str:
     named = PLACE.findall(page)
     if sorted(named) != sorted(TABLES):
         raise SpecError(
-            f"docs/ensembles.md has places for {sorted(named)}, the tables are {sorted(TABLES)}; give each one place"
+            f"docs/ensembles.md has places for {sorted(named)}, the tables are {sorted(TABLES)}; "
+            "give each one place"
         )
     return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{TABLES[place[1]]()}\n<!-- end -->", page)
 
 
-def main() -> int:
-    """Write the page; 0."""
+def main() -> None:
+    """Writes the page."""
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{PAGE}: {len(TABLES)} tables")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

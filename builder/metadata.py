@@ -2,11 +2,9 @@
 
 Owns the writers and the validators of dataset-metadata.json and kernel-metadata.json. A broken rule is an
 UploadError that names the field and the rule, before anything is written. Does not look at the other files
-(contents) and uploads nothing.
+(bundle_check) and uploads nothing.
 Source of the rules: the documentation and client code of the `kaggle` package 2.2.5 (Oct 2026).
 """
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +14,11 @@ from kernel.errors import UploadError, did_you_mean
 
 SLUG = re.compile(r"[a-z0-9](?:-?[a-z0-9])*\Z")
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}\Z")
-# the client takes kernel titles from 5, the server fails above 50; one title serves both
+# The client takes kernel titles from 5 characters on and the server fails above 50; one title serves both.
 TITLE_CHARACTERS = (6, 50)
-SLUG_CHARACTERS = (6, 50)  # code: 6-50, documentation: 3-50; the stricter
+SLUG_CHARACTERS = (6, 50)  # The code says 6 to 50, the documentation 3 to 50: the stricter one.
 SUBTITLE_CHARACTERS = (20, 80)
-MAX_SOURCE_BYTES = 900_000  # Kaggle refuses 1 MB; the margin is for its own JSON wrapping
+MAX_SOURCE_BYTES = 900_000  # Kaggle refuses 1 MB; the margin is for its own JSON wrapping.
 LICENCES = (
     "CC0-1.0",
     "CC-BY-SA-3.0",
@@ -58,7 +56,7 @@ MACHINES = (
     "TpuV5E8",
     "TpuV6E8",
 )
-# substituted without a word
+# Kaggle puts the newer machine in their place without a word.
 RETIRED = {"NvidiaTeslaP100": "NvidiaTeslaT4", "TpuV38": "TpuV5E8", "Tpu1VmV38": "TpuV5E8"}
 DATASET_KEYS = ("title", "id", "id_no", "subtitle", "description", "licenses", "resources", "keywords",
                 "expectedUpdateFrequency", "userSpecifiedSources", "image")
@@ -82,7 +80,7 @@ KERNEL_KEYS = (
     "docker_image",
     "docker_image_pinning_type",
 )
-# field -> (pattern, form); a wrong one is only printed by the server, and the kernel then runs without it
+# Field -> (pattern, form). The server only prints a wrong source, and the kernel then runs without it.
 SOURCES = {
     "dataset_sources": (r"[^/\s]+/[a-z0-9-]+(/\d+)?", "owner/slug or owner/slug/version"),
     "competition_sources": (r"[a-z0-9][a-z0-9-]*", "the competition's slug"),
@@ -90,7 +88,17 @@ SOURCES = {
     "model_sources": (r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/\d+", "user/model/framework/variation/version"),
 }
 FALSE = (False, "false")
-TRUE = (True, "true")
+FLAG = ((None, *FALSE, True, "true"), "true or false")
+CHOICES = {  # Field of a kernel -> (values, rule); None where it may be left out.
+    "language": (("python",), "'python'"),
+    "is_private": FLAG,
+    "enable_gpu": FLAG,
+    "enable_tpu": FLAG,
+    "enable_internet": (
+        FALSE, "write false: the client's default is true, and code competitions refuse such a kernel"
+    ),
+    "docker_image_pinning_type": ((None, "", "original", "latest"), "'original' or 'latest'"),
+}
 
 
 def fail(field: str, value: Any, rule: str) -> UploadError:
@@ -104,9 +112,7 @@ def slugify(title: str) -> str:
 
 
 def name_dataset(ensemble: str, slug: str | None, title: str | None) -> tuple[str, str]:
-    """(slug, title) from what the user gave; what is missing is made from the other, or from the ensemble's
-    name.
-    """
+    """(slug, title); what the user did not give is made from the other, or from the ensemble's name."""
     if slug is None:
         title = title if title is not None else f"Hourglass {ensemble}"
         return slugify(title), title
@@ -145,14 +151,8 @@ def kernel_metadata(*, owner: str, slug: str, title: str, code_file: str, machin
     return data
 
 
-def _check_keys(data: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in data:
-        if key not in known:
-            raise UploadError(f"{key}: unknown field; {did_you_mean(key, known)}")
-
-
-def _check_text(field: str, value: Any, span: tuple[int, int]) -> None:
-    low, high = span
+def _check_text(field: str, value: Any, characters: tuple[int, int]) -> None:
+    low, high = characters
     if not isinstance(value, str) or not low <= len(value) <= high:
         length = f" ({len(value)} characters)" if isinstance(value, str) else ""
         raise UploadError(f"{field}: {value!r}{length}; {low} to {high} characters")
@@ -187,18 +187,20 @@ def check_id(value: Any) -> tuple[str, str]:
     return owner, slug
 
 
-def _check_number(data: Mapping[str, Any]) -> None:
+def _check_common(data: Mapping[str, Any], known: tuple[str, ...]) -> str:
+    """The slug, once every rule holds that both files share."""
+    for key in data:
+        if key not in known:
+            raise UploadError(f"{key}: unknown field; {did_you_mean(key, known)}")
+    _check_title(data.get("title"))
+    _, slug = check_id(data.get("id"))
     number = data.get("id_no")
     if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number <= 0):
-        raise fail(
-            "id_no", number, "a positive integer; it wins over `id`, so leave it out unless you mean it"
-        )
-
-
-def _check_keywords(data: Mapping[str, Any]) -> None:
+        raise fail("id_no", number, "a positive integer; it wins over `id`, leave it out unless you mean it")
     words = data.get("keywords", [])
-    if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
         raise fail("keywords", words, "a list of existing Kaggle tags")
+    return slug
 
 
 def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -207,23 +209,19 @@ def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
     folder  where the paths of `resources` must exist
     Raises  UploadError naming the field and the rule
     """
-    _check_keys(data, DATASET_KEYS)
-    _check_title(data.get("title"))
-    check_id(data.get("id"))
-    _check_number(data)
+    _check_common(data, DATASET_KEYS)
     if data.get("subtitle"):
         _check_text("subtitle", data["subtitle"], SUBTITLE_CHARACTERS)
     licences = data.get("licenses")
-    one = isinstance(licences, list) and len(licences) == 1 and isinstance(licences[0], Mapping)
-    if not isinstance(licences, list) or not one or set(licences[0]) != {"name"}:
+    only = licences[0] if isinstance(licences, list) and len(licences) == 1 else None
+    if not isinstance(only, Mapping) or set(only) != {"name"}:
         raise fail("licenses", licences, 'a list of exactly one {"name": ...}')
-    if licences[0]["name"] not in LICENCES:
-        raise fail("licenses", licences[0]["name"], did_you_mean(str(licences[0]["name"]), LICENCES))
+    if only["name"] not in LICENCES:
+        raise fail("licenses", only["name"], did_you_mean(str(only["name"]), LICENCES))
     for resource in data.get("resources", []):
         path = resource.get("path") if isinstance(resource, Mapping) else None
         if not isinstance(path, str) or (folder is not None and not (folder / path).is_file()):
             raise fail("resources", path, "every listed path must exist, or the client stops")
-    _check_keywords(data)
 
 
 def _check_machine(data: Mapping[str, Any]) -> None:
@@ -255,11 +253,9 @@ def _check_sources(data: Mapping[str, Any]) -> None:
 
 
 def _check_image(data: Mapping[str, Any]) -> None:
-    image, pin = data.get("docker_image"), data.get("docker_image_pinning_type")
+    image = data.get("docker_image")
     if image and not re.fullmatch(r"gcr\.io/kaggle-[a-z-]*images/python@sha256:[0-9a-f]{64}", str(image)):
         raise fail("docker_image", image, "the form is gcr.io/kaggle-images/python@sha256:<64 hex digits>")
-    if pin and pin not in ("original", "latest"):
-        raise fail("docker_image_pinning_type", pin, "'original' or 'latest'")
 
 
 def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -268,10 +264,7 @@ def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
     folder  where `code_file` must lie, below 900 kB
     Raises  UploadError naming the field and the rule
     """
-    _check_keys(data, KERNEL_KEYS)
-    _check_title(data.get("title"))
-    _, slug = check_id(data.get("id"))
-    _check_number(data)
+    slug = _check_common(data, KERNEL_KEYS)
     if slugify(data["title"]) != slug:
         raise fail(
             "title",
@@ -282,23 +275,14 @@ def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
     code = data.get("code_file")
     if not isinstance(code, str) or not code or "/" in code or "\\" in code:
         raise fail("code_file", code, "one file beside kernel-metadata.json")
-    if data.get("language") != "python":
-        raise fail("language", data.get("language"), "'python'")
     kind = data.get("kernel_type")
     if kind not in ("script", "notebook") or (kind == "notebook") != code.endswith(".ipynb"):
         raise fail("kernel_type", kind, "'script' for a .py file, 'notebook' for an .ipynb file")
-    for field in ("is_private", "enable_gpu", "enable_tpu"):
-        if field in data and data[field] not in FALSE + TRUE:
-            raise fail(field, data[field], "true or false")
-    if data.get("enable_internet", None) not in FALSE or "enable_internet" not in data:
-        raise fail(
-            "enable_internet",
-            data.get("enable_internet"),
-            "write false: the client's default is true, and code competitions refuse such a kernel",
-        )
+    for field, (choices, rule) in CHOICES.items():
+        if data.get(field) not in choices:
+            raise fail(field, data.get(field), rule)
     _check_machine(data)
     _check_sources(data)
-    _check_keywords(data)
     _check_image(data)
     if folder is not None:
         check_source(folder / code)

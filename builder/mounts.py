@@ -1,12 +1,9 @@
-"""What Kaggle does to an upload, applied to a built bundle, and the proof that the pushed kernel still finds
-it.
+"""What Kaggle does to an upload, and the proof that the pushed kernel still finds its bundle afterwards.
 
 Owns the simulated mounts: every layout of /kaggle/input in use, every change seen on mounted files, next to a
-competition of 50,000 clips. The finder tried is the one in OUT/push/infer_kernel.py itself. Sources of
-layouts and changes: documentation and public kernels of 2026. Does not change OUT.
+competition of 50,000 clips. The finder tried is the one in OUT/push/infer_kernel.py itself. Source of layouts
+and changes: Kaggle's documentation and public kernels of 2026. Does not change OUT.
 """
-from __future__ import annotations
-
 import gzip
 import os
 import shutil
@@ -22,11 +19,11 @@ from kernel.errors import HourglassError, UploadError
 from kernel.spec import load_manifest
 
 from .assembly import staging
-from .contents import METADATA
+from .bundle_check import METADATA
 
-CLIPS = 50_000  # a large competition's test folder
+CLIPS = 50_000  # As many as the test folder of a large competition.
 COMPETITION = "some-competition"
-LAYOUTS = {  # name -> folder below /kaggle/input, from owner and slug
+LAYOUTS = {  # Name -> folder below /kaggle/input, from owner and slug.
     "datasets": "datasets/{owner}/{slug}",
     "legacy": "{slug}",
     "notebooks": "notebooks/{owner}/{slug}",
@@ -110,7 +107,7 @@ def load_kernel(path: Path) -> ModuleType:
         raise UploadError(f"{path}: no kernel; build first")
     module = ModuleType("pushed_kernel")
     module.__file__ = str(path)
-    # an import would leave __pycache__ in push/
+    # An import would leave __pycache__ in push/.
     exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module
 
@@ -142,7 +139,8 @@ def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
         return Case(
             layout=layout, change=change, seconds=time.monotonic() - began, lost=f"{fault.code}: {fault}"
         )
-    seconds, lost = time.monotonic() - began, []
+    seconds = time.monotonic() - began
+    lost = []
     manifest = load_manifest(run.manifest_text)
     bundle = open_bundle(Path(run.bundle), manifest)
     for net in manifest.nets:
@@ -161,7 +159,8 @@ def simulate(out: Path, clips: int = CLIPS, layouts: Sequence[str] = tuple(LAYOU
     """
     if not (out / "bundle" / "manifest.json").is_file():
         raise UploadError(f"{out}: no bundle; build first")
-    kernel, cases = load_kernel(out / "push" / "infer_kernel.py"), []
+    kernel = load_kernel(out / "push" / "infer_kernel.py")
+    cases = []
     slug = str(kernel.CONSTANT["slug"])
     with staging(out) as folder:
         root = folder / "input"
@@ -183,10 +182,11 @@ def simulate(out: Path, clips: int = CLIPS, layouts: Sequence[str] = tuple(LAYOU
 def table(cases: Sequence[Case]) -> str:
     """The cases for people, slowest finder named last."""
     lines = [f"{'layout':<12}{'change':<18}{'found in':>10}  result"]
-    for c in cases:
-        lines.append(
-            f"{c.layout:<12}{c.change:<18}{c.seconds:>8.3f} s  {c.lost or 'manifest, code and every net verified'}"
-        )
+    lines += [
+        f"{case.layout:<12}{case.change:<18}{case.seconds:>8.3f} s  "
+        + (case.lost or "manifest, code and every net verified")
+        for case in cases
+    ]
     worst = max(cases, key=lambda c: c.seconds)
     lines.append(
         f"{sum(not c.lost for c in cases)} of {len(cases)} mounts verified; slowest {worst.seconds:.3f} s "

@@ -1,14 +1,9 @@
-"""The upload through the real `kaggle` client, where it is installed and configured; the commands in print
-elsewhere.
+"""The upload through the real `kaggle` client where there is one, else the commands in print.
 
-Owns create-or-version, waiting until the dataset is ready, and the push. Everything is checked again first: a
-file may have been put into the folder since the build. Reads no key: the client does that.
+Owns create-or-version, waiting until the dataset is ready, and the push. Everything is checked again first,
+because a file may have been put into the folder since the build. Reads no key: the client does that.
 """
-from __future__ import annotations
-
-import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +12,31 @@ from kernel.errors import UploadError
 from kernel.pin import read_constant
 from kernel.spec import loads_json
 
-from . import contents, metadata, push
+from . import bundle_check, metadata, notebook
 from .assembly import PLACEHOLDER_OWNER
+from .commands import Run, run_command
 
-READY_SECONDS = 1800  # processing of a large dataset takes minutes
+READY_SECONDS = 1800  # Kaggle takes minutes to process a large dataset.
 POLL_SECONDS = 10
-COMPLAINTS = ("not valid", "error")  # printed by the client, sometimes with exit code 0
+COMPLAINTS = ("not valid", "error")  # The client prints them, sometimes with exit code 0.
 KEYS = ("KAGGLE_KEY", "KAGGLE_API_TOKEN")
 KEY_FILES = (".kaggle/kaggle.json", ".kaggle/access_token", ".config/kaggle/kaggle.json")
-Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def list_commands(out: Path, owner: str, slug: str, competition: str | None) -> list[str]:
+    """Shell commands that upload, wait, push and submit, in order."""
+    bundle = out / "bundle"
+    return [
+        f"kaggle datasets status {owner}/{slug} >/dev/null 2>&1 \\",
+        f"  && kaggle datasets version -p {bundle} -m 'new bundle' \\",
+        f"  || kaggle datasets create -p {bundle}",
+        f"kaggle datasets status {owner}/{slug}      # wait for 'ready': "
+        "a kernel pushed earlier sees the previous version",
+        f"kaggle kernels push -p {out / 'push'}",
+        f"kaggle kernels status {owner}/{slug}       # wait for COMPLETE",
+        f"kaggle competitions submit {competition or 'COMPETITION'} -k {owner}/{slug} "
+        "-v VERSION -f submission.csv -m 'hourglass'",
+    ]
 
 
 def find_client(environment: Mapping[str, str], home: Path) -> tuple[str | None, str]:
@@ -37,9 +44,8 @@ def find_client(environment: Mapping[str, str], home: Path) -> tuple[str | None,
     client = shutil.which("kaggle", path=environment.get("PATH"))
     if client is None:
         return None, "the kaggle client is not installed (pip install kaggle)"
-    if not any(environment.get(key) for key in KEYS) and not any(
-        (home / name).is_file() for name in KEY_FILES
-    ):
+    has_key = any(environment.get(key) for key in KEYS)
+    if not has_key and not any((home / name).is_file() for name in KEY_FILES):
         return None, "the kaggle client is not configured (kaggle.com/settings, API)"
     return client, ""
 
@@ -49,8 +55,8 @@ def check(out: Path) -> tuple[str, str, str | None]:
 
     Raises  UploadError naming file or field and rule
     """
-    manifest = contents.check_bundle(out / "bundle")
-    dataset = loads_json((out / "bundle" / contents.METADATA).read_bytes(), contents.METADATA)
+    manifest = bundle_check.check_bundle(out / "bundle")
+    dataset = loads_json((out / "bundle" / bundle_check.METADATA).read_bytes(), bundle_check.METADATA)
     kernel = loads_json((out / "push" / "kernel-metadata.json").read_bytes(), "kernel-metadata.json")
     metadata.check_dataset(dataset, out / "bundle")
     metadata.check_kernel(kernel, out / "push")
@@ -61,19 +67,17 @@ def check(out: Path) -> tuple[str, str, str | None]:
         )
     code = out / "push" / kernel["code_file"]
     source = code.read_text(encoding="utf-8")
-    contents.check_secrets(code.name, source.encode())
-    if code.suffix == ".ipynb":
-        contents.check_notebook(code)
-        source = "".join(json.loads(source)["cells"][0]["source"]).partition("\n")[2]
-    value = read_constant(source)
-    if value is None or value["manifest_sha256"] != contents.file_sha256(out / "bundle" / "manifest.json"):
+    bundle_check.check_secrets(code.name, source.encode())
+    value = read_constant(notebook.read_script(code) if code.suffix == ".ipynb" else source)
+    digest = bundle_check.file_sha256(out / "bundle" / "manifest.json")
+    if value is None or value["manifest_sha256"] != digest:
         raise UploadError(f"{code.name}: belongs to another bundle than {manifest.bundle}; build again")
     competitions = kernel.get("competition_sources") or [None]
     return owner, slug, competitions[0]
 
 
-def _do(run: Run, command: Sequence[str], say: Callable[[str], None]) -> str:
-    """Output of a client command.
+def _do(run: Run, command: Sequence[str], say: Callable[[str], None]) -> None:
+    """Runs a client command and shows what it printed.
 
     Raises  UploadError when it failed or complained
     """
@@ -82,7 +86,6 @@ def _do(run: Run, command: Sequence[str], say: Callable[[str], None]) -> str:
     say("$ " + " ".join(command[:3]) + ("\n" + text if text else ""))
     if done.returncode != 0 or any(word in text.lower() for word in COMPLAINTS):
         raise UploadError(f"{' '.join(command[:3])}: {text[-400:] or f'exit code {done.returncode}'}")
-    return text
 
 
 def _wait_ready(run: Run, client: str, name: str, sleep: Callable[[float], None]) -> None:
@@ -100,7 +103,7 @@ def upload(
     environment: Mapping[str, str],
     *,
     home: Path,
-    run: Run = _run,
+    run: Run = run_command,
     say: Callable[[str], None] = print,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
@@ -109,19 +112,15 @@ def upload(
     Raises  UploadError
     """
     owner, slug, competition = check(out)
+    commands = list_commands(out, owner, slug, competition)
     client, why = find_client(environment, home)
     if client is None:
-        say(f"{why}; these are the commands:\n\n" + "\n".join(push.commands(out, owner, slug, competition)))
+        say(f"{why}; these are the commands:\n\n" + "\n".join(commands))
         return False
     exists = run([client, "datasets", "status", f"{owner}/{slug}"]).returncode == 0
-    folder = str(out / "bundle")
-    _do(run, [client, "datasets", "version", "-p", folder, "-m", "new bundle"] if exists
-        else [client, "datasets", "create", "-p", folder], say)
+    action = ["version", "-m", "new bundle"] if exists else ["create"]
+    _do(run, [client, "datasets", *action, "-p", str(out / "bundle")], say)
     _wait_ready(run, client, f"{owner}/{slug}", sleep)
     _do(run, [client, "kernels", "push", "-p", str(out / "push")], say)
-    say(
-        "\n".join(
-            ["pushed; when it is complete, submit with:", *push.commands(out, owner, slug, competition)[-2:]]
-        )
-    )
+    say("\n".join(["pushed; when it is complete, submit with:", *commands[-2:]]))
     return True

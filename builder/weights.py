@@ -1,12 +1,10 @@
-"""Checkpoints -> safetensors blobs that fit their nets, and the files that hold them.
+"""Checkpoints -> safetensors blobs that fit their nets, and the bundle files that hold them.
 
-Owns finding a checkpoint, turning it into the blob that ships, and laying nets out in files. Reading foreign
-formats and the key-by-key check are training.checkpoints'; nets are built by kernel.models.
+Owns finding a checkpoint, turning it into the blob that ships, and laying nets out in files. Does not read
+foreign formats and does not check keys (training.checkpoints), and builds no nets (kernel.models).
 """
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,11 @@ from kernel.spec import FileEntry, Net
 from training.checkpoints import KERAS, PICKLES, match_state, read_state
 
 SUFFIXES = (".safetensors", *PICKLES, *KERAS, ".onnx")
-MAX_SINGLE_FILES = 40  # nets in files of their own; beyond, one file per member (DESIGN 5)
+MAX_SINGLE_FILES = 40  # Up to so many nets have files of their own; beyond, each member has one file.
 
 
 def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
-    """The checkpoint `name` in the first folder that has it, also under another known suffix; None where
-    there is none.
-    """
+    """The checkpoint `name` (also under another known suffix) in the first folder that has it, else None."""
     stem = name.removesuffix(Path(name).suffix) if Path(name).suffix in SUFFIXES else name
     for folder in folders:
         for candidate in (name, *(stem + suffix for suffix in SUFFIXES)):
@@ -37,13 +33,9 @@ def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
-    """One safetensors blob; doubles become f32, everything else keeps its dtype. The same state gives the
-    same bytes.
-    """
-    tensors = {
-        k: (v.float() if v.dtype == torch.float64 else v).detach().clone().contiguous()
-        for k, v in state.items()
-    }
+    """One safetensors blob, the same bytes for the same state; f64 becomes f32, all else keeps its dtype."""
+    single = {k: v.float() if v.dtype == torch.float64 else v for k, v in state.items()}
+    tensors = {k: v.detach().clone().contiguous() for k, v in single.items()}
     blob = save(tensors)
     if int.from_bytes(blob[:8], "little") > MAX_HEADER_BYTES:
         raise ModelLoadFailed(
@@ -52,19 +44,21 @@ def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
     return blob
 
 
-def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Module) -> bytes:
-    """Blob of a checkpoint under our keys, checked against `module`; a fitting safetensors file is copied as
-    it is.
+def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Module | None) -> bytes:
+    """Blob of a checkpoint under our keys, checked against `module`; a fitting file stays as it is.
 
+    module  None for a graph, which ships as it is
     Raises  ModelLoadFailed (unreadable, holding code, or not fitting), BundleInvalid
     """
+    if module is None:
+        return path.read_bytes()
     stored = read_state(path)
     fitted = match_state(stored, family, params, module, str(path))
     same = set(fitted) == set(stored) and not any(v.dtype == torch.float64 for v in stored.values())
     if not same or path.suffix != ".safetensors":
         return to_blob(fitted, str(path))
     blob = path.read_bytes()
-    parse_state(blob, str(path))  # the kernel's own rules
+    parse_state(blob, str(path))  # What the kernel would refuse is refused here.
     return blob
 
 
@@ -85,10 +79,6 @@ def file_of(source: Source, packed: bool) -> str:
     return f"{source.member}{suffix}" if packed and source.kind != "onnx" else single
 
 
-def count_files(sources: Iterable[Source], packed: bool) -> int:
-    return len({file_of(source, packed) for source in sources})
-
-
 def write_nets(
     folder: Path, sources: Sequence[Source], packed: bool
 ) -> tuple[list[Net], dict[str, FileEntry]]:
@@ -100,7 +90,8 @@ def write_nets(
     sizes: dict[str, int] = {}
     digests: dict[str, hashlib._Hash] = {}
     for source in sources:
-        name, blob = file_of(source, packed), source.read()
+        name = file_of(source, packed)
+        blob = source.read()
         with open(folder / name, "ab") as file:
             file.write(blob)
         offset = sizes.get(name, 0)

@@ -5,10 +5,13 @@ cache      where stored arrays lie: RAM, disk or nowhere         (front end, row
 models     the families of nets                                  inputs -> logits
 inference  cut, finish and run a net                             stored array -> probabilities
 scores     means, steps on the finished table, submission.csv    probabilities -> file
-engine     drives it all: what runs when, on which device        report  what happened; rehearsal  what will happen
+engine     drives it all: what runs when, on which device        order of the guard -> scores of every net
+report     what happened                                         figures -> report.json, report.html, lines
+rehearsal  what will happen, tried on the user's machine         bundle, clips, limits -> PASS or FAIL
 
-Beside the rooms: run (the engine's entry), order (what the guard tells it), spec (ensembles and manifests), limits, memory,
-bundle, pin (the pushed file's constant), units, files, errors. Imports point one way: tests/kernel/test_imports.py.
+Beside the rooms: run (the engine's entry), order (what the guard tells it), spec (ensembles and manifests),
+limits, memory, bundle, pin (the pushed file's constant), units, files, errors. Imports point one way:
+tests/kernel/test_imports.py.
 """
 
 __version__ = "0.1.0"

@@ -5,8 +5,6 @@ use, and a file that Kaggle renamed or wrapped into a folder is found again by i
 as safetensors only. Does not find the bundle folder or verify the manifest and the wheel (the guard), nor
 build nets (models).
 """
-from __future__ import annotations
-
 import hashlib
 import os
 import stat
@@ -19,10 +17,11 @@ import torch
 from .errors import BundleError, BundleHashMismatch, BundleInvalid, BundleMissing, did_you_mean
 from .spec import FileEntry, Manifest, Net
 
-# safetensors header; the format itself allows 100 MB. Source: reliability notes, header bombs
+# Of a safetensors blob: the format itself allows 100 MB, which a damaged or hostile file could claim
 MAX_HEADER_BYTES = 1 << 20
-SEARCH_DEPTH = 3  # wrapper folders seen on mounts nest once or twice
-# entries looked at for a lost file: a bundle has 50 files, an unpacked wheel a few hundred
+# The search for a lost file: folders that Kaggle wraps round a dataset nest once or twice; a bundle has 50
+# files, an unpacked wheel a few hundred
+SEARCH_DEPTH = 3
 SEARCH_ENTRIES = 2000
 
 
@@ -30,7 +29,7 @@ SEARCH_ENTRIES = 2000
 class Bundle:
     """Verified access to one mounted bundle. Thread-safe: every read opens its own descriptor.
 
-    moved  logical file name -> where it was really found, for the report
+    moved  file name in the manifest -> where the file was really found
     """
 
     folder: Path
@@ -50,11 +49,10 @@ class Bundle:
 
         Raises  BundleInvalid for a name outside the manifest, BundleMissing, BundleHashMismatch
         """
-        entry = (
-            self.manifest.wheel.entry if name == self.manifest.wheel.file else self.manifest.files.get(name)
-        )
+        entries = {self.manifest.wheel.file: self.manifest.wheel.entry, **self.manifest.files}
+        entry = entries.get(name)
         if entry is None:
-            raise BundleInvalid(f"{name!r} is not in the manifest; {did_you_mean(name, self.manifest.files)}")
+            raise BundleInvalid(f"{name!r} is not in the manifest; {did_you_mean(name, entries)}")
         return self._read(name, entry, 0, entry.bytes, name)
 
     def load_state(self, net: Net) -> dict[str, torch.Tensor]:
@@ -67,9 +65,7 @@ class Bundle:
         return parse_state(self.read_net(net), f"net {net.id} in {net.file}")
 
     def _read(self, name: str, entry: FileEntry, offset: int, length: int, what: str) -> bytes:
-        """`length` bytes with the sha256 of `entry`, from the expected place or from wherever the file
-        went.
-        """
+        """`length` bytes with the sha256 of `entry`, wherever the file went."""
         found: list[str] = []
         for path in self._places(name, entry.bytes):
             try:
@@ -116,10 +112,12 @@ def open_bundle(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def near_files(folder: Path) -> Iterator[Path]:
-    """Regular files below `folder`, breadth first: at most 3 folders deep and 2,000 entries, links not
-    followed.
+    """Regular files below `folder`, the nearest first: at most 3 folders deep and among 2,000 entries.
+
+    Links are not followed.
     """
-    level, seen = [folder], 0
+    level = [folder]
+    seen = 0
     for _ in range(SEARCH_DEPTH + 1):
         deeper: list[Path] = []
         for place in level:
@@ -135,9 +133,7 @@ def near_files(folder: Path) -> Iterator[Path]:
 
 
 def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries in order; none where the folder may not be read: the file that is looked for is then reported
-    as missing.
-    """
+    """Entries in order; none where the folder may not be read, so that the file counts as missing."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda e: e.name)

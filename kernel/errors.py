@@ -2,38 +2,13 @@
 
 Owns every exception that names a fault to the user. A message says what is wrong, where, and what to do next.
 Does not decide what becomes of a run: that is the caller's, who records `code` in the report.
-
-HourglassError
-  SpecError              a TOML or JSON key or value is wrong (strict loaders, did-you-mean)
-  BundleError            the bundle cannot be trusted or used
-    BundleMissing          no bundle where one was looked for
-    BundleHashMismatch     bytes differ from the manifest
-    BundleInvalid          manifest breaks a rule (names, sizes, unknown format)
-    ModelLoadFailed        a net's bytes are right but the net cannot be built or filled
-  ClipError              one clip costs its own row, never the run
-    ClipUnreadable         not audio, unreadable, forbidden (FIFO, device, outside the input root)
-    ClipEmpty              zero decoded samples
-    ClipTooLong            only a prefix was used (a note, the row is predicted)
-    ClipQuarantined        in flight in two crashes
-  SubmissionError        the sample or the output is unusable
-    SampleMissing          no sample_submission.csv and no clips
-    OutputUnwritable       the working folder refuses a file
-    CandidateRejected      the validator refused a candidate; the old file stays
-  LimitError             a limit leaves no room
-    BudgetTooSmall         not enough seconds for more than the prior
-    MemoryTooSmall         not enough memory for the engine
-  StoreError             a spectrogram could not be kept (always survivable: recompute)
-  DeviceError            a device failed its probe or was lost
-  UploadError            metadata or files that Kaggle would refuse or change
 """
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 
 
 class HourglassError(Exception):
-    """Base of all named faults; `code` is the class name used in report.json."""
+    """Base of all named faults; `code` is the class name, as report.json has it."""
 
     @property
     def code(self) -> str:
@@ -41,87 +16,87 @@ class HourglassError(Exception):
 
 
 class SpecError(HourglassError):
-    pass
+    """A key or a value of a TOML or JSON file is wrong."""
 
 
 class BundleError(HourglassError):
-    pass
+    """The bundle cannot be trusted or used."""
 
 
 class BundleMissing(BundleError):
-    pass
+    """There is no bundle where one was looked for."""
 
 
 class BundleHashMismatch(BundleError):
-    pass
+    """Bytes differ from those that the manifest names."""
 
 
 class BundleInvalid(BundleError):
-    pass
+    """The manifest or a file of the bundle breaks a rule: names, sizes, unknown formats."""
 
 
 class ModelLoadFailed(BundleError):
-    pass
+    """A net's bytes are right, but the net cannot be built or filled."""
 
 
 class ClipError(HourglassError):
-    pass
+    """A fault of one clip: it costs its own rows, never the run."""
 
 
 class ClipUnreadable(ClipError):
-    pass
+    """Not audio, not readable, or forbidden: a FIFO, a device, a file outside the input folder."""
 
 
 class ClipEmpty(ClipError):
-    pass
+    """Not one sample could be decoded."""
 
 
 class ClipTooLong(ClipError):
-    pass
+    """Only the beginning was used; the row is predicted all the same."""
 
 
 class ClipQuarantined(ClipError):
-    pass
+    """The clip was in work at two crashes of the engine."""
 
 
 class SubmissionError(HourglassError):
-    pass
+    """The sample or the output cannot be used."""
 
 
 class SampleMissing(SubmissionError):
-    pass
+    """There is no usable sample_submission.csv."""
 
 
 class OutputUnwritable(SubmissionError):
-    pass
+    """The working folder refuses a file."""
 
 
 class CandidateRejected(SubmissionError):
-    pass
+    """The validator refused a candidate; the old file stays."""
 
 
 class LimitError(HourglassError):
-    pass
+    """A limit is no limit, or leaves no room."""
 
 
 class BudgetTooSmall(LimitError):
-    pass
+    """There is not enough time for more than the prior."""
 
 
 class MemoryTooSmall(LimitError):
-    pass
+    """There is not enough memory for the engine."""
 
 
 class StoreError(HourglassError):
-    pass
+    """An array could not be kept: it is computed again, so no row is lost."""
 
 
 class DeviceError(HourglassError):
-    pass
+    """A device failed its probe or was lost."""
 
 
 class UploadError(HourglassError):
-    pass
+    """Metadata or files that Kaggle would refuse or change."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,9 +1,8 @@
-"""Files that are always whole, and the room that is left for them.
+"""Files that are always whole, and the space that is left for them.
 
-Owns the atomic replacement of a file and the free space of a disk. Knows nothing of what is written.
+Owns the atomic replacement of a file, its safety from a power cut, and the free space of a disk. Knows
+nothing of what is written.
 """
-from __future__ import annotations
-
 import os
 import threading
 from pathlib import Path
@@ -20,6 +19,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Let a replacement in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def free_disk(path: Path) -> int:

@@ -1,12 +1,10 @@
-"""How much memory is in use against every wall that can stop this process: cgroup v2 and v1, the host, a
+"""How much memory is in use, against every bound that can stop this process: cgroup v2 and v1, the host, a
 configured cap.
 
 Owns the reading of the container's memory files and the formulas over them. Does not decide what happens when
-a wall is near (the store's and the plan's work) and holds no competition's figures (`kernel.limits`, which
+a bound is near (the store's and the plan's work) and holds no competition's figures (`kernel.limits`, which
 also prints this).
 """
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -17,31 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NO_LIMIT = 2**60  # a cgroup v1 without a limit shows a number near 2^63
-SPILL_MARK = 0.95  # share of the limit up to which the store uses memory
+RAM_MARK = 0.95  # share of a limit up to which the store fills memory; above it entries leave
 DEGRADED_SHARE = 0.9  # a limit read from a second source is lowered by 10 %
 CHILDREN_SECONDS = 1.0  # how long a list of child processes is believed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One look at memory: the wall that will be reached first.
+    """One look at memory: the bound that will be reached first.
 
-    limit_bytes    size of that wall, already lowered by 10 % if a source is degraded
-    used_bytes     what counts against it: reclaimable page cache excluded, shared memory included
-    source         which wall, e.g. "cgroup v2 /sys/fs/cgroup/memory.max"
-    degraded       sources that should have answered and did not, by name and reason
-    pressure       the largest share of any wall in use, 0..1 and above
+    limit_bytes  its limit, already lowered by 10 % if a source is degraded
+    used_bytes   what counts against it: reclaimable page cache excluded, shared memory included
+    source       which bound, e.g. "cgroup v2 /sys/fs/cgroup"
+    degraded     sources that should have answered and did not, by name and reason
     """
 
     limit_bytes: int
     used_bytes: int
     source: str
     degraded: tuple[str, ...] = ()
-    pressure: float = 0.0
 
 
 @dataclass(frozen=True)
-class Wall:
+class Bound:
     """One limit with what counts against it, in bytes."""
 
     source: str
@@ -56,9 +52,13 @@ class Level:
     version: int
     folder: str
 
+    @property
+    def name(self) -> str:
+        return f"cgroup v{self.version} {self.folder}"
 
-# Per cgroup version: limit files, usage file, and the keys of memory.stat that the kernel can drop or must
-# first write.
+
+# Per cgroup version: the files of its limits, the file of its usage, and the keys of memory.stat that change
+# the usage: pages that the system can drop count less, pages that it must first write count more.
 LIMIT_FILES = {2: ("memory.max", "memory.high"), 1: ("memory.limit_in_bytes",)}
 USAGE_FILE = {2: "memory.current", 1: "memory.usage_in_bytes"}
 STAT_SIGN = {
@@ -78,18 +78,16 @@ def _read(path: str) -> bytes:
 
 def _stat_sum(text: bytes, signs: dict[bytes, int]) -> int:
     """Signed sum of some keys of a memory.stat; ValueError when none of them is there."""
-    total, seen = 0, 0
-    for line in text.split(b"\n"):
-        key, _, value = line.partition(b" ")
-        if key in signs:
-            total, seen = total + signs[key] * int(value), seen + 1
-    if not seen:
+    pairs = (line.partition(b" ") for line in text.split(b"\n"))
+    found = [signs[key] * int(value) for key, _, value in pairs if key in signs]
+    if not found:
         raise ValueError("no known key")
-    return total
+    return sum(found)
 
 
 def find_levels(root: Path) -> tuple[Level, ...]:
     """The memory cgroups of this process, own group first, for cgroup v2 and v1; () where there are none."""
+
     def text(name: str) -> str:
         try:
             return _read(str(root / name)).decode("utf-8", "surrogateescape")
@@ -107,20 +105,21 @@ def find_levels(root: Path) -> tuple[Level, ...]:
     mounts = [(2, "/", "/sys/fs/cgroup"), (1, "/", "/sys/fs/cgroup/memory")]
     for line in text("proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
-        if (
-            len(fields) > 4
-            and kind
-            and (kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[-1].split(",")))
-        ):
-            mounts.append((2 if kind[0] == "cgroup2" else 1, fields[3], fields[4]))
+        fields = left.split()
+        kind = right.split()
+        if len(fields) <= 4 or not kind:
+            continue
+        if kind[0] == "cgroup2":
+            mounts.append((2, fields[3], fields[4]))
+        elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
+            mounts.append((1, fields[3], fields[4]))
     levels: dict[str, Level] = {}
     for version, inside, point in mounts:
         path = own.get(version, "/")
         base = str(root / point.lstrip("/"))
-        # the mount shows only a branch of the tree
+        # A mount may show only a branch of the tree: the path starts there
         if inside != "/" and (path + "/").startswith(inside + "/"):
-            path = path[len(inside):]
+            path = path.removeprefix(inside)
         at = os.path.normpath(base + "/" + path)
         while at.startswith(base):
             if any(os.path.exists(f"{at}/{name}") for name in (*LIMIT_FILES[version], USAGE_FILE[version])):
@@ -138,8 +137,7 @@ def _psutil_memory() -> tuple[int, int]:
 
 
 class Meter:
-    """Memory in use against every wall that can stop this process; safe to call from any thread, about 0.2 ms
-    a read.
+    """Memory in use against every bound; safe to call from any thread, about 0.2 ms a read.
 
     root       where /proc and /sys lie (tests give a made-up tree)
     cap_bytes  configured limit; counted against our own process tree unless a cgroup is at least as tight
@@ -149,11 +147,16 @@ class Meter:
     parent counts), JDK-8292083 (a limit above MemTotal is none).
     """
 
-    def __init__(self, root: Path = Path("/"), cap_bytes: int | None = None,
-                 host: Callable[[], tuple[int, int]] = _psutil_memory):
-        self.root, self.cap_bytes, self._host = Path(root), cap_bytes, host
-        self.levels = find_levels(self.root)
-        self._proc = str(self.root / "proc")
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        cap_bytes: int | None = None,
+        host: Callable[[], tuple[int, int]] = _psutil_memory,
+    ) -> None:
+        self.cap_bytes = cap_bytes
+        self.levels = find_levels(root)
+        self._host = host
+        self._proc = str(root / "proc")
         self._lock = threading.Lock()
         self._limits: dict[str, int] = {}  # last good limit of each level: a limit once seen is kept
         self._children: tuple[float, tuple[str, ...]] = (-math.inf, ())
@@ -166,39 +169,35 @@ class Meter:
         self.peak_bytes = 0  # most memory of our own process tree seen by any read of it
 
     def limit(self) -> Reading:
-        """The smallest limit (not the wall nearest to being reached) and what counts against it."""
-        walls, degraded = self.walls()
-        return self._reading(min(walls, key=lambda w: w.limit), walls, degraded) if walls else self._last
+        """The smallest limit (not the bound that is nearest to being reached) and what counts against it."""
+        bounds, degraded = self.bounds()
+        return _reading(min(bounds, key=lambda b: b.limit), degraded) if bounds else self._last
 
     def read(self) -> Reading:
-        """The wall with the least room below the spill mark.
+        """The bound with the least room below the mark.
 
         Never raises: if every source fails, the last good reading is given again, named as degraded.
         """
-        walls, degraded = self.walls()
-        if not walls:
+        bounds, degraded = self.bounds()
+        if not bounds:
             return dataclasses.replace(self._last, degraded=tuple(degraded) or self._last.degraded)
-        tightest = min(walls, key=lambda w: SPILL_MARK * w.limit - w.used)
-        self._last = self._reading(tightest, walls, degraded)
+        self._last = _reading(min(bounds, key=lambda b: RAM_MARK * b.limit - b.used), degraded)
         return self._last
 
-    def fraction(self) -> float:
-        """Pressure: the largest used / limit over cgroups, host and own cap."""
-        return self.read().pressure
-
-    def walls(self) -> tuple[list[Wall], list[str]]:
-        """Every wall in force, and the sources that failed."""
+    def bounds(self) -> tuple[list[Bound], list[str]]:
+        """Every bound in force, and the sources that failed."""
         degraded: list[str] = []
 
         def fault(source: str, error: Exception) -> None:
             degraded.append(f"{source}: {getattr(error, 'strerror', None) or error}")
 
         host = self._read_host(fault)
-        walls = [w for w in (self._read_level(level, fault) for level in self.levels) if w is not None]
-        walls = [w for w in walls if host is None or w.limit <= host.limit] + ([host] if host else [])
-        if self.cap_bytes is not None and all(w.limit > self.cap_bytes for w in walls):
-            walls.append(Wall("configured cap, own processes", self.cap_bytes, self.own_bytes()))
-        return walls, degraded
+        found = [bound for level in self.levels if (bound := self._read_level(level, fault)) is not None]
+        if host is not None:  # a limit above the host's memory is none
+            found = [bound for bound in found if bound.limit <= host.limit] + [host]
+        if self.cap_bytes is not None and all(bound.limit > self.cap_bytes for bound in found):
+            found.append(Bound("configured cap, own processes", self.cap_bytes, self.own_bytes()))
+        return found, degraded
 
     def own_bytes(self) -> int:
         """Resident bytes of this process and its children (pages mapped from files counted once, for this
@@ -224,15 +223,8 @@ class Meter:
                 self._children = (time.monotonic(), tuple(_descendants(self._proc, "self")))
             return self._children[1]
 
-    def _reading(self, wall: Wall, walls: list[Wall], degraded: list[str]) -> Reading:
-        share = DEGRADED_SHARE if degraded else 1.0
-        pressure = max(w.used / max(1.0, share * w.limit) for w in walls)
-        return Reading(limit_bytes=int(share * wall.limit), used_bytes=wall.used, source=wall.source,
-                       degraded=tuple(degraded), pressure=pressure)
-
-    def _read_level(self, level: Level, fault: Fault) -> Wall | None:
-        """The wall of one cgroup, or None where it has no limit."""
-        name = f"cgroup v{level.version} {level.folder}"
+    def _read_level(self, level: Level, fault: Fault) -> Bound | None:
+        """The bound of one cgroup, or None where it has no limit."""
         found: list[int] = []
         for file in LIMIT_FILES[level.version]:
             try:
@@ -240,36 +232,33 @@ class Meter:
                 found.append(NO_LIMIT if text == b"max" else int(text))
             except FileNotFoundError as error:
                 if level.folder in self._limits and file != "memory.high":
-                    fault(f"{name}/{file}", error)
+                    fault(f"{level.name}/{file}", error)
             except (OSError, ValueError) as error:
-                fault(f"{name}/{file}", error)
+                fault(f"{level.name}/{file}", error)
         limit = min((n for n in found if n > 0), default=self._limits.get(level.folder, NO_LIMIT))
         if found:
             self._limits[level.folder] = limit
         if limit >= NO_LIMIT:
             return None
-        return Wall(name, limit, self._read_usage(level, name, fault))
+        return Bound(level.name, limit, self._read_usage(level, fault))
 
-    def _read_usage(self, level: Level, name: str, fault: Fault) -> int:
+    def _read_usage(self, level: Level, fault: Fault) -> int:
         """Bytes that count against one cgroup: usage less clean page cache, dirty pages added back."""
         file = USAGE_FILE[level.version]
         try:
             used = int(_read(f"{level.folder}/{file}"))
         except (OSError, ValueError) as error:
-            fault(f"{name}/{file}", error)
+            fault(f"{level.name}/{file}", error)
             return self.own_bytes()  # the limit stays in force; our own memory is the best remaining estimate
         try:
-            return max(
-                0, min(used, used + _stat_sum(_read(f"{level.folder}/memory.stat"), STAT_SIGN[level.version]))
-            )
+            change = _stat_sum(_read(f"{level.folder}/memory.stat"), STAT_SIGN[level.version])
+            return max(0, min(used, used + change))
         except (OSError, ValueError) as error:
-            fault(f"{name}/memory.stat", error)
+            fault(f"{level.name}/memory.stat", error)
             return used
 
-    def _read_host(self, fault: Fault) -> Wall | None:
-        """The host's wall: MemTotal less MemAvailable (shared memory counts as used), else psutil's
-        figures.
-        """
+    def _read_host(self, fault: Fault) -> Bound | None:
+        """The host's bound, by /proc/meminfo, else by psutil; shared memory counts as used."""
         try:
             lines = _read(f"{self._proc}/meminfo").split(b"\n")
             found = {
@@ -277,14 +266,24 @@ class Meter:
                 for key, _, rest in (line.partition(b":") for line in lines[:8])
                 if rest
             }
-            return Wall("/proc/meminfo", found[b"MemTotal"], found[b"MemTotal"] - found[b"MemAvailable"])
+            return Bound("/proc/meminfo", found[b"MemTotal"], found[b"MemTotal"] - found[b"MemAvailable"])
         except (OSError, ValueError, KeyError, IndexError) as error:
             fault("/proc/meminfo", error)
         try:
-            return Wall("psutil", *self._host())
+            return Bound("psutil", *self._host())
         except (ImportError, OSError, ValueError, RuntimeError) as error:
             fault("psutil", error)
             return None
+
+
+def _reading(bound: Bound, degraded: list[str]) -> Reading:
+    share = DEGRADED_SHARE if degraded else 1.0
+    return Reading(
+        limit_bytes=int(share * bound.limit),
+        used_bytes=bound.used,
+        source=bound.source,
+        degraded=tuple(degraded),
+    )
 
 
 def _descendants(proc: str, pid: str) -> list[str]:

@@ -3,8 +3,6 @@
 Owns the constant: what the pushed file knows before it has seen the bundle. Used by the builder, and by a
 rehearsal that was started from the repository's own file. Does not hold the kernel's code (infer_kernel.py).
 """
-from __future__ import annotations
-
 import ast
 import json
 from typing import Any
@@ -41,13 +39,18 @@ def _without_constant(source: str) -> str:
 
     Raises  UploadError when there is not exactly one such assignment
     """
-    tree, count = ast.parse(source), 0
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["CONSTANT"]:
-            node.value, count = ast.Constant(None), count + 1
-    if count != 1:
-        raise UploadError(f"{SCRIPT}: {count} assignments to CONSTANT, expected one; restore the file")
+    tree = ast.parse(source)
+    found = _assignments(tree)
+    if len(found) != 1:
+        raise UploadError(f"{SCRIPT}: {len(found)} assignments to CONSTANT, expected one; restore the file")
+    found[0].value = ast.Constant(None)
     return ast.dump(tree)
+
+
+def _assignments(tree: ast.Module) -> list[ast.Assign]:
+    """The top-level assignments to CONSTANT."""
+    assigns = [node for node in tree.body if isinstance(node, ast.Assign)]
+    return [node for node in assigns if [ast.unparse(target) for target in node.targets] == ["CONSTANT"]]
 
 
 def fill_constant(source: str, value: dict[str, Any]) -> str:
@@ -72,8 +75,7 @@ def fill_constant(source: str, value: dict[str, Any]) -> str:
 
 def read_constant(source: str) -> dict[str, Any] | None:
     """The constant of a pushed file; None in the repository's own file."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["CONSTANT"] \
-                and isinstance(node.value, ast.Call):
+    for node in _assignments(ast.parse(source)):
+        if isinstance(node.value, ast.Call):
             return dict(json.loads(ast.literal_eval(node.value.args[0])))
     return None

@@ -4,8 +4,6 @@ Owns what must happen before numpy and torch are imported: the heartbeat, the st
 verdict that there is not enough memory. Started by the guard in its own process; everything else is
 kernel.engine.loop.
 """
-from __future__ import annotations
-
 import faulthandler
 import gc
 import json
@@ -17,13 +15,14 @@ import traceback
 from pathlib import Path
 
 from .errors import HourglassError, MemoryTooSmall
-from .limits import Meter
+from .memory import Meter
+from .order import load_order
 
 # torch, numpy and the engine before the first clip: 230 MB measured on CPU, plus one small net
 ENGINE_BYTES = 350_000_000
-# the same for RLIMIT_DATA, which counts what is only reserved too: 360 MB end the engine at its start
+# The same for RLIMIT_DATA, which counts what is only reserved too: 360 MB end the engine at its start
 DATA_BYTES = 450_000_000
-# the same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
+# The same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
 MAPPED_BYTES = 1_300_000_000
 EXIT_MEMORY = 3  # the guard does not restart after this
 
@@ -51,20 +50,22 @@ def check_memory(ram_bytes: int) -> None:
 def main(state: str) -> None:
     """Run the engine for the state folder prepared by the guard; ends the process."""
     folder = Path(state)
-    stacks = open(folder / "stacks.txt", "a", encoding="utf-8")  # noqa: SIM115 (open for the life of the process)
+    # Open for the life of the process
+    stacks = open(folder / "stacks.txt", "a", encoding="utf-8")
     faulthandler.enable(stacks)
     faulthandler.register(signal.SIGUSR1, file=stacks)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    run = json.loads((folder / "run.json").read_bytes())
-    from .engine.journal import Heartbeat
+    from .engine.heartbeat import Heartbeat
 
-    heartbeat, status = Heartbeat(folder / "heartbeat.json"), 0
+    heartbeat = Heartbeat(folder / "heartbeat.json")
+    status = 0
     try:
-        check_memory(int(run["limits"]["ram_bytes"]))
+        order = load_order((folder / "run.json").read_bytes())
+        check_memory(order.limits.ram_bytes)
         from .engine.loop import Engine
 
         gc.freeze()  # what is loaded stays: looking through it again after each net took 0.2 s
-        Engine(run, heartbeat).execute()
+        Engine(order, heartbeat).execute()
     except MemoryTooSmall as error:
         (folder / "verdict.json").write_text(json.dumps({"code": error.code, "message": str(error)}))
         print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)

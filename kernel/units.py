@@ -1,14 +1,16 @@
-"""Bytes and seconds as text, there and back.
+"""Bytes, seconds and counts as text, there and back.
 
-Owns the grammar of sizes on a command line and how sizes and times are printed. Knows no limits and no clock.
+Owns the grammar of sizes, times and counts on a command line, and how sizes and times are printed. The guard
+(infer_kernel.py) has a copy of the three parsers, because it can import nothing of ours; tests/guard compares
+the two. Knows no limits and no clock.
 """
-from __future__ import annotations
-
 import re
+from argparse import ArgumentTypeError
 
 from .errors import LimitError
 
 GB = 10**9
+MOST_SECONDS = 1e8  # A longer time is a slip, and more than the system's timers take.
 UNITS = {
     "": 1,
     "b": 1,
@@ -27,22 +29,44 @@ UNITS = {
 }
 
 
+class TextError(LimitError, ArgumentTypeError):
+    """A text that is no size, no time or no count. argparse prints its message as it stands."""
+
+
 def parse_bytes(text: str) -> int:
     """Bytes of "14GB", "512 MiB", "1.5g" or "4096": decimal units, binary with an i.
 
-    Raises  LimitError
+    Raises  TextError
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = match.group(2).lower() if match else ""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", text, re.ASCII | re.IGNORECASE)
+    unit = match[2].lower() if match else ""
     if match is None or unit not in UNITS:
-        raise LimitError(
+        raise TextError(
             f"{text!r} is no amount of memory; write a number and a unit, e.g. 14GB, 512MiB or 4096"
         )
-    return (
-        int(float(match.group(1)) * UNITS[unit])
-        if "." in match.group(1)
-        else int(match.group(1)) * UNITS[unit]
-    )
+    return round(float(match[1]) * UNITS[unit])
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of "3600", "0.5" or "-1": a plain number without a unit.
+
+    Raises  TextError
+    """
+    if not re.fullmatch(r"[+-]?\d{1,16}(\.\d*)?(e[+-]?\d\d?)?", text, re.ASCII | re.IGNORECASE):
+        raise TextError(f"{text!r} is no time; give seconds, e.g. 3600")
+    if abs(float(text)) > MOST_SECONDS:
+        raise TextError(f"{text!r} is more than three years; give seconds, e.g. 3600")
+    return float(text)
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 1.
+
+    Raises  TextError
+    """
+    if not re.fullmatch(r"[1-9]\d{0,15}", text, re.ASCII):
+        raise TextError(f"{text!r} is no count; give a whole number of at least 1")
+    return int(text)
 
 
 def seconds_text(seconds: float) -> str:

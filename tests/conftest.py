@@ -1,6 +1,4 @@
-"""What every test shares: one intra-op thread, the tiny bundle, the fault markers, and the count of what was
-skipped and why.
-"""
+"""What every test shares: one intra-op thread, the tiny bundle, the fault markers, a count of skips."""
 from __future__ import annotations
 
 import os
@@ -23,12 +21,8 @@ from tests.helpers.whole_runs import check, faulty_build, make_place, run_whole 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.addinivalue_line("markers", "faults: a slower test of the fault matrix; `make faults` runs these")
-    config.addinivalue_line(
-        "markers", "whole: a published solution at full size, minutes to an hour; `make whole` runs these"
-    )
-    config.addinivalue_line(
-        "markers", "fault(row, injection, outcome): one row of the fault matrix, docs/faults.md"
-    )
+    config.addinivalue_line("markers", "whole: a published solution at full size; `make whole` runs these")
+    config.addinivalue_line("markers", "fault(row, injection, outcome): a row of docs/faults.md")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,24 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Skipped tests, counted by reason, and what this machine lets the fault matrix do."""
-    if any("fault" in report.keywords for reports in terminalreporter.stats.values() for report in reports
-           if isinstance(report, pytest.TestReport)):
+    given = [report for reports in terminalreporter.stats.values() for report in reports]
+    if any(isinstance(report, pytest.TestReport) and "fault" in report.keywords for report in given):
         terminalreporter.write_line(f"injectors: {injectors.describe()}")
-    reasons = Counter(
-        str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix(
-            "Skipped: "
-        )
-        for report in terminalreporter.stats.get("skipped", [])
-    )
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        told = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        reasons[str(told).removeprefix("Skipped: ")] += 1
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle() -> Path:
-    """OUT of a build of tests/ensembles/tiny.toml (bundle/ and push/): read only, `bundles.copy_of_build`
-    gives a copy.
-    """
+    """OUT of a build of tests/ensembles/tiny.toml: read only; `bundles.copy_of_build` gives a copy."""
     return built_once()
 
 

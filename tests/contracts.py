@@ -57,7 +57,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "erc_m3": ("dense_pyramid", {"blocks": 5, "levels": 4}),
     "viel_m1": ("dense_pyramid", {"blocks": 4, "levels": 1, "pool_last": True, "hidden": 128}),
     "erc_dcase": ("scse_cnn", {}),
-    # hierarchical CNNs, ResNets and raw waveform
+    # Hierarchical CNNs, ResNets and raw waveform
     **{
         f"ex4_{dims}d_{aggregation}_b{base}x5": (
             "hierarchical_cnn",
@@ -71,7 +71,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ex4_backbone_resnet34": ("resnet_backbone", {"depth": 34}),
     "osciiart_resnet34": ("resnet_max", {"depth": 34}),
     "osciiart_envnetv2": ("envnet_v2", {}),
-    # nets published in Keras, fastai and timm
+    # Nets published in Keras, fastai and timm
     "qrfaction_conv_avemax1": ("statistics_cnn", {}),
     "qrfaction_conv_avemax3": ("statistics_cnn", {"pool": "max_first"}),
     "qrfaction_concat": ("statistics_cnn", {"concat": True}),
@@ -89,7 +89,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "simongrest_sedensenet": ("se_densenet", {}),
     **{f"filipmu_resnet{depth}": ("resnet_concat", {"depth": depth}) for depth in (18, 34)},
     **{f"hackerearth_{model}": ("timm", {"model": model}) for model in HACKEREARTH},
-    # stackers
+    # Stackers
     **{
         f"argus_stack_{run}": ("gated_mlp", {"hidden": hidden})
         for run, hidden in ((43040, 35), (45041, 280), (50013, 560))

@@ -1,38 +1,35 @@
 """Augmentation of one clip's array: cuts and changes in time and frequency.
 
-Owns `crop` and the table STEPS. A step maps array f32[C, M, T] to one of the same shape; everything random
-comes from the generator it is given. Mixing of clips is mixers, changes of the waveform are effects.
+Owns `crop` and the table AUGMENTATIONS, whose functions map array f32[C, M, T] to one of the same shape;
+everything random comes from the generator they are given. Does not mix clips (mixers) and does not change
+waveforms (effects).
 """
-from __future__ import annotations
-
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from kernel.errors import SpecError, did_you_mean
+from . import lookup
 
-Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 SHORT = ("centre", "right", "left", "random", "wrap")
 
 
 def crop(x: np.ndarray, frames: int, pad: float, short: str, rng: np.random.Generator) -> np.ndarray:
-    """f32[C, M, frames], a random cut of x[C, M, T]; a shorter clip is filled with `pad` on the named side,
-    or repeated.
+    """f32[C, M, frames], a random cut of x[C, M, T].
+
+    short  a shorter clip is filled with `pad` so that it stands there (one of SHORT), or repeated ("wrap")
     """
     missing = frames - x.shape[-1]
     if missing <= 0:
         start = int(rng.integers(-missing + 1))
         return x[..., start : start + frames].astype(np.float32)
     if short == "wrap":
-        return np.take(x, (np.arange(frames) + int(rng.integers(x.shape[-1]))) % x.shape[-1], axis=-1).astype(
-            np.float32
-        )
-    left = {"centre": missing // 2, "right": 0, "left": missing, "random": int(rng.integers(missing + 1))}[
-        short
-    ]
+        places = np.arange(frames) + int(rng.integers(x.shape[-1]))
+        return np.take(x, places % x.shape[-1], axis=-1).astype(np.float32)
+    anywhere = int(rng.integers(missing + 1))
+    left = {"centre": missing // 2, "right": 0, "left": missing, "random": anywhere}[short]
     return np.pad(x.astype(np.float32), ((0, 0), (0, 0), (left, missing - left)), constant_values=pad)
 
 
@@ -45,10 +42,10 @@ def spec_augment(
     frames: float = 0.2,
     fill: str = "min",
 ) -> np.ndarray:
-    """Bands of rows (to `bins` of the height) and of columns (to `frames` of the width) blanked,
-    masks[0]..masks[1] of each.
+    """Bands of bins and bands of frames blanked, masks[0]..masks[1] of each. Source: Park et al. 2019.
 
-    fill "min", "mean" or "zero". Defaults: argus. Source: Park et al. 2019.
+    bins, frames  largest band, as a share of all bins or frames; fill: "min", "mean" or "zero"
+    The defaults are those of lRomul/argus-freesound.
     """
     x = x.copy()
     value = {"min": x.min(), "mean": x.mean(), "zero": 0.0}[fill]
@@ -68,21 +65,27 @@ def _resize(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     )[0].numpy()
 
 
+def _cut(x: np.ndarray, high: int, wide: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of `high` bins and `wide` frames."""
+    row = int(rng.integers(x.shape[1] - high + 1))
+    column = int(rng.integers(x.shape[2] - wide + 1))
+    return x[:, row : row + high, column : column + wide]
+
+
 def resized_crop(x: np.ndarray, rng: np.random.Generator, *, scale: tuple[float, float] = (0.8, 1.0),
                  ratio: tuple[float, float] = (1.7, 2.3)) -> np.ndarray:
-    """A random part of `scale` of the area and width / height in `ratio`, resized back. Defaults: argus
-    src/transforms.py.
+    """A random part of `scale` of the area and width / height in `ratio`, resized back.
+
+    Source of the defaults: lRomul/argus-freesound src/transforms.py.
     """
     _, rows, columns = x.shape
     for _ in range(10):
-        area, shape = (
-            rng.uniform(*scale) * rows * columns,
-            np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]))),
-        )
-        wide, high = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))
+        area = rng.uniform(*scale) * rows * columns
+        shape = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        high = round(np.sqrt(area / shape))
+        wide = round(np.sqrt(area * shape))
         if 0 < wide <= columns and 0 < high <= rows:
-            row, column = int(rng.integers(rows - high + 1)), int(rng.integers(columns - wide + 1))
-            return _resize(x[:, row : row + high, column : column + wide], rows, columns)
+            return _resize(_cut(x, high, wide, rng), rows, columns)
     return x
 
 
@@ -90,15 +93,12 @@ def zoom(x: np.ndarray, rng: np.random.Generator, *, most: float = 1.1) -> np.nd
     """A random corner-free zoom by 1..most in both axes."""
     _, rows, columns = x.shape
     factor = rng.uniform(1.0, most)
-    high, wide = max(1, round(rows / factor)), max(1, round(columns / factor))
-    row, column = int(rng.integers(rows - high + 1)), int(rng.integers(columns - wide + 1))
-    return _resize(x[:, row : row + high, column : column + wide], rows, columns)
+    part = _cut(x, max(1, round(rows / factor)), max(1, round(columns / factor)), rng)
+    return _resize(part, rows, columns)
 
 
 def warp(x: np.ndarray, rng: np.random.Generator, *, most: float = 0.1) -> np.ndarray:
-    """Time bent about a random point: the frame at p moves to p + d, |d| <= most of the width. Source:
-    SpecAugment's warp.
-    """
+    """Time bent about a random point, which moves by up to `most` of the width. Source: Park et al. 2019."""
     columns = x.shape[2]
     place = rng.uniform(0.25, 0.75)
     moved = np.clip(place + rng.uniform(-most, most), 0.05, 0.95)
@@ -109,7 +109,7 @@ def warp(x: np.ndarray, rng: np.random.Generator, *, most: float = 0.1) -> np.nd
 
 
 def chunk_shuffle(x: np.ndarray, rng: np.random.Generator, *, frames: int = 32) -> np.ndarray:
-    """Pieces of `frames` frames in random order (ex4sperans: 0.5 s)."""
+    """Pieces of `frames` frames in random order (ex4sperans/freesound-classification: 0.5 s)."""
     pieces = np.array_split(np.arange(x.shape[2]), max(1, x.shape[2] // frames))
     return x[..., np.concatenate([pieces[i] for i in rng.permutation(len(pieces))])]
 
@@ -120,19 +120,14 @@ def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def gain(x: np.ndarray, rng: np.random.Generator, *, most: float = 6.0) -> np.ndarray:
-    """One random offset in -most..most added to all values: a level change where values are decibels (or a
-    share of them).
-    """
+    """One random offset in -most..most added to all values: a level change where values are decibels."""
     return x + np.float32(rng.uniform(-most, most))
 
 
 def equalise(x: np.ndarray, rng: np.random.Generator, *, most: float = 6.0, knots: int = 5) -> np.ndarray:
-    """A smooth random curve over frequency in -most..most added: another microphone or room, where values are
-    decibels.
-    """
-    curve = np.interp(
-        np.linspace(0, 1, x.shape[1]), np.linspace(0, 1, knots), rng.uniform(-most, most, knots)
-    )
+    """A smooth random curve over frequency in -most..most added: another microphone, where values are dB."""
+    heights = rng.uniform(-most, most, knots)
+    curve = np.interp(np.linspace(0, 1, x.shape[1]), np.linspace(0, 1, knots), heights)
     return x + curve[None, :, None].astype(np.float32)
 
 
@@ -147,7 +142,7 @@ def noise(x: np.ndarray, rng: np.random.Generator, *, most: float = 0.05) -> np.
     return x + rng.normal(0, 1, x.shape).astype(np.float32) * np.float32(rng.uniform(0, most) * x.std())
 
 
-STEPS: dict[str, Callable[..., np.ndarray]] = {
+AUGMENTATIONS: dict[str, Callable[..., np.ndarray]] = {
     "spec_augment": spec_augment,
     "resized_crop": resized_crop,
     "zoom": zoom,
@@ -161,32 +156,17 @@ STEPS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def build(steps: Sequence[Mapping[str, Any]]) -> Step:
-    """One function of [{kind = "spec_augment", chance = 0.5, ...}, ...]; each step happens with its `chance`
-    (1 if not given).
+def build(entries: Sequence[Mapping[str, Any]]) -> Augmentation:
+    """One function of [{kind = "spec_augment", chance = 0.5, ...}, ...]; each happens with its own chance.
 
     Raises  SpecError naming the unknown kind or key
     """
-    made: list[tuple[float, Callable[..., np.ndarray], dict[str, Any]]] = []
-    for i, step in enumerate(steps):
-        own = dict(step)
-        kind, chance = own.pop("kind", None), own.pop("chance", 1.0)
-        if kind not in STEPS:
-            raise SpecError(f"augment[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), STEPS)}")
-        known = [
-            p.name for p in inspect.signature(STEPS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
-        ]
-        for key in own:
-            if key not in known:
-                raise SpecError(
-                    f"augment[{i}].{key}: unknown key of kind {kind!r}; {did_you_mean(key, [*known, 'chance'])}"
-                )
-        made.append((chance, STEPS[kind], own))
+    chosen = lookup.find_all(AUGMENTATIONS, entries, "augment")
 
     def apply(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        for chance, function, keys in made:
+        for chance, change in chosen:
             if rng.random() < chance:
-                x = function(x, rng, **keys)
+                x = change(x, rng)
         return x
 
     return apply

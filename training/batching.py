@@ -1,22 +1,27 @@
-"""Training batches: which clips are drawn in an epoch, and what a step sees of them.
+"""Training batches: which clips are drawn in an epoch, and what a net sees of them.
 
-Owns the draws, the crops and the order augment -> mix -> finish. Every random number comes from (seed, epoch,
-step), so any epoch can be repeated without its predecessors.
+Owns `Job` (what one net is trained on), the draws, the crops and the order augment -> mix -> finish. Every
+random number comes from the seed, the epoch and the number of the batch, so that any epoch can be repeated
+without its predecessors. Does not decode and does not keep arrays (features).
 """
-from __future__ import annotations
-
-from collections.abc import Iterator
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from kernel.errors import SpecError
-from kernel.inference import net, views
+from kernel.inference import views
+from kernel.inference.recipe import CutFirst, Recipe
+from kernel.sound.rows import Row
 
 from . import augment, mixers
+from .features import Features
 from .recipe import Train
 
 
@@ -32,8 +37,8 @@ class Batch:
 def chances(targets: np.ndarray, noisy: np.ndarray, train: Train) -> np.ndarray:
     """f64[N], the share of the draws that each clip gets; sums to 1.
 
-    Balanced: a clip weighs the mean of count^-balance over its classes; negatives share `negatives`; noisy
-    clips share `noisy`.
+    Balanced sampling: a clip weighs the mean of count^-balance over its classes, and all negatives together
+    get `negatives`. With any sampling, all noisy clips together get `noisy`.
     """
     weights = np.ones(len(targets))
     labelled = targets.any(axis=1)
@@ -49,84 +54,115 @@ def chances(targets: np.ndarray, noisy: np.ndarray, train: Train) -> np.ndarray:
     return weights / weights.sum()
 
 
-class Batches:
-    """Batches of one net's training clips.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One net to train: member `recipe` on `fold`.
 
-    recipe   the member's stages (kernel.inference.net.Recipe); exactly one input with a time axis is cropped
-    features `get(front end, row)`; rows, targets, noisy: the training clips alone
+    rows, targets, noisy  of all clips; learn, hold: positions of the training and the held-out clips
+    folder                where checkpoint, log and result of this net go
+    start                 weights to start from, or None
     """
 
-    def __init__(
-        self,
-        recipe: net.Recipe,
-        features: Any,
-        rows: list[Any],
-        targets: np.ndarray,
-        noisy: np.ndarray,
-        train: Train,
-        seed: tuple[int, ...],
-    ) -> None:
-        timed = [name for name, stage in recipe.stages.items() if stage.fe.time]
-        if len(timed) != 1 or isinstance(recipe.stages[recipe.timed].fe, net.CutFirst):
+    recipe: Recipe
+    train: Train
+    fold: int
+    seed: int
+    classes: int
+    rows: Sequence[Row]
+    targets: np.ndarray
+    noisy: np.ndarray
+    learn: np.ndarray
+    hold: np.ndarray
+    folder: Path
+    start: dict[str, torch.Tensor] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.member.name}.{self.fold}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the weights but code and audio; what is resumed must have the same."""
+        member = self.recipe.member
+        fronts = {name: stage.fe.key for name, stage in self.recipe.stages.items()}
+        learnt = [(self.rows[i].id, self.targets[i].tolist(), bool(self.noisy[i])) for i in self.learn]
+        deciding = (member.family, sorted(member.params.items()), member.named_inputs(), fronts, self.train,
+                    self.seeds, learnt, self.classes)
+        return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.seed, zlib.crc32(self.name.encode()))
+
+
+class Batches:
+    """Batches of the clips that one net learns from; exactly one input with a time axis is cropped."""
+
+    def __init__(self, job: Job, features: Features) -> None:
+        stages = job.recipe.stages
+        timed = [name for name, stage in stages.items() if stage.fe.time]
+        if len(timed) != 1 or isinstance(stages[timed[0]].fe, CutFirst):
             raise SpecError(
-                f"member {recipe.member.name}: training crops exactly one input along time, in frames; found {timed}"
+                f"member {job.recipe.member.name}: training crops exactly one input along time, in frames; "
+                f"found {timed}"
             )
-        self._recipe, self._features, self._rows = recipe, features, rows
-        self._targets, self._noisy, self._train, self._seed = targets, noisy, train, seed
-        self._chances = chances(targets, noisy, train)
-        self._steps = augment.build(train.augment)
-        self._mix = mixers.build(train.mixers)
-        drawn = train.samples or len(rows)
-        self.steps = max(1, drawn // train.batch)
+        self._job = job
+        self._features = features
+        self._chances = chances(job.targets[job.learn], job.noisy[job.learn], job.train)
+        self._augment = augment.build(job.train.augment)
+        self._mix = mixers.build(job.train.mixers)
+        self.count = max(1, (job.train.samples or len(job.learn)) // job.train.batch)
 
     def class_shares(self) -> np.ndarray:
         """f64[K], the mean target of every class among the draws."""
-        return self._chances @ self._targets.astype(np.float64)
+        return self._chances @ self._job.targets[self._job.learn].astype(np.float64)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch; the next one is made while the net learns from the last."""
-        train = self._train
-        rng = np.random.default_rng([*self._seed, epoch])
-        if train.sampling == "uniform" and train.noisy is None and train.samples in (0, len(self._rows)):
-            drawn = rng.permutation(len(self._rows))
+        train = self._job.train
+        learn = self._job.learn
+        rng = np.random.default_rng([*self._job.seeds, epoch])
+        if train.sampling == "uniform" and train.noisy is None and train.samples in (0, len(learn)):
+            drawn = learn[rng.permutation(len(learn))]
         else:
-            drawn = rng.choice(len(self._rows), train.samples or len(self._rows), p=self._chances)
+            drawn = learn[rng.choice(len(learn), train.samples or len(learn), p=self._chances)]
         plain = epoch >= train.epochs - train.clean_epochs
-        parts = np.array_split(drawn[: max(train.batch, len(drawn) // train.batch * train.batch)], self.steps)
+        whole = len(drawn) // train.batch * train.batch
+        parts = np.array_split(drawn[: max(train.batch, whole)], self.count)
         with ThreadPoolExecutor(1) as ahead:
-            waiting = None
-            for step, part in enumerate([*parts, None]):
-                coming = None if part is None else ahead.submit(self._make, part, epoch, step, plain)
-                if waiting is not None:
-                    yield waiting.result()
+            waiting = ahead.submit(self._make, parts[0], epoch, 0, plain)
+            for number in range(1, len(parts)):
+                coming = ahead.submit(self._make, parts[number], epoch, number, plain)
+                yield waiting.result()
                 waiting = coming
+            yield waiting.result()
 
-    def _make(self, part: np.ndarray, epoch: int, step: int, plain: bool) -> Batch:
-        rng = np.random.default_rng([*self._seed, epoch, step])
-        targets = self._targets[part]
+    def _make(self, part: np.ndarray, epoch: int, number: int, plain: bool) -> Batch:
+        """The batch of some clips, given by their positions."""
+        rng = np.random.default_rng([*self._job.seeds, epoch, number])
+        targets = self._job.targets[part]
         inputs = {}
-        drawn = [self._copy(self._rows[i], rng, plain) for i in part]
-        for name, stage in self._recipe.stages.items():
+        drawn = [self._copy(self._job.rows[i], rng, plain) for i in part]
+        for name, stage in self._job.recipe.stages.items():
             arrays = [self._features.get(stage.fe, row) for row in drawn]
             if stage.fe.time:
                 x = np.stack([self._crop(array, stage.fe, rng, plain) for array in arrays])
-                x, targets = (x, targets) if plain else self._mix(x, targets, rng)
+                if not plain:
+                    x, targets = self._mix(x, targets, rng)
             else:
                 x = np.stack(arrays)
             finished = stage.finish(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
-            inputs[name] = finished.clone()  # out of inference mode, so that gradients may pass
-        return Batch(
-            inputs=inputs, targets=torch.from_numpy(targets), noisy=torch.from_numpy(self._noisy[part])
-        )
+            inputs[name] = finished.clone()  # Out of inference mode, so that gradients may pass.
+        noisy = torch.from_numpy(self._job.noisy[part])
+        return Batch(inputs=inputs, targets=torch.from_numpy(targets), noisy=noisy)
 
-    def _copy(self, row: Any, rng: np.random.Generator, plain: bool) -> Any:
-        """The row or one of its altered copies, all alike."""
-        count = 0 if plain else self._train.wave_variants
+    def _copy(self, row: Row, rng: np.random.Generator, plain: bool) -> Row:
+        """The row or one of its altered copies, each as likely as the others."""
+        count = 0 if plain else self._job.train.wave_variants
         return self._features.copies(row, count)[int(rng.integers(count + 1))] if count else row
 
     def _crop(self, array: np.ndarray, fe: Any, rng: np.random.Generator, plain: bool) -> np.ndarray:
-        short = self._train.crop_short
-        x = augment.crop(
-            array, self._train.crop, views.pad_value(array, fe), short[int(rng.integers(len(short)))], rng
-        )
-        return x if plain else self._steps(x, rng)
+        shorts = self._job.train.crop_short
+        short = shorts[int(rng.integers(len(shorts)))]
+        x = augment.crop(array, self._job.train.crop, views.pad_value(array, fe), short, rng)
+        return x if plain else self._augment(x, rng)

@@ -1,11 +1,9 @@
-"""Checkpoints of any origin -> a state dict that fits one of our nets, or safetensors on disk.
+"""Checkpoints of any origin -> a state dict that fits one of our nets.
 
 Owns which files are accepted (.safetensors, .pt, .pth, .bin, Keras .h5), the prefixes of wrapped nets and the
 key-by-key check. PyTorch files are opened by `pickle_reader` in another process with weights_only=True;
 pickled code never runs. Does not build bundles (builder), and does not ship.
 """
-from __future__ import annotations
-
 import difflib
 import json
 import subprocess
@@ -18,25 +16,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kernel import models
-from kernel.errors import ModelLoadFailed, SpecError, did_you_mean
+from kernel.errors import ModelLoadFailed, SpecError
 from kernel.models.keras_layers import torch_state
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 KERAS = (".h5", ".hdf5")
 READER = Path(__file__).with_name("pickle_reader.py")
 READER_SECONDS = 600
-PREFIXES = ("", "module.", "model.", "model.module.", "module.model.")  # DataParallel, Lightning, both
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-MAX_LISTED = 8  # keys named in one message
+PREFIXES = ("", "module.", "model.", "model.module.", "module.model.")  # Of DataParallel, Lightning, both.
+MAX_LISTED = 8  # So many keys are named in one message.
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint under its stored key, in its stored dtype; wrappers are opened, prefixes
-    kept.
+    """Every tensor under its stored key, in its stored dtype; wrappers are opened, prefixes kept.
 
     Raises  ModelLoadFailed: missing, unreadable, holding code, TorchScript, or of an unknown kind
     """
@@ -69,7 +65,8 @@ def refuse_torchscript(path: Path) -> None:
     if scripted:
         raise ModelLoadFailed(
             f'{path}: TorchScript, which carries code. Export it once: python -c "import torch; '
-            f"net = torch.jit.load({path.name!r}); torch.onnx.export(net, torch.zeros(1, CHANNELS, BINS, FRAMES), "
+            f"net = torch.jit.load({path.name!r}); "
+            "torch.onnx.export(net, torch.zeros(1, CHANNELS, BINS, FRAMES), "
             f"{path.stem + '.onnx'!r}, dynamo=False, "
             "input_names=['x'], dynamic_axes={'x': {0: 'batch', 3: 'frames'}})\" and use family = \"onnx\"; "
             "or save its state_dict() and name the family"
@@ -125,14 +122,13 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 def match_state(stored: Mapping[str, Tensor], family: str, params: Mapping[str, Any], module: nn.Module,
                 where: str) -> dict[str, Tensor]:
-    """`stored` as a state dict of `module`: prefixes stripped, the authors' keys renamed, everything checked
-    by `fit_state`.
+    """`stored` as a checked state dict of `module`: prefixes stripped, the authors' keys renamed.
 
     Raises  ModelLoadFailed
     """
     own = set(module.state_dict())
     best: dict[str, Tensor] = {}
-    for prefix in PREFIXES:  # the first prefix that fits best; the empty one wins ties
+    for prefix in PREFIXES:  # The one that fits best; the first of equals, so no prefix wins ties.
         stripped = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
         try:
             state = models.rename(family, dict(params), stripped)
@@ -150,11 +146,13 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dic
 
     Raises  ModelLoadFailed listing missing, extra and misshapen keys, each with the nearest name
     """
-    own, state = module.state_dict(), dict(state)
+    own = module.state_dict()
+    state = dict(state)
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros_like(value))
-    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+    missing = [k for k in own if k not in state]
+    extra = [k for k in state if k not in own]
     shapes = [f"{k} is {list(state[k].shape)}, the net has {list(own[k].shape)}"
               for k in own if k in state and state[k].shape != own[k].shape]
     if missing or extra or shapes:
@@ -173,29 +171,3 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dic
 def _nearest(key: str, keys: list[str], owner: str) -> str:
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     return f" ({owner} {near[0]})" if near else ""
-
-
-def convert(
-    path: Path, family: str, params: Mapping[str, Any], classes: int, out_path: Path, dtype: str = "fp32"
-) -> None:
-    """Writes `out_path`, safetensors under our keys that fill the net of `family` exactly.
-
-    dtype  "fp32", or "fp16": floating tensors of two or more dimensions are stored as halves, the small rest
-           stays fp32
-
-    Raises  ModelLoadFailed (the checkpoint), SpecError (family, params or dtype)
-    """
-    if dtype not in DTYPES:
-        raise SpecError(f"dtype {dtype!r}: {did_you_mean(dtype, DTYPES)}")
-    state = match_state(read_state(path), family, params, models.build(family, params, classes), str(path))
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if value.is_floating_point():
-            stored = value.to(DTYPES[dtype] if value.dim() > 1 else torch.float32)
-            if not bool(torch.isfinite(stored).all()):
-                raise ModelLoadFailed(
-                    f"{path}: {key} reaches {float(value.abs().max()):.3g}, beyond {dtype}; store it as fp32"
-                )
-            value = stored
-        out[key] = value.clone().contiguous()
-    save_file(out, out_path)

@@ -1,14 +1,11 @@
 """Choose the members of an ensemble by out-of-fold score.
 
-    python -m training.choose out/train/default/oof.npz --ensemble ensembles/default.toml --out
-    ensembles/best.toml
+    python -m training.choose OOF.npz --ensemble ensembles/default.toml --out ensembles/best.toml
 
 Owns the search: every subset of up to 12 members, beyond that greedy forward selection with replacement
 (counts become weights). The score of the best subset flatters, so the same search is repeated with each fold
 held out, and that honest figure is printed.
 """
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys
@@ -21,20 +18,22 @@ from typing import Any
 import numpy as np
 
 from kernel.errors import HourglassError, SpecError
-from kernel.scores import blend, metrics
+from kernel.scores import means, metrics
 from kernel.spec import load_ensemble
 
-from . import export, measure
+from . import evaluation, export, text_formats
 
-ENUMERATE_UP_TO = 12  # 2^12 subsets; beyond, greedy
-ROUNDS = 40  # of the greedy search
+ENUMERATE_UP_TO = 12  # Members; 2^12 subsets are tried, beyond that the search is greedy.
+ROUNDS = 40  # Of the greedy search.
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """weights: member -> weight > 0; score of that blend on the rows it was chosen on; honest: on folds it
-    was not chosen on.
+    """A blend and what it is worth.
+
+    weights  member -> weight > 0
+    score    on the rows it was chosen on; honest: on folds left out of the choice
     """
 
     weights: dict[str, float]
@@ -62,9 +61,8 @@ def read_scores(paths: Sequence[Path]) -> OutOfFold:
         try:
             with np.load(path) as arrays:
                 ids = [str(id) for id in arrays["ids"]]
-                about.update(
-                    zip(ids, zip(arrays["targets"], arrays["folds"].tolist(), strict=True), strict=True)
-                )
+                labels = zip(arrays["targets"], arrays["folds"].tolist(), strict=True)
+                about.update(zip(ids, labels, strict=True))
                 for key in arrays.files:
                     name = key.removeprefix("member/")
                     if key.startswith("member/") and name:
@@ -91,19 +89,18 @@ def score_of(
 ) -> float:
     """The metric of a weighted blend on some rows."""
     stack = np.stack([scores.members[name][rows] for name in weights])
-    return metric(scores.targets[rows], blend.mean(mean, stack, list(weights.values())))
+    return metric(scores.targets[rows], means.mean(mean, stack, list(weights.values())))
 
 
 def enumerate_subsets(scores: OutOfFold, mean: str, metric: Metric, rows: np.ndarray) -> Choice:
     """The best of all subsets with equal weights; the smaller one among equals."""
-    names = list(scores.members)
     best = Choice(weights={}, score=-np.inf)
-    for size in range(1, len(names) + 1):
-        for subset in itertools.combinations(names, size):
-            weights = dict.fromkeys(subset, 1.0)
-            value = score_of(scores, weights, mean, metric, rows)
-            if value > best.score + 1e-12:
-                best = Choice(weights=weights, score=value)
+    sizes = range(1, len(scores.members) + 1)
+    for subset in itertools.chain.from_iterable(itertools.combinations(scores.members, n) for n in sizes):
+        weights = dict.fromkeys(subset, 1.0)
+        value = score_of(scores, weights, mean, metric, rows)
+        if value > best.score + 1e-12:
+            best = Choice(weights=weights, score=value)
     return best
 
 
@@ -131,9 +128,11 @@ def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.
     search = enumerate_subsets if len(scores.members) <= ENUMERATE_UP_TO else select_greedily
     everything = np.arange(len(scores.targets))
     best = search(scores, mean, metric, everything)
-    values, counts = [], []
+    values = []
+    counts = []
     for fold in np.unique(scores.folds):
-        inside, outside = np.flatnonzero(scores.folds == fold), np.flatnonzero(scores.folds != fold)
+        inside = np.flatnonzero(scores.folds == fold)
+        outside = np.flatnonzero(scores.folds != fold)
         if len(outside) and scores.targets[inside].any():
             picked = search(scores, mean, metric, outside)
             values.append(score_of(scores, picked.weights, mean, metric, inside))
@@ -143,8 +142,7 @@ def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.
 
 
 def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
-    """Writes the ensemble with the chosen members and their weights; stackers whose inputs are gone are left
-    out.
+    """Writes the ensemble with the chosen members and their weights, without stackers whose inputs are gone.
 
     Raises  SpecError when a chosen member is not in the ensemble
     """
@@ -155,21 +153,17 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
             raise SpecError(
                 f"{ensemble}: has no member {name!r}; give the ensemble that the out-of-fold file belongs to"
             )
-    # files beside the old TOML are not beside the new one
+    # Files beside the old TOML are not beside the new one.
     if out.parent.resolve() != ensemble.parent.resolve():
         loaded = load_ensemble(ensemble)
-        data.update(
-            {
-                key: list(values)
-                for key, values in (("classes", loaded.classes), ("prior", loaded.prior))
-                if values
-            }
-        )
+        data["classes"] = list(loaded.classes)
+        if loaded.prior:
+            data["prior"] = list(loaded.prior)
     data["members"] = [{**known[name], "weight": weight} for name, weight in choice.weights.items()]
     kept = [s for s in data.pop("stackers", []) if set(s["inputs"]) <= set(choice.weights)]
     if kept:
         data["stackers"] = kept
-    export.write_ensemble(out, export.dumps_toml(data))
+    export.write_ensemble(out, text_formats.dumps_toml(data))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -183,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         ensemble = load_ensemble(options.ensemble)
-        metric = measure.accuracy if ensemble.output.format == "label" else metrics.lwlrap
+        metric = evaluation.accuracy if ensemble.output.format == "label" else metrics.lwlrap
         choice = choose(read_scores(options.oof), ensemble.mean, metric)
         write_choice(options.ensemble, choice, options.out)
     except HourglassError as error:
@@ -191,8 +185,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     chosen = ", ".join(f"{name} x {weight:g}" for name, weight in choice.weights.items())
     print(
-        f"{chosen}: {choice.score:.4f} on the clips it was chosen on, {choice.honest:.4f} on folds left out of the choice; "
-        f"written to {options.out}"
+        f"{chosen}: {choice.score:.4f} on the clips it was chosen on, "
+        f"{choice.honest:.4f} on folds left out of the choice; written to {options.out}"
     )
     return 0
 

@@ -1,10 +1,7 @@
-"""Training curves: log.csv of a net as a picture. matplotlib is optional; without it there is no picture and
-no fault.
-"""
-from __future__ import annotations
-
-import csv
+"""Training curves: log.csv of a net as a picture. Without matplotlib there is no picture, and no fault."""
 from pathlib import Path
+
+import pandas as pd
 
 
 def draw(log: Path, picture: Path) -> bool:
@@ -14,16 +11,15 @@ def draw(log: Path, picture: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    with log.open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    table = pd.read_csv(log)
+    measured = table.dropna(subset="lwlrap")
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.add_subplot(xlabel="epoch", ylabel="loss", title=log.parent.name)
-    left.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color="tab:blue")
-    measured = [r for r in rows if r["lwlrap"] == r["lwlrap"]]
-    if measured:
+    left.plot(table.epoch, table.loss, color="tab:blue")
+    if len(measured):
         right = left.twinx()
         right.set_ylabel("held-out lwlrap")
-        right.plot([r["epoch"] for r in measured], [r["lwlrap"] for r in measured], color="tab:orange")
+        right.plot(measured.epoch, measured.lwlrap, color="tab:orange")
     figure.savefig(picture)
     return True

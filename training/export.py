@@ -1,12 +1,8 @@
-"""A finished run becomes files: weights in fp16, an ensemble TOML that build_dataset.py takes, out-of-fold
-scores.
+"""A finished run becomes files: fp16 weights, an ensemble TOML for build_dataset.py, out-of-fold scores.
 
-Owns the names of the written files and the TOML text. Does not measure (measure) and does not describe
-(card).
+Owns the names of these files and what stands in the TOML. Does not measure (evaluation) and does not
+describe (model_card).
 """
-from __future__ import annotations
-
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,45 +12,9 @@ import numpy as np
 
 from kernel.spec import Ensemble, load_ensemble
 
+from . import text_formats
+from .cross_validation import Trained
 from .recipe import MemberRecipe, Recipe, StackerRecipe
-from .run import Trained
-
-
-def toml_value(value: Any) -> str:
-    """`value` as TOML: strings, numbers, booleans, lists and inline tables."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }"
-    return "[" + ", ".join(toml_value(v) for v in value) + "]"
-
-
-def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
-
-
-def dumps_toml(data: Mapping[str, Any]) -> str:
-    """TOML text of plain values, then tables, then lists of tables; deeper tables are written inline."""
-    def is_list_of_tables(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, Mapping) for v in value)
-
-    def lines(table: Mapping[str, Any]) -> str:
-        return "".join(f"{_key(k)} = {toml_value(v)}\n" for k, v in table.items())
-
-    tables = {k: v for k, v in data.items() if isinstance(v, Mapping)}
-    lists = {k: v for k, v in data.items() if is_list_of_tables(v)}
-    parts = [lines({k: v for k, v in data.items() if k not in tables and k not in lists})]
-    for name, table in tables.items():
-        inner = {k: v for k, v in table.items() if isinstance(v, Mapping)} if name == "frontends" else {}
-        plain = {k: v for k, v in table.items() if k not in inner}
-        parts += [f"[{_key(name)}]\n" + lines(plain)] if plain else []
-        parts += [f"[{_key(name)}.{_key(k)}]\n" + lines(v) for k, v in inner.items()]
-    parts += [f"[[{_key(name)}]]\n" + lines(table) for name, rows in lists.items() for table in rows]
-    return "\n".join(parts)
 
 
 def weights_name(recipe: str, member: str) -> str:
@@ -79,14 +39,9 @@ def _member(recipe: Recipe, member: MemberRecipe, numbers: Sequence[int], value:
         fold_mean=member.fold_mean,
         value=round(value, 4),
     )
-    # Left out: what is empty or the loader's own default. Whether a member has inputs or a front end decides
-    # the rest.
+    # What is empty or the loader's own default is left out.
     idle: dict[str, Any] = {
-        "params": {},
-        "finish": [],
-        "activation": None,
-        "weight": 1.0,
-        "fold_mean": "geometric",
+        "params": {}, "finish": [], "activation": None, "weight": 1.0, "fold_mean": "geometric"
     }
     return {k: v for k, v in keys.items() if k not in idle or v != idle[k]}
 
@@ -109,11 +64,13 @@ def _stacker(recipe: Recipe, stacker: StackerRecipe, numbers: Sequence[int]) -> 
 
 
 def ensemble_text(
-    recipe: Recipe, classes: Any, numbers: Sequence[int], values: Mapping[str, float], prior: Any = None
+    recipe: Recipe, classes: str | Sequence[str], numbers: Sequence[int], values: Mapping[str, float],
+    prior: str | Sequence[float] | None = None,
 ) -> str:
     """The ensemble TOML of a recipe.
 
-    classes, prior  a file beside the TOML, or the values themselves; values: member name -> out-of-fold score
+    classes, prior  a file beside the TOML, or the values themselves
+    values          member name -> out-of-fold score
     """
     data: dict[str, Any] = {"name": recipe.name, "about": recipe.about, "classes": classes}
     if prior is not None:
@@ -127,7 +84,7 @@ def ensemble_text(
         data["stackers"] = [_stacker(recipe, stacker, numbers) for stacker in recipe.stackers]
     return (
         f"# Written by train.py from the recipe {recipe.name}; member values are out-of-fold scores.\n"
-        + dumps_toml(data)
+        + text_formats.dumps_toml(data)
     )
 
 
@@ -160,9 +117,7 @@ def write_scores(
     members: Mapping[str, np.ndarray],
     targets: np.ndarray,
 ) -> None:
-    """Out-of-fold arrays as one .npz: ids, classes, folds, targets, and f32[N, K] per member
-    ("member/NAME").
-    """
+    """Out-of-fold arrays as one .npz: ids, classes, folds, targets, and f32[N, K] per "member/NAME"."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {f"member/{name}": scores.astype(np.float32) for name, scores in members.items()}
     np.savez_compressed(

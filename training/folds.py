@@ -3,8 +3,6 @@
 Owns the split. Groups (recordings, speakers, takes) never stand in two folds, and every class is spread as
 evenly as its groups allow. Does not know where clips come from (data).
 """
-from __future__ import annotations
-
 import numpy as np
 
 from kernel.errors import SpecError
@@ -35,7 +33,8 @@ def split(clips: Clips, count: int, seed: int) -> np.ndarray:
     for g, fold in zip(of_clip, clips.fixed, strict=True):
         if fold >= count or (fold >= 0 and fold_of[g] not in (-1, fold)):
             raise SpecError(
-                f"folds: the group {groups[g]!r} is prescribed to fold {fold}; use {clips.fixed.max() + 1} folds"
+                f"folds: the group {groups[g]!r} is prescribed to fold {fold}; "
+                f"use {clips.fixed.max() + 1} folds"
             )
         fold_of[g] = fold if fold >= 0 else fold_of[g]
     total = counts.sum(axis=0)

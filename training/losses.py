@@ -3,18 +3,14 @@
 Owns the table LOSSES; every entry maps (logits f32[B, K], targets f32[B, K]) to one value per clip, f32[B],
 so that clips can be weighted and noisy clips can have a loss of their own. Does not choose clips.
 """
-from __future__ import annotations
-
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernel.errors import SpecError, did_you_mean
+from . import lookup
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,7 +24,7 @@ def bce(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
 def soft_bootstrap(logits: Tensor, targets: Tensor, *, beta: float = 0.7) -> Tensor:
     """BCE against beta x target + (1 - beta) x own prediction, no gradient through the latter.
 
-    Source: Reed et al. 2014; beta 0.7: argus src/losses.py (lsoft).
+    Source: Reed et al. 2014; beta 0.7: lRomul/argus-freesound src/losses.py (lsoft).
     """
     own = torch.sigmoid(logits.detach())
     return F.binary_cross_entropy_with_logits(
@@ -37,19 +33,18 @@ def soft_bootstrap(logits: Tensor, targets: Tensor, *, beta: float = 0.7) -> Ten
 
 
 def lsep(logits: Tensor, targets: Tensor) -> Tensor:
-    """log(1 + sum over (negative, positive) pairs of exp(negative - positive)); 0 for clips with one kind of
-    class only.
+    """log(1 + sum over (negative, positive) pairs of exp(negative - positive)); 0 where there is no pair.
 
-    Source: Li et al. 2017; ex4sperans. The pair sum factors into a product, so the cost is K, not K x K.
+    The sum over pairs factors into a product, so the cost is K, not K x K.
+    Source: Li et al. 2017; ex4sperans/freesound-classification.
     """
     positive = targets > 0.5
     low = torch.finfo(logits.dtype).min
     pull = torch.logsumexp((-logits).masked_fill(~positive, low), 1)
     push = torch.logsumexp(logits.masked_fill(positive, low), 1)
     both = positive.any(1) & ~positive.all(1)
-    return torch.where(
-        both, F.softplus(torch.where(both, pull + push, torch.zeros_like(push))), torch.zeros_like(push)
-    )
+    nothing = torch.zeros_like(push)
+    return torch.where(both, F.softplus(torch.where(both, pull + push, nothing)), nothing)
 
 
 def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0) -> Tensor:
@@ -88,21 +83,15 @@ def build(spec: Mapping[str, Any], where: str = "loss") -> Loss:
 
     Raises  SpecError naming the unknown kind or key
     """
-    own = dict(spec)
-    kind = own.pop("kind", "bce")
-    if kind not in LOSSES:
-        raise SpecError(f"{where}.kind: {kind!r} is unknown; {did_you_mean(str(kind), LOSSES)}")
-    known = [p.name for p in inspect.signature(LOSSES[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in own:
-        if key not in known:
-            raise SpecError(f"{where}.{key}: unknown key of kind {kind!r}; {did_you_mean(key, known)}")
-    return partial(LOSSES[kind], **own)
+    return lookup.find(LOSSES, spec, where, default="bce")
 
 
 def batch_loss(outputs: Tensor | Sequence[Tensor], targets: Tensor, noisy: Tensor, losses: tuple[Loss, Loss],
                aux_weights: Sequence[float] = ()) -> Tensor:
-    """Mean loss of a batch; noisy bool[B] chooses losses[1]; further heads count with aux_weights[1:], the
-    first with [0].
+    """Mean loss of a batch.
+
+    losses       of the other clips, and of those where noisy bool[B] is true
+    aux_weights  weight of each head of a net that has several
     """
     heads = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     total = targets.new_zeros(())

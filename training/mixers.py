@@ -3,15 +3,14 @@
 Owns the table MIXERS. A mixer maps (x f32[B, C, M, T], targets f32[B, K]) and the partners' to a mixed pair
 of the same shapes; B = the clips that are mixed. Everything random comes from the generator.
 """
-from __future__ import annotations
-
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kernel.errors import SpecError, did_you_mean
+from kernel.errors import SpecError
+
+from . import lookup
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -21,8 +20,7 @@ def _column(values: np.ndarray) -> np.ndarray:
 
 
 def mixup(a: Pair, b: Pair, rng: np.random.Generator, *, alpha: float = 0.4, share: float = 0.0) -> Pair:
-    """x and targets weighted by one Beta(alpha, alpha) draw per clip (the larger part is the clip's own), or
-    by a fixed share.
+    """x and targets weighted by a draw of Beta(alpha, alpha), or by a fixed share; the larger part is a's.
 
     Source: Zhang et al. 2018; alpha 0.4: Viel, filipmu, ERC2019; share 0.7: qrfaction's first epochs.
     """
@@ -35,8 +33,9 @@ def mixup(a: Pair, b: Pair, rng: np.random.Generator, *, alpha: float = 0.4, sha
 
 
 def or_mixup(a: Pair, b: Pair, rng: np.random.Generator, *, low: float = 0.4, high: float = 0.6) -> Pair:
-    """x weighted by U(low, high), labels united. Source: ex4sperans (on waveforms; on spectrograms argus uses
-    0..0.5 of a).
+    """x weighted by U(low, high), labels united.
+
+    Source: ex4sperans/freesound-classification on waveforms; lRomul/argus-freesound mixes 0..0.5 of a.
     """
     weight = rng.uniform(low, high, len(a[0]))
     return _column(1 - weight) * a[0] + _column(weight) * b[0], np.maximum(a[1], b[1])
@@ -45,17 +44,14 @@ def or_mixup(a: Pair, b: Pair, rng: np.random.Generator, *, low: float = 0.4, hi
 def sigmoid_concat(
     a: Pair, b: Pair, rng: np.random.Generator, *, steepness: tuple[float, float] = (2.0, 60.0)
 ) -> Pair:
-    """One clip fades into the other over time on a sigmoid of random place, slope and direction; labels
-    united.
+    """One clip fades into the other on a sigmoid of random place, slope and direction; labels united.
 
-    Source: argus src/mixers.py (idea and label rule; slopes are our reading).
+    Source: lRomul/argus-freesound src/mixers.py (the idea and the labels; the slopes are our reading).
     """
-    n, frames = len(a[0]), a[0].shape[-1]
-    place, slope = (
-        rng.uniform(0.2, 0.8, (n, 1)),
-        rng.uniform(*steepness, (n, 1)) * rng.choice([-1, 1], (n, 1)),
-    )
-    fade = 1 / (1 + np.exp(-slope * (np.linspace(0, 1, frames)[None] - place)))
+    n = len(a[0])
+    place = rng.uniform(0.2, 0.8, (n, 1))
+    slope = rng.uniform(*steepness, (n, 1)) * rng.choice([-1, 1], (n, 1))
+    fade = 1 / (1 + np.exp(-slope * (np.linspace(0, 1, a[0].shape[-1])[None] - place)))
     fade = fade.astype(np.float32)[:, None, None, :]
     return (1 - fade) * a[0] + fade * b[0], np.maximum(a[1], b[1])
 
@@ -73,10 +69,9 @@ def power_sum(
 
 
 def cutmix(a: Pair, b: Pair, rng: np.random.Generator, *, alpha: float = 1.0) -> Pair:
-    """A span of frames of the partner pasted in, targets weighted by its width. Source: Yun et al. 2019,
-    along time.
-    """
-    x, targets = a[0].copy(), a[1].copy()
+    """Some frames of the partner pasted in, targets weighted by their number. Source: Yun et al. 2019."""
+    x = a[0].copy()
+    targets = a[1].copy()
     frames = x.shape[-1]
     for i, weight in enumerate(rng.beta(alpha, alpha, len(x))):
         wide = round(frames * (1 - weight))
@@ -96,42 +91,28 @@ MIXERS: dict[str, Callable[..., Pair]] = {
 
 
 def build(
-    steps: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
 ) -> Callable[[np.ndarray, np.ndarray, np.random.Generator], Pair]:
-    """One function of [{kind = "mixup", chance = 0.5, ...}, ...]: every clip draws at most one of the mixers,
-    and a partner.
+    """One function of [{kind = "mixup", chance = 0.5, ...}, ...]; a clip draws one mixer at most.
 
     Raises  SpecError naming the unknown kind or key, or chances above 1 together
     """
-    made: list[tuple[float, Callable[..., Pair], dict[str, Any]]] = []
-    for i, step in enumerate(steps):
-        own = dict(step)
-        kind, chance = own.pop("kind", None), own.pop("chance", 1.0)
-        if kind not in MIXERS:
-            raise SpecError(f"mixers[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), MIXERS)}")
-        known = [
-            p.name for p in inspect.signature(MIXERS[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
-        ]
-        for key in own:
-            if key not in known:
-                raise SpecError(
-                    f"mixers[{i}].{key}: unknown key of kind {kind!r}; {did_you_mean(key, [*known, 'chance'])}"
-                )
-        made.append((chance, MIXERS[kind], own))
-    if sum(chance for chance, _, _ in made) > 1 + 1e-9:
+    chosen = lookup.find_all(MIXERS, entries, "mixers")
+    if sum(chance for chance, _ in chosen) > 1 + 1e-9:
         raise SpecError("mixers: the chances add up to more than 1; a clip takes part in one mix only")
 
     def apply(x: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Pair:
-        partner, draw, low = rng.permutation(len(x)), rng.random(len(x)), 0.0
-        out, out_targets = x.copy(), targets.copy()
-        for chance, function, keys in made:
+        partner = rng.permutation(len(x))
+        draw = rng.random(len(x))
+        mixed = (x.copy(), targets.copy())
+        low = 0.0
+        for chance, mix in chosen:
             rows = np.flatnonzero((draw >= low) & (draw < low + chance))
             low += chance
             if len(rows):
                 other = partner[rows]
-                out[rows], out_targets[rows] = function(
-                    (x[rows], targets[rows]), (x[other], targets[other]), rng, **keys
-                )
-        return out, out_targets
+                pair = mix((x[rows], targets[rows]), (x[other], targets[other]), rng)
+                mixed[0][rows], mixed[1][rows] = pair
+        return mixed
 
     return apply

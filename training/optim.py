@@ -3,9 +3,6 @@
 Owns the tables OPTIMISERS and SCHEDULES. A schedule is a pure function of progress, so a resumed run needs no
 state; only "plateau" looks back, at the scores the run has logged.
 """
-from __future__ import annotations
-
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +11,8 @@ import torch
 from torch import nn
 
 from kernel.errors import SpecError, did_you_mean
+
+from . import lookup
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -43,7 +42,8 @@ def build_optimiser(spec: Mapping[str, Any], params: Iterable[nn.Parameter]) -> 
         raise SpecError(f"optimiser {kind!r}: {error}; correct its keys") from error
 
 
-# Schedules: (share of all steps done 0..1, epoch, scores of the finished epochs) -> factor of lr
+# Schedules: (share of the training done 0..1, epoch, scores of the finished epochs) -> factor of lr
+
 
 def constant(share: float, epoch: int, scores: Sequence[float]) -> float:
     """1."""
@@ -61,9 +61,7 @@ def cosine(
 
 def one_cycle(share: float, epoch: int, scores: Sequence[float], *, warmup: float = 0.3, start: float = 0.04,
               end: float = 1e-4) -> float:
-    """Half a cosine from `start` up to 1 over `warmup`, half a cosine down to `end`. Source: Smith 2018 in
-    fastai's form.
-    """
+    """Half a cosine up from `start` over `warmup`, then one down to `end`. Source: Smith 2018, in fastai."""
     if share < warmup:
         return start + (1 - start) * (1 - math.cos(math.pi * share / warmup)) / 2
     return end + (1 - end) * (1 + math.cos(math.pi * (share - warmup) / max(1e-9, 1 - warmup))) / 2
@@ -80,11 +78,15 @@ def plateau(
     share: float, epoch: int, scores: Sequence[float], *, patience: int = 6, factor: float = 0.6
 ) -> float:
     """Multiplied by `factor` whenever the score has not risen for more than `patience` measurements."""
-    best, waited, power = -math.inf, 0, 0
+    best = -math.inf
+    waited = 0
+    power = 0
     for score in scores:
-        best, waited = (score, 0) if score > best else (best, waited + 1)
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
         if waited > patience:
-            power, waited = power + 1, 0
+            power += 1
+            waited = 0
     return factor ** power
 
 
@@ -98,18 +100,8 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 
 
 def build_schedule(spec: Mapping[str, Any]) -> Callable[[float, int, Sequence[float]], float]:
-    """Function (share of steps done, epoch, scores so far) -> factor of the learning rate.
+    """Function (share of the training done, epoch, scores so far) -> factor of the learning rate.
 
     Raises  SpecError naming the unknown kind or key
     """
-    own = dict(spec)
-    kind = own.pop("kind", "constant")
-    if kind not in SCHEDULES:
-        raise SpecError(f"schedule.kind: {kind!r} is unknown; {did_you_mean(str(kind), SCHEDULES)}")
-    known = [
-        p.name for p in inspect.signature(SCHEDULES[kind]).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    for key in own:
-        if key not in known:
-            raise SpecError(f"schedule.{key}: unknown key of kind {kind!r}; {did_you_mean(key, known)}")
-    return lambda share, epoch, scores: SCHEDULES[kind](share, epoch, scores, **own)
+    return lookup.find(SCHEDULES, spec, "schedule", default="constant")

@@ -1,12 +1,11 @@
-"""Reads one PyTorch checkpoint in a process of its own and leaves its tensors as safetensors. Run as a
-script: SOURCE TARGET.
+"""Reads one PyTorch checkpoint in a process of its own and leaves its tensors as safetensors.
 
-Owns torch.load(weights_only=True) and finding the state dict among the wrappers people save. Prints one JSON
-line: {"refused": reason} or {"keys": count}. Imports nothing of this project, so it runs isolated (`python
--I`). Never runs pickled code.
+    python -I pickle_reader.py SOURCE TARGET
+
+Owns torch.load(weights_only=True) and finding the state dict among the wrappers people save. Prints one line
+of JSON: {"refused": reason} or {"keys": count}. Imports nothing of this project, so that it runs isolated.
+Never runs pickled code.
 """
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib
@@ -20,16 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-# argus, Lightning, plain PyTorch habit, fastai
+# Of argus, Lightning, plain PyTorch habit, and fastai.
 WRAPPERS = ("nn_state_dict", "state_dict", "model_state_dict", "model")
-MAX_DEPTH = 3  # wrappers inside wrappers
+MAX_DEPTH = 3  # Wrappers lie inside wrappers.
 
 
 def inert_globals() -> list[Any]:
-    """Classes that training loops leave beside the weights (metrics, settings, paths); they hold values and
-    run nothing.
-    """
-    scalar = np.float64(0).__reduce__()[0]  # numpy's own name for it differs between versions
+    """Classes that training leaves beside the weights (metrics, settings, paths): values that run nothing."""
+    scalar = np.float64(0).__reduce__()[0]  # Its name differs between versions of numpy.
     dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
     return [
         scalar,
@@ -52,7 +49,8 @@ def find_state(loaded: Any) -> dict[str, torch.Tensor] | str:
         return f"it holds a {type(loaded).__name__}, not a dictionary of tensors; save net.state_dict()"
     state = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
     if not state:
-        return f"it holds no tensors; its keys are {', '.join(map(str, list(loaded)[:8]))}; save net.state_dict()"
+        keys = ", ".join(map(str, list(loaded)[:8]))
+        return f"it holds no tensors; its keys are {keys}; save net.state_dict()"
     return state
 
 
@@ -69,9 +67,11 @@ def read(source: str) -> dict[str, torch.Tensor] | str:
             return "it is damaged or no PyTorch file; save it again"
         what = f"names {named[1]}" if named else "was not written by torch.save"
         return (
-            f"its pickle {what}, so opening it could run code. If you trust it, write the weights alone where it "
-            "was made: held = torch.load(PATH, weights_only=False), then torch.save(held.state_dict(), NEW) for a whole net, "
-            "or torch.save(held[KEY], NEW), KEY being where the weights are (state_dict, nn_state_dict, model)"
+            f"its pickle {what}, so opening it could run code. If you trust it, write the weights alone "
+            "where it was made: held = torch.load(PATH, weights_only=False), "
+            "then torch.save(held.state_dict(), NEW) "
+            "for a whole net, or torch.save(held[KEY], NEW), KEY being where the weights are "
+            "(state_dict, nn_state_dict, model)"
         )
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
         return f"it is damaged or no PyTorch file ({type(error).__name__}: {str(error)[:120]}); save it again"
@@ -83,7 +83,7 @@ def main(source: str, target: str) -> None:
     if isinstance(found, str):
         print(json.dumps({"refused": found}))
         return
-    # clones: names may share memory
+    # Clones, because several names may share memory.
     save_file({k: v.detach().to_dense().clone().contiguous() for k, v in found.items()}, target)
     print(json.dumps({"keys": len(found)}))
 

@@ -1,10 +1,8 @@
 """What a recipe is: the typed form of training/recipes/*.toml, strict like an ensemble.
 
-Owns `Recipe`, `MemberRecipe` and `Train`. The steps named in them check their own keys (augment, mixers,
-losses, optim).
+Owns `Recipe`, `MemberRecipe` and `Train`. Does not know what the functions named in them take: augment,
+mixers, effects, losses and optim check their own keys.
 """
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from kernel.errors import SpecError, did_you_mean
 from kernel.spec import NAME, Input, load, load_ensemble
+from kernel.spec.ensemble import LONGEST_CLIP_S
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SAMPLINGS = ("uniform", "balanced")
@@ -21,25 +20,25 @@ SAMPLINGS = ("uniform", "balanced")
 class Train:
     """How one net is trained.
 
-    epochs, batch  passes and clips per step; samples: clips drawn per epoch, 0 = as many as the fold has
-    sampling       "uniform", or "balanced": a clip's chance falls with its class's count to the power
-                   `balance`
-    negatives      share of draws without any label (balanced); noisy: share of draws from noisy clips, None =
-                   as they come
-    crop           frames of the random crop of the timed input; crop_short: how a shorter clip is filled, one
-                   drawn per clip
-    augment        steps of augment.STEPS on one crop; mixers: steps of mixers.MIXERS on a batch
-    wave_effects   steps of effects.EFFECTS on the waveform; wave_variants: altered copies made of every clip
-                   beforehand
+    epochs         passes over the clips; batch: clips of a batch
+    samples        clips drawn per epoch, 0 = as many as the fold has
+    sampling       "uniform", or "balanced": a clip's chance falls with the count of its class
+    balance        the power of that count; negatives: share of draws without any label (both: balanced only)
+    noisy          share of draws from noisy clips, None = as they come
+    crop           frames of the random crop of the timed input
+    crop_short     how a clip shorter than the crop is filled (augment.SHORT), one drawn per clip
+    augment        [{kind, chance, ...}] of augment.AUGMENTATIONS, for one crop
+    mixers         [{kind, chance, ...}] of mixers.MIXERS, for a batch
+    wave_effects   [{kind, chance, ...}] of effects.EFFECTS, for the waveform
+    wave_variants  copies of every clip that wave_effects alter beforehand
     clean_epochs   last epochs without augmentation and mixing
-    optimiser      {kind, lr, ...} of optim.OPTIMISERS; schedule: {kind, ...} of optim.SCHEDULES; clip_norm: 0
-                   = none
-    loss           {kind, ...} of losses.LOSSES; noisy_loss: another one for noisy clips; aux_weights: of a
-                   net's extra heads
+    optimiser      {kind, lr, ...} of optim.OPTIMISERS; clip_norm: largest norm of the gradient, 0 = any
+    schedule       {kind, ...} of optim.SCHEDULES
+    loss           {kind, ...} of losses.LOSSES; noisy_loss: another one for noisy clips
+    aux_weights    weight of each head of a net that has several
     bias_prior     the bias of every head starts at the logit of the classes' share among the draws
-    ema            decay per step of the averaged weights, 0 = off
-    patience       epochs without a better lwlrap before stopping, 0 = never; the best epoch is kept. Needs
-                   `validate`
+    ema            decay of the averaged weights per update, 0 = off
+    patience       epochs without a better lwlrap before stopping, 0 = never; needs `validate`
     validate       epochs between measurements on the held-out fold, 0 = only at the end
     precision      arithmetic of the net; anything but float32 is autocast
     pretrain       keys changed in an earlier training whose weights are the start, empty = none
@@ -92,9 +91,7 @@ class MemberRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class StackerRecipe:
-    """One stacker over members: the keys of kernel.spec.Stacker, and its own Train (epochs, batch, optimiser,
-    schedule, loss).
-    """
+    """One stacker over members: keys of kernel.spec.Stacker, and its own epochs, optimiser and so on."""
 
     name: str
     family: str
@@ -136,16 +133,15 @@ class Recipe:
     members, stackers, classes and means; the tables member_train and stacker_train (by name) then say how
     each part is trained.
 
-    classes  file with one class a line, relative to the recipe
-    prior    value per class for rows that cannot be predicted: a file beside the written ensemble, or "" =
-             uniform
-    data     adapter and its keys (data.ADAPTERS); folds: {count, run}: `run` names the folds that are
-             trained, empty = all
-    train    defaults of every member, keys of Train
-    notes    text of the model card on use and limits; card: its file name
-    ship     True: weights, card and ensemble go to the repository's own folders, else to the run folder
+    classes    file with one class a line, relative to the recipe
+    prior      file with the value per class for rows that cannot be predicted, "" = uniform
+    data       adapter and its keys (data.ADAPTERS)
+    folds      {count, run}: `run` names the folds that are trained, empty = all
+    train      defaults of every member, keys of Train
+    notes      text of the model card on use and limits; card: its file name
+    ship       True: weights, card and ensemble go to the repository's own folders, else to the run folder
     elsewhere  adapter and keys of clips that never train and are scored for the card
-    ensemble keys of the written ensemble TOML (profile, mean, output, about ...)
+    ensemble   keys of the written ensemble TOML (profile, mean, output, about ...)
     """
 
     name: str
@@ -160,7 +156,7 @@ class Recipe:
     data: dict[str, Any] = field(default_factory=dict)
     folds: dict[str, Any] = field(default_factory=dict)
     frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
-    max_seconds: float = 60.0
+    max_seconds: float = LONGEST_CLIP_S
     train: dict[str, Any] = field(default_factory=dict)
     prior: str = ""
     elsewhere: dict[str, Any] = field(default_factory=dict)
@@ -186,7 +182,7 @@ class Recipe:
         merged = {**self.train, **member.train, "pretrain": {}, **keys}
         return _check_train(load(Train, merged, f"{member.name}.train.pretrain"), member.name)
 
-    def scaled_small(self) -> Recipe:
+    def scaled_small(self) -> "Recipe":
         """The recipe with its [small] table applied."""
         small = self.small
         kept = [m for m in self.members if not small.members or m.name in small.members]
@@ -198,7 +194,7 @@ class Recipe:
             )
             for m in kept
         )
-        if all(m.weight == 0 for m in members):  # they fed stackers that are not trained at this scale
+        if all(m.weight == 0 for m in members):  # They fed stackers that are not trained at this scale.
             members = tuple(replace(m, weight=1.0) for m in members)
         names = {m.name for m in members}
         return replace(
@@ -257,7 +253,7 @@ def _with_base(data: dict[str, Any], path: Path) -> dict[str, Any]:
     if named is None:
         return data
     listed = path.parent / named
-    load_ensemble(listed)  # its own rules and messages first
+    load_ensemble(listed)  # Its own rules and messages come first.
     base = tomllib.loads(listed.read_text(encoding="utf-8"))
     out: dict[str, Any] = {"frontends": base.pop("frontends", {})}
     for key in ("classes", "prior"):

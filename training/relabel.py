@@ -5,17 +5,14 @@
 Owns the published selection rules. Scores of noisy clips come from training.score (or any oof.npz); the
 written CSV (fname,labels) is read by the "csv" adapter, or by "fat2019" as its noisy table.
 """
-from __future__ import annotations
-
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from kernel.errors import SpecError
 from kernel.scores import metrics
 
 
@@ -30,8 +27,7 @@ def agreement(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def select_class_balanced(
     labels: np.ndarray, scores: np.ndarray, *, per_class: int = 50, least: float = 0.33
 ) -> np.ndarray:
-    """int[n], rows that are among the `per_class` best-agreeing ones of a class they carry, and agree at
-    least `least`.
+    """int[n], rows among the `per_class` that agree best with a class they carry, and at least by `least`.
 
     Source: simongrest, top 50 per class and lwlrap >= 0.33 (2,898 clips of FSDKaggle2019); Viel: at most 50
     per class.
@@ -48,7 +44,7 @@ def select_top(labels: np.ndarray, scores: np.ndarray, *, count: int) -> np.ndar
     """int[n], the `count` clips whose labels the model agrees with most; ties by the probability of the
     labels.
 
-    One round of ex4sperans: 1,000, then after training on them 2,000, up to 5,000.
+    Source of a round: ex4sperans/freesound-classification: 1,000, after training on them 2,000, up to 5,000.
     """
     values = agreement(labels, scores)
     chance = np.where(labels > 0, scores, np.nan)
@@ -62,8 +58,7 @@ def relabel(labels: np.ndarray, scores: np.ndarray, *, add: float = 0.8, remove:
     """f32[N, K], labels after the model's word: classes above `add` are added, given ones below `remove`
     taken away.
 
-    A clip that would lose all labels keeps the likeliest of those it had. Thresholds are ours; argus
-    corrected by hand and model.
+    A clip that would lose all labels keeps the likeliest of those it had. The thresholds are ours.
     """
     out = ((labels > 0) & (scores >= remove)) | (scores >= add)
     lost = labels.any(axis=1) & ~out.any(axis=1)
@@ -73,16 +68,10 @@ def relabel(labels: np.ndarray, scores: np.ndarray, *, add: float = 0.8, remove:
 
 
 def write_labels(path: Path, ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> None:
-    """CSV with fname and labels; clips without a label are left out (a trainer would take them for
-    negatives).
-    """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["fname", "labels"])
-        for id, row in zip(ids, labels, strict=True):
-            if not row.any():
-                continue
-            writer.writerow([id, ",".join(classes[int(k)] for k in np.flatnonzero(row))])
+    """CSV with fname and labels, without clips that have none: a trainer would take them for negatives."""
+    kept = [(id, np.flatnonzero(row)) for id, row in zip(ids, labels, strict=True) if row.any()]
+    texts = [(id, ",".join(classes[int(k)] for k in found)) for id, found in kept]
+    pd.DataFrame(texts, columns=["fname", "labels"]).to_csv(path, index=False, lineterminator="\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -102,16 +91,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         with np.load(options.scores) as arrays:
-            ids, classes = arrays["ids"].astype(str).tolist(), arrays["classes"].astype(str).tolist()
-            labels, scores = (
-                arrays["targets"],
-                arrays["scores" if "scores" in arrays.files else "member/"].astype(np.float64),
-            )
+            ids = arrays["ids"].astype(str).tolist()
+            classes = arrays["classes"].astype(str).tolist()
+            labels = arrays["targets"]
+            scores = arrays["scores" if "scores" in arrays.files else "member/"].astype(np.float64)
     except (OSError, KeyError, ValueError) as error:
-        print(
-            f"training.relabel: {options.scores}: {SpecError(error)}; training.score writes such files",
-            file=sys.stderr,
-        )
+        reason = f"{options.scores}: {error}; training.score writes such files"
+        print(f"training.relabel: {reason}", file=sys.stderr)
         return 2
     rows = {
         "class_balanced": lambda: select_class_balanced(

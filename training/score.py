@@ -1,5 +1,4 @@
-"""Score many clips offline with a built bundle: out-of-fold predictions of others' data, pseudo-labels, an
-archive.
+"""Score many clips offline with a built bundle: pseudo-labels, an archive, someone else's data.
 
     python -m training.score out/bundle --clips FOLDER --out scores.npz [--jobs 4] [--dask tcp://HOST:8786]
 
@@ -7,10 +6,7 @@ Owns the sharding. Each shard is one run of the very same kernel over its own cl
 the clip folder); the rows of all shards are merged by id. On several machines joblib hands the shards to Dask
 (extra `dask`); bundle and clips must then have the same path everywhere.
 """
-from __future__ import annotations
-
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -28,6 +24,8 @@ from joblib import Parallel, delayed, parallel_config
 from kernel.errors import HourglassError, SpecError
 from kernel.sound.clips import SUFFIXES
 from kernel.spec import load_manifest
+
+from .data import read_csv
 
 KERNEL = Path(__file__).resolve().parents[1] / "infer_kernel.py"
 
@@ -66,28 +64,16 @@ def score_shard(scoring: Scoring, ids: Sequence[str]) -> np.ndarray:
     Raises  SpecError when the run fails
     """
     with tempfile.TemporaryDirectory(prefix="hourglass-shard-") as folder:
-        given, working = Path(folder, "input"), Path(folder, "working")
+        given = Path(folder, "input")
+        working = Path(folder, "working")
         given.mkdir()
         working.mkdir()
-        with (given / "sample_submission.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["fname", *scoring.classes])
-            writer.writerows([id, *[0] * len(scoring.classes)] for id in ids)
-        command = [
-            *scoring.command,
-            "--bundle",
-            str(scoring.bundle.resolve()),
-            "--input",
-            str(given),
-            "--working",
-            str(working),
-            "--clips",
-            str(scoring.clips.resolve()),
-            "--seconds",
-            str(scoring.seconds),
-            "--device",
-            scoring.device,
-        ]
+        sample = pd.DataFrame(0, index=list(ids), columns=list(scoring.classes))
+        sample.to_csv(given / "sample_submission.csv", index_label="fname", lineterminator="\n")
+        options = {"--bundle": scoring.bundle.resolve(), "--input": given, "--working": working,
+                   "--clips": scoring.clips.resolve(), "--seconds": scoring.seconds,
+                   "--device": scoring.device}
+        command = [*scoring.command, *(str(part) for option in options.items() for part in option)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         where = f"shard of {len(ids)} clips from {ids[0]!r}"
         if done.returncode or not (working / "report.json").exists():
@@ -98,8 +84,8 @@ def score_shard(scoring: Scoring, ids: Sequence[str]) -> np.ndarray:
     lost = unpredicted(report, ids)
     if len(lost) != report["prior_rows"]:
         raise SpecError(
-            f"{where}: {report['prior_rows']} rows hold the prior, but only {len(lost)} clips are named as broken; "
-            "the time limit was too short: raise --seconds or --shards"
+            f"{where}: {report['prior_rows']} rows hold the prior, but only {len(lost)} clips are named as "
+            "broken; the time limit was too short: raise --seconds or --shards"
         )
     values[lost] = np.nan
     return values
@@ -132,8 +118,7 @@ def score(
 
 @contextmanager
 def dask_backend(address: str | None) -> Iterator[None]:
-    """joblib over the Dask cluster at `address`, or over the client that already exists when it is None or
-    "".
+    """joblib over the Dask cluster at `address`, or, without an address, over the client that exists.
 
     Raises  SpecError without dask
     """
@@ -172,9 +157,9 @@ def main(arguments: Sequence[str]) -> int:
             device=options.device,
         )
         if options.labels:
-            from .data import read_csv
             clips = read_csv(options.labels.parent, classes, csv=options.labels.name)
-            ids, targets = list(clips.ids), clips.targets
+            ids = list(clips.ids)
+            targets = clips.targets
         else:
             ids = list_ids(options.clips)
             targets = np.zeros((len(ids), len(classes)), np.float32)

@@ -1,12 +1,10 @@
-"""The disk tier of the store: one append-only file per front end in a private scratch folder.
+"""The disk tier of the store: one append-only file per front end in a private folder.
 
-Owns the scratch folder (made, checked, swept, removed), the spill files, their checksums, what is counted
-when a disk fails, and how fast the disk has proved to be. A spill file is never mapped: a truncated map would
-kill the process. Does not decide what is spilled: that is the store's. Nothing here outlives the run, so
-nothing is synced for durability.
+Owns that folder, the spill files, their checksums, what is counted when a disk fails, and how fast the disk
+has proved to be. Does not decide what is spilled: that is `kernel.cache.tiers`. A spill file is never mapped:
+a truncated map would kill the process. Nothing here outlives the run, so nothing is synced for durability,
+and no earlier run is swept up after: the caller's scratch folder is fresh.
 """
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -23,16 +21,16 @@ import numpy as np
 
 from ..errors import LimitError, StoreError
 from ..files import free_disk
+from .ram import StoreLimits
 
-# 3 failures in 30 s turn the tier off for 60 s (reliability.md 4.2)
-FAILURES, WITHIN_S, OFF_S = 3, 30.0, 60.0
-# dirty pages count as used memory until they are written: flush after this many bytes
-SYNC_BYTES = 32_000_000
-# before anything was measured, replaced by the first measurement: 1.6 GB/s in performance.md 4
-GUESS_BYTES_PER_S = 1e9
+# So many failures within this time turn the tier off for a while
+FAILURES = 3
+WITHIN_S = 30.0
+OFF_S = 60.0
+SYNC_BYTES = 32_000_000  # flushed after so many: dirty pages count as used memory until they are written
+GUESS_BYTES_PER_S = 1e9  # before anything was measured; the first measurement replaces it
 FADING = 0.9  # how much of the older measurements is kept at each new one
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
-RUN = re.compile(r"run-([0-9a-f]+)-(\d+)-(\d+)-[0-9a-f]{8}\Z")
 
 
 class Extent(NamedTuple):
@@ -47,15 +45,15 @@ class Extent(NamedTuple):
 class Rate:
     """Bytes per second of what was measured lately, weighted by size; a guess before that."""
 
-    def __init__(self, bytes_per_s: float | None):
-        self._seconds = 0.0 if bytes_per_s is None else 0.01
-        self._bytes = 0.0 if bytes_per_s is None else 0.01 * bytes_per_s
-        self._guess = True
+    def __init__(self, guess_bytes_per_s: float | None = None) -> None:
+        self._bytes = guess_bytes_per_s or 0.0
+        self._seconds = 1.0
+        self._keep = 0.0  # of what is known so far, at the next measurement
 
     def add(self, size: int, seconds: float) -> None:
-        keep = 0.0 if self._guess else FADING
-        self._guess = False
-        self._bytes, self._seconds = keep * self._bytes + size, keep * self._seconds + seconds
+        self._bytes = self._keep * self._bytes + size
+        self._seconds = self._keep * self._seconds + seconds
+        self._keep = FADING
 
     def seconds(self, size: int) -> float | None:
         """Seconds that `size` bytes should take, None while nothing is known."""
@@ -70,9 +68,11 @@ class SpillFile:
     the reader whatever file gets the same number next.
     """
 
-    def __init__(self, path: Path, generation: int):
-        self.path, self.generation = path, generation
-        self.size = self._unsynced = 0
+    def __init__(self, path: Path, generation: int) -> None:
+        self.path = path
+        self.generation = generation
+        self.size = 0
+        self._unsynced = 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def append(self, data: memoryview) -> int:
@@ -82,7 +82,8 @@ class SpillFile:
         """
         if os.fstat(self._fd).st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "the spill file was deleted", str(self.path))
-        offset, done = self.size, 0
+        offset = self.size
+        done = 0
         try:
             while done < len(data):
                 wrote = os.pwrite(self._fd, data[done:], offset + done)
@@ -112,37 +113,25 @@ class SpillFile:
             done += got
         return True
 
-    def unlink(self) -> None:
-        """Remove the name; the bytes go when the last reader is done."""
-        self.path.unlink(missing_ok=True)
-
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             os.close(self._fd)
 
 
 class Disk:
-    """Spill files below `scratch`, one per front end key.
+    """Spill files in a folder of their own below `scratch`, one per front end key.
 
-    scratch          folder for run folders; folders of dead runs in it are removed
-    cap_bytes        most bytes in all files; keep_free_bytes is left on the file system besides
-    any_filesystem   False: a folder in memory is refused
-    Attributes: `errors` by errno name, `notes` for the report, `rejected` (why the tier is not used at all,
-    or None)
+    errors    failures by errno name; notes: remarks for the report
+    rejected  why the tier is not used at all, or None
     """
 
-    def __init__(
-        self,
-        scratch: Path,
-        cap_bytes: int,
-        keep_free_bytes: int,
-        any_filesystem: bool,
-        clock: Callable[[], float],
-    ):
-        self.cap_bytes, self.keep_free_bytes, self._clock = cap_bytes, keep_free_bytes, clock
+    def __init__(self, scratch: Path, limits: StoreLimits, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._clock = clock
         self.errors: Counter[str] = Counter()
         self.notes: list[str] = []
-        self.writing, self.reading = Rate(GUESS_BYTES_PER_S), Rate(GUESS_BYTES_PER_S)
+        self.writing = Rate(GUESS_BYTES_PER_S)
+        self.reading = Rate(GUESS_BYTES_PER_S)
         self.peak_bytes = 0
         self._files: dict[str, SpillFile] = {}
         self._generation = 0
@@ -150,26 +139,24 @@ class Disk:
         self._off_until = -float("inf")
         self._lock = threading.Lock()  # the table of files
         self._writer = threading.Lock()  # one writer: the cap is exact, and one disk gains nothing from more
-        self.folder = (
-            scratch / f"run-{_boot_id()}-{os.getpid()}-{_start_time(os.getpid())}-{uuid.uuid4().hex[:8]}"
-        )
-        self.rejected = "no disk space was allowed" if cap_bytes <= 0 else self._open(scratch, any_filesystem)
-        if self.rejected and cap_bytes > 0:
-            self.notes.append(f"ScratchRejected: {self.rejected}")
+        self.folder = scratch / f"spill-{uuid.uuid4().hex[:8]}"
+        self.rejected: str | None = "no disk space was allowed"
+        if limits.disk_bytes > 0:
+            self.rejected = self._open(scratch)
+            if self.rejected:
+                self.notes.append(f"ScratchRejected: {self.rejected}")
 
-    def _open(self, scratch: Path, any_filesystem: bool) -> str | None:
+    def _open(self, scratch: Path) -> str | None:
         """None, or why the folder cannot be used."""
         try:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             kind = _filesystem(scratch)
-            if kind in IN_MEMORY and not any_filesystem:
-                return f"{scratch} lies in memory ({kind}), spilling there frees nothing; give a folder on a disk"
-            for folder in sweep(scratch):
-                self.notes.append(f"swept {folder.name} of a dead run")
+            if kind in IN_MEMORY and not self._limits.any_filesystem:
+                return f"{scratch} lies in memory ({kind}): spilling there frees nothing; give one on a disk"
             self.folder.mkdir(mode=0o700)
             probe = SpillFile(self.folder / "probe", 0)
             probe.append(memoryview(bytes(4096)))
-            probe.unlink()
+            probe.path.unlink()
         except OSError as error:
             self._count(error)
             return f"{scratch} cannot be written ({error.strerror}); give another folder"
@@ -181,20 +168,19 @@ class Disk:
         return sum(file.size for file in list(self._files.values()))
 
     def open_for(self, size: int) -> bool:
-        """True if `size` more bytes may be tried: not refused, not turned off after failures, room under cap
-        and disk.
-        """
-        if self.rejected or self._clock() < self._off_until or self.bytes + size > self.cap_bytes:
+        """True if `size` more bytes may be tried: the tier is in use, and the disk and its cap have room."""
+        if self.rejected or self._clock() < self._off_until or self.bytes + size > self._limits.disk_bytes:
             return False
         try:
-            return free_disk(self.folder) - size >= self.keep_free_bytes
+            return free_disk(self.folder) - size >= self._limits.keep_free_bytes
         except LimitError:
             self.errors["statvfs"] += 1
             return False
 
     def write(self, key: str, row_id: str, array: np.ndarray) -> Extent | None:
-        """Extent of the array appended to the file of `key`, or None: not stored, counted, never an
-        exception.
+        """Extent of the array, appended to the file of `key`; None when it was not stored.
+
+        A failure is counted, never raised.
         """
         data = _bytes_of(array)
         crc = zlib.crc32(data, _seed(row_id))
@@ -202,7 +188,7 @@ class Disk:
             file = None
             try:
                 with self._writer:
-                    if self.bytes + len(data) > self.cap_bytes:
+                    if self.bytes + len(data) > self._limits.disk_bytes:
                         return None
                     file = self._file(key)
                     start = self._clock()
@@ -221,13 +207,12 @@ class Disk:
 
     def holds(self, key: str, extent: Extent) -> bool:
         """False once the extent's file is gone (deleted under us, or forgotten)."""
-        file = self._files.get(key)
-        return file is not None and file.generation == extent.generation
+        return self._file_of(key, extent) is not None
 
     def read(self, key: str, row_id: str, extent: Extent, dtype: np.dtype) -> np.ndarray | None:
         """The array, read-only, or None when its bytes are not what was written: recompute it."""
-        file = self._files.get(key)
-        if file is None or file.generation != extent.generation:
+        file = self._file_of(key, extent)
+        if file is None:
             return None
         array = np.empty(extent.shape, dtype)
         data = _bytes_of(array)
@@ -249,16 +234,20 @@ class Disk:
         with self._lock:
             file = self._files.pop(key, None)
         if file is not None:
-            self._unlink(file)
+            try:
+                file.path.unlink(missing_ok=True)  # the bytes go when the last reader is done
+            except OSError as error:
+                self._count(error)
 
     def close(self) -> None:
-        """Remove every file and the run folder."""
+        """Remove every file and the folder."""
         for key in list(self._files):
             self.forget(key)
         if not self.rejected:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, key: str) -> SpillFile:
+        """The file that takes new arrays of `key`."""
         with self._lock:
             if key not in self._files:
                 self._generation += 1
@@ -271,18 +260,17 @@ class Disk:
                 self._files[key] = SpillFile(self.folder / name, self._generation)
             return self._files[key]
 
+    def _file_of(self, key: str, extent: Extent) -> SpillFile | None:
+        """The very file that the extent was written to, None once it is gone."""
+        file = self._files.get(key)
+        return file if file is not None and file.generation == extent.generation else None
+
     def _lose(self, key: str, file: SpillFile | None) -> None:
         """Drop a file whose path is gone; its extents are of an old generation from now on."""
         self.errors["ENOENT"] += 1
         with self._lock:
             if file is not None and self._files.get(key) is file:
                 del self._files[key]
-
-    def _unlink(self, file: SpillFile) -> None:
-        try:
-            file.unlink()
-        except OSError as error:
-            self._count(error)
 
     def _count(self, error: OSError) -> None:
         self.errors[errno.errorcode.get(error.errno or 0, type(error).__name__)] += 1
@@ -309,43 +297,6 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 def _seed(row_id: str) -> int:
     """Start value of a checksum: bytes of another row are as wrong as damaged ones."""
     return zlib.crc32(row_id.encode("utf-8", "surrogatepass"))
-
-
-# -- whose folders are in the scratch folder
-# --------------------------------------------------------------------------------
-
-
-def sweep(scratch: Path) -> list[Path]:
-    """Run folders in `scratch` whose process is dead, removed. Folders of live runs and foreign names
-    stay.
-    """
-    dead = []
-    for folder in scratch.iterdir():
-        match = RUN.match(folder.name)
-        if match and not folder.is_symlink() and not _alive(match[1], int(match[2]), match[3]):
-            shutil.rmtree(folder, ignore_errors=True)
-            dead.append(folder)
-    return dead
-
-
-def _alive(boot_id: str, pid: int, start_time: str) -> bool:
-    """A pid alone proves nothing: pids are reused, and start again at boot."""
-    return boot_id == _boot_id() and start_time == _start_time(pid)
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
-    except OSError:
-        return "0"
-
-
-def _start_time(pid: int) -> str:
-    """Clock ticks after boot at which the process started; "0" when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return "0"
 
 
 def _filesystem(folder: Path) -> str:

@@ -1,28 +1,30 @@
-"""How many more bytes the store may keep in RAM: admission before allocation.
+"""The RAM tier of the store: how many more bytes may enter, decided before they exist.
 
 Owns the mark (95 % of the limit, less what the next batch and the loaders need), the bytes reserved and kept,
-and the verdict that others' memory has pushed the meter over the mark. Holds no arrays and moves none: that
-is the store's.
+the verdict that others' memory has pushed the meter over the mark, and the few arrays held in hand. Which
+array goes where, and which leaves, is `kernel.cache.tiers`.
 """
-from __future__ import annotations
-
 import ctypes
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-READ_EVERY_S = 0.1  # a meter reading is believed this long (reliability.md 3)
+import numpy as np
+
+from ..memory import RAM_MARK, Meter
+
+READ_EVERY_S = 0.1  # a reading of the meter is believed this long
 REREAD_EVERY_S = 0.01  # and only this long when it is about to say no
 CALM_S = 60.0  # this long after the meter was last too high, RAM is filled to the floor only
-SLACK_BYTES, SLACK_SHARE = 256_000_000, 0.10  # part of the reserve: min(256 MB, 10 % of the limit) (DESIGN 6)
-
-
-class Reads(Protocol):
-    """What the store wants of a meter."""
-
-    def read(self) -> Any:
-        """Something with `limit_bytes` and `used_bytes`."""
+# What else the run may need, a part of the reserve: the smaller of the two
+SLACK_BYTES = 256_000_000
+SLACK_SHARE = 0.10
+# Arrays in hand: the smaller of the two
+HAND_BYTES = 64_000_000
+HAND_SHARE = 0.025
+HAND_CALLS = 4  # look-ahead calls after which an array in hand that nobody took may be dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class StoreLimits:
     disk_bytes: int
     batch_bytes: int = 0
     clip_bytes: int = 0
-    spill_at: float = 0.95
+    spill_at: float = RAM_MARK
     back_to: float = 0.90
     keep_free_bytes: int = 128_000_000
     any_filesystem: bool = False
@@ -57,19 +59,25 @@ class Budget:
     kept      bytes of arrays in the store; peak_kept the most of them
     """
 
-    def __init__(self, meter: Reads, limits: StoreLimits, loaders: int, clock: Callable[[], float]):
-        self._meter, self.limits, self._loaders, self._clock = meter, limits, loaders, clock
+    def __init__(
+        self, meter: Meter, limits: StoreLimits, loaders: int, clock: Callable[[], float]
+    ) -> None:
+        self.limits = limits
+        self._meter = meter
+        self._loaders = loaders
+        self._clock = clock
         self._lock = threading.Lock()
         self.reserved = self.kept = self.peak_kept = self.peak_used = 0
-        self._unseen = 0  # kept since the last reading: the meter does not know these bytes yet
         self._backed_off = -float("inf")
         self._read()
 
     def _read(self) -> None:
         reading = self._meter.read()
-        self.limit_bytes, self.used_bytes = int(reading.limit_bytes), int(reading.used_bytes)
-        self._read_at, self._unseen = self._clock(), 0
+        self.limit_bytes = reading.limit_bytes
+        self.used_bytes = reading.used_bytes
         self.peak_used = max(self.peak_used, self.used_bytes)
+        self._read_at = self._clock()
+        self._unseen = 0  # kept since this reading: the meter does not know these bytes yet
 
     def _refresh(self, every_s: float) -> None:
         if self._clock() - self._read_at >= every_s:
@@ -77,8 +85,8 @@ class Budget:
 
     @property
     def mark_bytes(self) -> int:
-        """min(0.95 x limit, limit - reserve); reserve = next batch + one clip per loader + min(256 MB, 10 %
-        of the limit).
+        """The smaller of 95 % of the limit, and the limit less the reserve: the next batch, one clip per
+        loader, and some slack.
         """
         reserve = self.limits.batch_bytes + self._loaders * self.limits.clip_bytes
         reserve += int(min(SLACK_BYTES, SLACK_SHARE * self.limit_bytes))
@@ -137,12 +145,48 @@ class Budget:
             return self.used_bytes - self.floor_bytes
 
 
-def return_memory() -> bool:
-    """Give freed heap pages back to the system; False where the C library cannot.
+class Hand:
+    """Arrays that were computed ahead and found no place: each is held until its first use.
 
-    Dropping arrays alone leaves them in glibc's heap, and the meter would not fall (reliability.md 4.2).
+    Not thread-safe by itself. `calls` counts the look-ahead calls; what earlier ones left unused makes room.
     """
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (AttributeError, OSError):  # not glibc: its allocator decides for itself
-        return False
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.bytes = 0
+        self.arrays: OrderedDict[tuple[str, str], tuple[np.ndarray, int]] = OrderedDict()
+
+    def fits(self, size: int, limit_bytes: int) -> bool:
+        """True if `size` bytes can be held; drops what earlier calls left unused."""
+        room = min(HAND_BYTES, int(HAND_SHARE * limit_bytes))
+        while self.arrays and self.bytes + size > room:
+            oldest, (_, call) = next(iter(self.arrays.items()))
+            if call > self.calls - HAND_CALLS:
+                return False
+            self.take(*oldest)
+        return self.bytes + size <= room
+
+    def put(self, key: str, row_id: str, array: np.ndarray) -> None:
+        self.arrays[key, row_id] = (array, self.calls)
+        self.bytes += array.nbytes
+
+    def take(self, key: str, row_id: str) -> np.ndarray | None:
+        """The array, no longer held; None where there is none."""
+        array, _ = self.arrays.pop((key, row_id), (None, 0))
+        if array is not None:
+            self.bytes -= array.nbytes
+        return array
+
+    def forget(self, key: str) -> None:
+        """Drop everything of a front end."""
+        for held in [held for held in self.arrays if held[0] == key]:
+            self.take(*held)
+
+
+def return_memory() -> None:
+    """Give freed heap pages back to the system.
+
+    Dropping arrays alone leaves them in glibc's heap, and the meter would not fall.
+    """
+    with suppress(AttributeError, OSError):  # not glibc: its allocator decides for itself
+        ctypes.CDLL(None).malloc_trim(0)

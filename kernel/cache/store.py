@@ -1,34 +1,33 @@
 """The store: every front end's array of every row, computed once and kept as long as there is room.
 
 Owns the loader threads and the promise of `get`: it never fails for lack of space; what fits nowhere is
-computed again. Which tier an array goes to is `kernel.cache.tiers`; how much fits in RAM `kernel.cache.ram`;
-the spill files `kernel.cache.disk`. Does not decode or transform (the caller's `produce` does), and does not
-know nets, plans or devices.
+computed again. Which tier an array goes to is decided in `kernel.cache.tiers`. Does not decode or transform
+(the caller's `produce` does), and does not know nets, plans or devices.
 
 Loader threads are two plain ThreadPoolExecutors, not joblib.Parallel: several consumers ask at once (a
 Parallel object runs one call at a time), a consumer that waits must not queue behind the look-ahead, threads
 must outlast a call (each sets its own intra-op threads and in-flight mark), and `prefer="threads"` is a hint
 that an outer parallel_config may override.
 """
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from ..errors import ClipError, ClipUnreadable, StoreError
-from ..sound.decode import Row
-from ..sound.frontends import FrontEnd
-from .ram import Reads, StoreLimits
-from .tiers import Shelf, Tiers
+from ..memory import Meter
+from ..sound.rows import Row
+from ..sound.source import Source
+from .ram import StoreLimits
+from .shelf import Shelf
+from .tiers import Stats, Tiers
 
 __all__ = ["Store", "StoreLimits"]
 
-Produce: TypeAlias = Callable[[FrontEnd, Sequence[Row]], Iterator[tuple[Row, "np.ndarray | ClipError"]]]
+Produce: TypeAlias = Callable[[Source, Sequence[Row]], Iterator[tuple[Row, np.ndarray | ClipError]]]
 
 POLL_S = 0.2
 
@@ -45,15 +44,24 @@ class Store:
     clock         seconds, for tests
     """
 
-    def __init__(self, *, produce: Produce, meter: Reads, limits: StoreLimits, scratch: Path, loaders: int,
-                 enter_loader: Callable[[], None] | None = None, clock: Callable[[], float] = time.monotonic):
-        self._produce, self._clock = produce, clock
+    def __init__(
+        self,
+        *,
+        produce: Produce,
+        meter: Meter,
+        limits: StoreLimits,
+        scratch: Path,
+        loaders: int,
+        enter_loader: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._produce = produce
+        self._clock = clock
         self._tiers = Tiers(meter, limits, scratch, loaders, clock)
-        enter = enter_loader or (lambda: None)
-        self._ahead = ThreadPoolExecutor(loaders, "loader", enter)
-        self._waited_for = ThreadPoolExecutor(loaders, "recompute", enter)
+        self._ahead = ThreadPoolExecutor(loaders, "loader", enter_loader)
+        self._waited_for = ThreadPoolExecutor(loaders, "recompute", enter_loader)
 
-    def get(self, fe: FrontEnd, row: Row) -> np.ndarray:
+    def get(self, fe: Source, row: Row) -> np.ndarray:
         """array[C, M, T] of a row, read-only: from RAM, from disk, or computed now.
 
         Raises  ClipError when the clip is broken
@@ -62,10 +70,11 @@ class Store:
         shelf = self._tiers.shelf(fe)
         while True:
             with self._tiers.lock:
-                broken, pending = shelf.broken.get(row.id), shelf.pending.get(row.id)
+                broken = shelf.broken.get(row.id)
+                pending = shelf.pending.get(row.id)
                 coming = shelf.coming.get(row.id)
             if broken is not None:
-                # a new one: a shared traceback would hold every reader's frames
+                # A new one: a shared traceback would hold every reader's frames
                 raise type(broken)(*broken.args)
             array = self._tiers.find(shelf, row.id)
             if array is not None:
@@ -77,7 +86,7 @@ class Store:
             else:
                 wait([pending])  # running: its result is on the way
 
-    def warm(self, fe: FrontEnd, rows: Sequence[Row], stop: Callable[[], bool] | None = None) -> None:
+    def warm(self, fe: Source, rows: Sequence[Row], stop: Callable[[], bool] = lambda: False) -> None:
         """Return once every row has been produced, is known broken, or has no place (then `get` computes it).
 
         stop  asked every 0.2 s; True ends the waiting
@@ -85,52 +94,41 @@ class Store:
         Raises  what `produce` raised, if that was no ClipError
         """
         waiting = self._look_ahead(fe, rows)
-        while waiting and not (stop is not None and stop()):
-            done, waiting = wait(waiting, timeout=POLL_S if stop is not None else None)
+        while waiting and not stop():
+            done, waiting = wait(waiting, timeout=POLL_S)
             for future in done:
                 if not future.cancelled():
                     future.result()
 
-    def prefetch(self, fe: FrontEnd, rows: Sequence[Row]) -> None:
+    def prefetch(self, fe: Source, rows: Sequence[Row]) -> None:
         """As `warm`, without waiting."""
         self._look_ahead(fe, rows)
 
-    def frames(self, fe: FrontEnd, row: Row) -> int | None:
+    def frames(self, fe: Source, row: Row) -> int | None:
         """Exact T of a row's array once it was produced, else None."""
         return self._tiers.shelf(fe).frames.get(row.id)
 
-    def expect(self, fe: FrontEnd, uses: int) -> None:
+    def expect(self, fe: Source, uses: int) -> None:
         """Tell how many passes over this front end are still to come: what spilling is weighed against."""
         self._tiers.shelf(fe).uses = max(1, uses)
 
-    def forget(self, fe: FrontEnd) -> None:
+    def forget(self, fe: Source) -> None:
         """Drop everything of a front end, after its last member."""
         self._tiers.forget(fe)
 
-    def relieve(self) -> None:
-        """Give RAM back if others' memory needs it; `get` does so too, the engine may at any time."""
-        self._tiers.relieve()
-
     def make_room(self, size: int) -> None:
-        """Move `size` bytes out of RAM whatever the meter says: before a forward that needs more than the
-        reserve.
-        """
+        """Move `size` bytes out of RAM, whatever the meter says: a forward needs more than the reserve."""
         self._tiers.make_room(size)
 
     @property
     def errors(self) -> dict[str, ClipError]:
         """Row id -> why it has no array, over all front ends."""
         with self._tiers.lock:
-            return {
-                row_id: error
-                for shelf in self._tiers.shelves.values()
-                for row_id, error in shelf.broken.items()
-            }
+            shelves = self._tiers.shelves.values()
+            return {row_id: error for shelf in shelves for row_id, error in shelf.broken.items()}
 
-    def stats(self) -> dict[str, Any]:
-        """Figures for the report: hits per tier, bytes, peaks, spills, faults, notes and the timeline of the
-        tiers.
-        """
+    def stats(self) -> Stats:
+        """Figures for the report: hits per tier, bytes, peaks, spills, faults and notes."""
         return self._tiers.stats()
 
     def close(self) -> None:
@@ -140,15 +138,14 @@ class Store:
         self._tiers.disk.close()
 
     # -- loader threads
-    # --------------------------------------------------------------------------------------------------
 
-    def _look_ahead(self, fe: FrontEnd, rows: Iterable[Row]) -> set[Future[Any]]:
+    def _look_ahead(self, fe: Source, rows: Iterable[Row]) -> set[Future[None]]:
         """Futures of all productions that these rows wait for; one task per clip."""
         shelf = self._tiers.shelf(fe)
-        futures: set[Future[Any]] = set()
+        futures: set[Future[None]] = set()
         clips: dict[str, list[Row]] = {}
         with self._tiers.lock:  # tasks take the same lock at their end, so that none ends before it is noted
-            self._tiers.calls += 1
+            self._tiers.hand.calls += 1
             for row in rows:
                 pending = shelf.pending.get(row.id)
                 if pending is not None and not pending.cancelled():
@@ -183,11 +180,14 @@ class Store:
         """
         with self._tiers.lock:
             self._tiers.hits["recompute"] += 1
-            later = [r for r in shelf.siblings.get(row.clip.id, ())
-                     if (r.start or 0) > (row.start or 0) and not self._tiers.has(shelf, r.id)]
+            later = [
+                other
+                for other in shelf.siblings.get(row.clip.id, ())
+                if (other.start or 0) > (row.start or 0) and not self._tiers.has(shelf, other.id)
+            ]
             work = self._waited_for.submit(self._produce_rows, shelf, [row, *later], row)
-            # who asks for these meanwhile waits for this decoding
-            shelf.coming.update((r.id, work) for r in later)
+            # Who asks for these meanwhile waits for this decoding
+            shelf.coming.update((other.id, work) for other in later)
         try:
             array = work.result()
         except MemoryError:
@@ -200,9 +200,9 @@ class Store:
                 ) from error
         finally:
             with self._tiers.lock:
-                for r in later:
-                    if shelf.coming.get(r.id) is work:
-                        del shelf.coming[r.id]
+                for other in later:
+                    if shelf.coming.get(other.id) is work:
+                        del shelf.coming[other.id]
         if array is None:
             with self._tiers.lock:
                 broken = shelf.broken.get(row.id)

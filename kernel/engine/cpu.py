@@ -1,28 +1,30 @@
-"""Rows through one net on a CPU: no batch ever holds two clips, and several rows run side by side where the
-net allows it.
+"""The CPU schedule: no forward ever holds two clips, and rows run side by side where the net allows it.
 
-Owns which rows run together and which alone, what a row's failure costs (that row in that net), and the books
-of what it took. Does not load spectrograms or choose nets (steps).
+Owns which rows run together and which alone, how much memory they may take together, and the timing of each
+row. A net that was recorded takes one thread for a row wherever it runs, so that its bytes depend neither on
+the memory nor on the cores. Does not settle what a failure costs (net_run) or choose nets (plan).
 """
-from __future__ import annotations
-
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
+import torch
 
-from ..errors import ClipError
-from ..inference import backends
-from ..inference.net import LoadedNet, predict_alone, tiled
-from .state import Scene, Timing
+from ..cache.store import Store
+from ..inference.devices import is_out_of_memory
+from ..inference.member import LoadedNet, predict_alone, tiled
+from ..memory import Meter
+from .feed import Feed
+from .net_run import NetRun, Timing
 
+BLOCK_ROWS = 32  # rows whose arrays are loaded before a net runs on them: few, so that scores come early
 WARM_UP = 3  # first forwards of a net on a CPU: torch still chooses and compiles its kernels, once
+SIDE_SHARE = 0.1  # of the memory that forwards side by side may take together; a larger one runs alone
 MEMORY_MARK = 0.97  # a forward must fit under this share of the limit
-SMALL_BYTES = 1 << 26  # forwards up to 64 MB: within the store's reserve
+SMALL_BYTES = 1 << 26  # forwards up to 64 MB lie within the store's reserve
 
 Stop = Callable[[], bool]
 
@@ -31,7 +33,7 @@ Stop = Callable[[], bool]
 class Answer:
     """What came of one row: probabilities f64[K] or an error; neither when the run had to stop before it.
 
-    forwards  (frames of a pass, frames in all) of each forward; whole: at full length, not in tiles
+    forwards  (frames of a pass, cells in all) of each forward;  whole: at full length, not in tiles
     """
 
     probs: np.ndarray | None = None
@@ -41,154 +43,170 @@ class Answer:
     seconds: float = 0.0
 
 
-def run_window(scene: Scene, net_id: str, net: LoadedNet, window: list[int], stop: Stop) -> None:
-    """Rows of a window. No batch ever holds two clips; small forwards of a recorded net run side by side, one
-    thread each.
+class Cores:
+    """The threads for rows side by side, one core each, and the memory they may take; one for the whole run.
 
-    A recorded net takes one thread for a row wherever it runs, so that its bytes depend neither on the memory
-    nor on the cores.
+    side_bytes  most that forwards side by side may need together
     """
-    def attempt(i: int, check: bool = True) -> Answer:
-        return Answer() if stop() else _attempt(scene, net_id, net, i, check)
 
-    frames, again = scene.frames[net.recipe.member.name], list[int]()
-    suspects, need = scene.journal.suspects_with(net_id), {i: need_bytes(scene, net, i) for i in window}
-    beside = {i: _fitting(scene, net, need[i]) for i in window}
-    if (
-        lacking_bytes(scene, max((count * need[i] for i, count in beside.items() if count > 1), default=0.0))
-        > 0
-    ):
-        beside = dict.fromkeys(window, 1)  # others have taken the memory meanwhile
-    careful = [i for i in window if beside[i] < 2 or scene.rows[i].id in suspects]
-    # longest first: no core waits long for the last one
-    crowd = sorted(set(window) - set(careful), key=lambda i: -frames[i])
-    while crowd and net.batches + len(careful) < WARM_UP:
-        careful.append(crowd.pop())
+    def __init__(self, count: int, meter: Meter) -> None:
+        self.count = count
+        self.side_bytes = int(SIDE_SHARE * meter.limit().limit_bytes)  # of the bound that is really there
+        self.threads = ThreadPoolExecutor(count, "rows", initializer=torch.set_num_threads, initargs=(1,))
+        self._meter = meter
 
-    def run_careful(rows: list[int]) -> None:
-        for i in rows:
-            first = net.batches < WARM_UP
-            answer = scene.side.submit(attempt, i).result() if net.runner.recorded else attempt(i)
-            timing = _settle(scene, net_id, net, i, answer)
-            if first and answer.whole:
-                scene.nets[net_id].setup_s += answer.seconds
-            elif timing is not None:
-                timing.add(1, frames[i], answer.seconds)
+    def beside(self, need: float) -> int:
+        """How many forwards of `need` bytes may run at once: 1 where nobody knows the need."""
+        return min(self.count, int(self.side_bytes // need)) if need > 0 else 1
 
-    run_careful(careful)
-    began, timed = time.monotonic(), list[tuple[Timing, int, float]]()
-    for i, answer in _abreast(scene, partial(attempt, check=False), crowd, beside):
-        if answer.error is not None and backends.is_out_of_memory(answer.error):
-            again.append(i)  # alone it may fit
-            continue
-        timing = _settle(scene, net_id, net, i, answer)
-        if timing is not None:
-            timed.append((timing, i, answer.seconds))
-    # of the wall in a thread's second
-    share = (time.monotonic() - began) / max(1e-9, sum(seconds for *_, seconds in timed))
-    for timing, i, seconds in timed:
-        timing.add(1, frames[i], share * seconds)
-    run_careful(again)
+    def lack(self, need: float) -> int:
+        """Bytes that `need` more would lack under 97 % of the limit; 0 or less when they are there."""
+        if need < SMALL_BYTES:
+            return 0
+        reading = self._meter.read()
+        return int(reading.used_bytes + need - MEMORY_MARK * reading.limit_bytes)
 
-
-def _fitting(scene: Scene, net: LoadedNet, need: float) -> int:
-    """How many forwards of `need` bytes may run at once: 1 for nets that are not recorded or whose need
-    nobody knows.
-    """
-    return min(scene.workers, int(scene.side_bytes // need)) if net.runner.recorded and need > 0 else 1
-
-
-def _abreast(scene: Scene, attempt: Callable[[int], Answer], rows: list[int],
-             beside: dict[int, int]) -> Iterator[tuple[int, Answer]]:
-    """(row, answer) in the order of `rows`, sorted by falling need: no more of them in flight than each
-    allows.
-    """
-    flying: deque[tuple[int, Future[Answer]]] = deque()
-    for i in rows:
-        while flying and beside[i] < scene.workers and len(flying) >= beside[i]:
-            number, future = flying.popleft()
-            yield number, future.result()
-        flying.append((i, scene.side.submit(attempt, i)))
-    for number, future in flying:
-        yield number, future.result()
-
-
-def _attempt(scene: Scene, net_id: str, net: LoadedNet, i: int, check: bool) -> Answer:
-    """One row through the net; in a thread of the pool where the net is recorded."""
-    row, began = scene.rows[i], time.monotonic()
-    if row.id in scene.broken:
-        return Answer()
-    forwards: list[tuple[int, int]] = []
-    with scene.journal.flight("batch", [row.id], net_id):
-        try:
-            chosen = net if not check or fits(scene, net, i) else tiled(net)
-            probs = predict_alone(chosen, scene.store, row, forwards)
-        except (Exception, SystemExit) as error:
-            # users' own nets may raise anything: it costs this net this row
-            return Answer(error=error)
-    return Answer(
-        probs=probs, forwards=tuple(forwards), whole=chosen is net, seconds=time.monotonic() - began
-    )
-
-
-def _settle(scene: Scene, net_id: str, net: LoadedNet, i: int, answer: Answer) -> Timing | None:
-    """One row's answer on the board; where its seconds are to be booked, None for nowhere."""
-    row, state = scene.rows[i], scene.nets[net_id]
-    if isinstance(answer.error, ClipError):
-        scene.lose(row, answer.error)
-    elif answer.error is not None:
-        if backends.is_lost(answer.error):
-            raise answer.error
-        scene.skip(net_id, row, answer.error)
-    if answer.probs is None:
-        return None
-    widths = len(net.widths)
-    for width, cells in answer.forwards:
-        net.count(width, cells)
-    put(scene, net_id, i, answer.probs)
-    state.tiled_rows += not answer.whole
-    return state.fresh if len(net.widths) > widths else state.timing
-
-
-def need_bytes(scene: Scene, net: LoadedNet, i: int) -> float:
-    """Bytes of the largest forward of a row, by the manifest."""
-    return net.cost.bytes_a + net.cost.bytes_b * net.recipe.cells_at_once(
-        float(scene.frames[net.recipe.member.name][i])
-    )
-
-
-def lacking_bytes(scene: Scene, need: float) -> int:
-    """Bytes that are not there for `need` more, the limit's last 3 % left alone; 0 or less when they are."""
-    if need < SMALL_BYTES:
-        return 0
-    reading = scene.meter.read()
-    return int(reading.used_bytes + need - MEMORY_MARK * reading.limit_bytes)
-
-
-def fits(scene: Scene, net: LoadedNet, i: int) -> bool:
-    """True when the forward of row i fits into memory beside everything but the store, which then gives
-    way.
-    """
-    lacking = lacking_bytes(scene, need_bytes(scene, net, i))
-    if lacking <= 0:
+    def make_room(self, need: float, store: Store) -> bool:
+        """True when a forward of `need` bytes fits beside everything but the store, which then gives way."""
+        lacking = self.lack(need)
+        if lacking > 0:
+            if lacking > store.stats().ram_bytes:
+                return False
+            store.make_room(lacking)
         return True
-    if lacking > scene.store.stats()["ram_bytes"]:
-        return False
-    scene.store.make_room(lacking)
-    return True
 
 
-def put(scene: Scene, net_id: str, i: int, probs: np.ndarray) -> None:
-    """One row's probabilities f64[K] on the board; NaN or infinity means that this net has no say in this
-    row.
-    """
-    if not np.isfinite(probs).all():
-        scene.skip(
-            net_id,
-            scene.rows[i],
-            ValueError("the net gave NaN or infinity for this row; the other nets decide it"),
+class CpuSchedule:
+    """One net over rows on the CPU."""
+
+    def __init__(self, run: NetRun, net: LoadedNet, cores: Cores, feed: Feed, stop: Stop) -> None:
+        self._run = run
+        self._net = net
+        self._cores = cores
+        self._feed = feed
+        self._stop = stop
+        self._met: set[int] = set()  # widths for which torch has prepared its kernels
+        self._forwards = 0
+
+    def predict(self, todo: Sequence[int]) -> Iterator[None]:
+        """Scores block by block: load, then run, since both want the same cores. Yields after each block."""
+        for start in range(0, len(todo), BLOCK_ROWS):
+            if self._stop():
+                return
+            block = todo[start:start + BLOCK_ROWS]
+            self._run.loading_s += self._feed.load(self._net.recipe, block, self._stop)
+            self.predict_block(block)
+            yield
+
+    def predict_block(self, block: Sequence[int]) -> None:
+        """Rows whose arrays are there: small forwards of a recorded net side by side, others one by one."""
+        beside = self._choose_beside(block)
+        suspects = self._run.suspects()
+        careful = [i for i in block if beside[i] < 2 or i in suspects]
+        # No core waits long for the last one
+        crowd = sorted(set(block) - set(careful), key=lambda i: -self._run.cells[i])
+        while crowd and self._forwards + len(careful) < WARM_UP:
+            careful.append(crowd.pop())
+        self._predict_one_by_one(careful)
+        self._predict_one_by_one(self._predict_crowd(crowd, beside))
+
+    def _choose_beside(self, block: Sequence[int]) -> dict[int, int]:
+        """Row -> how many of its size may run at once."""
+        if not self._net.runner.recorded:
+            return dict.fromkeys(block, 1)
+        beside = {i: self._cores.beside(self._need_bytes(i)) for i in block}
+        together = max((count * self._need_bytes(i) for i, count in beside.items() if count > 1), default=0.0)
+        if self._cores.lack(together) > 0:  # others have taken the memory meanwhile
+            return dict.fromkeys(block, 1)
+        return beside
+
+    def _need_bytes(self, i: int) -> float:
+        """Bytes of the largest forward of row i, by the manifest."""
+        cost = self._net.cost
+        return cost.bytes_a + cost.bytes_b * self._net.recipe.cells_at_once(float(self._run.cells[i]))
+
+    def _predict_one_by_one(self, rows: Sequence[int]) -> None:
+        for i in rows:
+            first = self._forwards < WARM_UP
+            recorded = self._net.runner.recorded
+            answer = (
+                self._cores.threads.submit(self._attempt_alone, i).result()
+                if recorded
+                else self._attempt_alone(i)
+            )
+            timing = self._settle(i, answer)
+            if first and answer.whole:
+                self._run.setup_s += answer.seconds
+            elif timing is not None:
+                timing.add(1, self._run.cells[i], answer.seconds)
+
+    def _predict_crowd(self, crowd: Sequence[int], beside: dict[int, int]) -> list[int]:
+        """Rows side by side; gives those back that ran out of memory: alone they may fit."""
+        began = time.monotonic()
+        again: list[int] = []
+        timed: list[tuple[Timing, int, float]] = []
+        for i, answer in self._abreast(crowd, beside):
+            if answer.error is not None and is_out_of_memory(answer.error):
+                again.append(i)
+                continue
+            timing = self._settle(i, answer)
+            if timing is not None:
+                timed.append((timing, i, answer.seconds))
+        in_threads_s = sum(seconds for *_, seconds in timed)
+        share = (time.monotonic() - began) / max(1e-9, in_threads_s)  # wall seconds of a thread's second
+        for timing, i, seconds in timed:
+            timing.add(1, self._run.cells[i], share * seconds)
+        return again
+
+    def _abreast(self, rows: Sequence[int], beside: dict[int, int]) -> Iterator[tuple[int, Answer]]:
+        """(row, answer) in the order of `rows`, by falling need: no more in flight than each allows."""
+        flying: deque[tuple[int, Future[Answer]]] = deque()
+        for i in rows:
+            while flying and beside[i] < self._cores.count and len(flying) >= beside[i]:
+                number, future = flying.popleft()
+                yield number, future.result()
+            flying.append((i, self._cores.threads.submit(self._attempt, i, self._net)))
+        for number, future in flying:
+            yield number, future.result()
+
+    def _attempt_alone(self, i: int) -> Answer:
+        """One row, in tiles where its forward would not fit into memory at full length."""
+        if self._cores.make_room(self._need_bytes(i), self._feed.store):
+            return self._attempt(i, self._net)
+        try:
+            return self._attempt(i, tiled(self._net))
+        except MemoryError as error:
+            return Answer(error=error)
+
+    def _attempt(self, i: int, net: LoadedNet) -> Answer:
+        """One row through the net; in a thread of its own where the net is recorded."""
+        row = self._run.rows.all[i]
+        if self._stop() or row.id in self._run.rows.reasons:
+            return Answer()
+        began = time.monotonic()
+        forwards: list[tuple[int, int]] = []
+        with self._run.flight([row]):
+            try:
+                probs = predict_alone(net, self._feed.store, row, forwards)
+            except (Exception, SystemExit) as error:
+                # Users' own nets may raise anything: it costs this net this row
+                return Answer(error=error)
+        return Answer(
+            probs=probs, forwards=tuple(forwards), whole=net is self._net, seconds=time.monotonic() - began
         )
-        return
-    scene.board.add(net_id, np.array([i]), probs[None])
-    scene.nets[net_id].rows += 1
-    scene.heartbeat.progress += 1
+
+    def _settle(self, i: int, answer: Answer) -> Timing | None:
+        """One row's answer on the board; where its seconds are to be booked, None for nowhere."""
+        if answer.error is not None:
+            self._run.settle(i, answer.error)
+        if answer.probs is None:
+            return None
+        new = {width for width, _ in answer.forwards} - self._met
+        for width, cells in answer.forwards:
+            self._run.count(width, cells)
+        self._met |= new
+        self._forwards += len(answer.forwards)
+        self._run.put(i, answer.probs)
+        if not answer.whole:
+            self._run.tiled_rows += 1
+        return self._run.fresh if new else self._run.timing

@@ -1,35 +1,41 @@
-"""The GPU schedule: passes of many rows share batches of near equal length, exactly.
+"""The GPU schedule: passes of many rows share batches, made ready while the device computes.
 
-Owns the groups' batches of a window of rows: collated and sent in a thread of their own while the device
-computes those before, halved when memory runs out, merged back per row. Does not choose windows (steps) or
-lengths that go together (batches), and does not mask (models).
+Owns the blocks of rows, the order in which they run, and their batches: collated and sent in a thread of
+their own, halved when memory runs out, merged back per row. Does not choose lengths that go together
+(length_groups), mask (models) or settle what a failure costs (net_run).
 """
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from ..cache.store import Store
 from ..errors import ClipError
-from ..inference import backends
-from ..inference.net import UNFIT, LoadedNet, merge, row_inputs
-from ..sound.decode import Row
+from ..inference.backends import Sent
+from ..inference.devices import is_out_of_memory, release
+from ..inference.member import UNFIT, LoadedNet, merge, row_inputs
+from ..inference.recipe import Recipe
+from ..sound.rows import Row
 from . import length_groups
+from .feed import Feed
+from .net_run import NetRun
 
-ROWS_PER_BATCH = 512  # OsciiArt's cap per batch
-PADDING = 0.02  # share of computed cells that may be padding (issue: under 2 %)
-# input values of one batch (64 MB of float32): 131 thousand frames of 128 bins, 6 minutes of waveform
-CELLS_PER_BATCH = 1 << 24
-# of the device that the activations of one batch may take, by the measured bytes per frame
-MEMORY_SHARE = 0.5
-STAGED_AHEAD = 2  # batches on the device or on their way to it, beside the one that is computed
+BLOCK_ROWS = 512  # most rows that are made ready together
+BLOCKS = 32  # at least, per step: the device waits for the first one, the loaders for the last
+# Loaded beyond the one that is made ready: long clips load faster, for their length, than short ones
+BLOCKS_AHEAD = 6
+FIRST_ROWS = 32  # loaded while the net is read and built
+ROWS_PER_BATCH = 512  # Source: OsciiArt's FAT2019 solution
+PADDING = 0.02  # share of the computed cells that may be padding
+VALUES_PER_BATCH = 1 << 24  # 64 MB of float32: 131 thousand frames of 128 bins, 6 minutes of waveform
+MEMORY_SHARE = 0.5  # of the device that the activations of one batch may take, by the measured bytes per cell
+SENT_AHEAD = 2  # batches on the device or on their way to it, beside the one that is computed
 
 Held = dict[int, dict[str, torch.Tensor]]
 Chosen = Sequence[tuple[int, int]]  # (row, pass) of each place in a batch
@@ -37,11 +43,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Block:
     """Rows that share batches.
 
-    held  inputs on the host, cut and finished: place in `rows` -> name -> f32[P, C, M, T]; broken rows are
-          left out
+    held  inputs on the host, cut and finished: place in `rows` -> name -> f32[P, C, M, T]; lost rows are left
+          out
     """
 
     rows: Sequence[Row]
@@ -49,182 +55,258 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StagedBatch:
-    """Passes of a window, `width` frames wide each, on the device, or why they do not get there; last: the
-    window's last.
+class SentBatch:
+    """Passes of a block on the device, or why they do not get there.
+
+    width  frames that are computed of each pass;  last: whether it is the block's last batch
     """
 
-    window: Window
+    block: Block
     chosen: Chosen
     width: int
-    staged: backends.Staged | Exception
+    sent: Sent | Exception
     last: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A window's answers: (row, f64[K]) of every row that is not broken, [NaN] where the device cannot hold a
-    row even alone.
+    """A block's answers: (row, f64[K]) of each row, [NaN] where the device cannot hold a row even alone.
 
-    waited   seconds until the window's first batch was there
+    waited   seconds until the block's first batch was there
     seconds  from then to its last answer
     """
 
-    window: Window
+    block: Block
     answers: list[tuple[Row, np.ndarray]]
     waited: float
     seconds: float
 
 
-def frames_per_batch(net: LoadedNet) -> int:
-    """Most frames of one batch: by the input's size, the device's memory, and what has run out of memory
-    before.
-    """
-    stage = net.recipe.stages[net.recipe.timed]
-    most = max(1, CELLS_PER_BATCH // max(1, stage.fe.channels * stage.fe.bins))
+def cells_per_batch(net: LoadedNet) -> int:
+    """Most cells of one batch: by the input's size, the device's memory, and what was too much before."""
+    fe = net.recipe.stages[net.recipe.timed].fe
+    most = max(1, VALUES_PER_BATCH // max(1, fe.channels * fe.bins))
     if net.runner.device.memory_bytes and net.cost.bytes_b > 0:
         most = min(most, max(1, int(MEMORY_SHARE * net.runner.device.memory_bytes / net.cost.bytes_b)))
-    return most if net.fitting_frames is None else min(most, net.fitting_frames)
+    return most if net.fitting_cells is None else min(most, net.fitting_cells)
 
 
-def open_window(
-    net: LoadedNet, store: Any, rows: Sequence[Row], failed: Callable[[Row, ClipError], None]
-) -> Window:
-    """A window of `rows`; those that are broken go to `failed`."""
+def open_block(
+    net: LoadedNet, store: Store, rows: Sequence[Row], lose: Callable[[Row, ClipError], None]
+) -> Block:
+    """A block of `rows`; those that are broken go to `lose`."""
     held: Held = {}
     for index, row in enumerate(rows):
         try:
             held[index] = row_inputs(net, store, row)
         except ClipError as error:
-            failed(row, error)
-    return Window(rows=rows, held=held)
+            lose(row, error)
+    return Block(rows=rows, held=held)
 
 
-def predict_grouped(
-    net: LoadedNet,
-    windows: Iterator[Window],
-    max_frames: Callable[[LoadedNet], int] = frames_per_batch,
-    flight: Callable[[Sequence[Row]], AbstractContextManager[Any]] = nullcontext,
-) -> Generator[Answered]:
-    """Answers window by window, in length groups of at most `max_frames` frames. Padding is masked, or absent
-    where the net cannot be masked.
+class BatchedNet:
+    """A net that answers blocks of rows in padded batches; nets that cannot be masked get no padding.
 
-    windows  drawn in a thread of its own, which also collates and sends their batches while the device
-             computes earlier ones
-    flight   entered with a window's rows while they are on the device
+    count      called with width, cells and padded cells of every batch
+    max_cells  most cells of one batch of the net, asked before each block
     """
-    with closing(_ahead(_stage_windows(net, windows, max_frames), STAGED_AHEAD)) as coming:
-        while True:
-            asked = time.monotonic()
-            batch = next(coming, None)
-            if batch is None:
-                return
-            window, answers, began = batch.window, dict[tuple[int, int], np.ndarray](), time.monotonic()
-            with flight(window.rows):
-                while True:
-                    answers.update(
-                        zip(
-                            batch.chosen,
-                            _run_batch(net, window.held, batch.chosen, batch.width, batch.staged),
-                            strict=True,
-                        )
-                    )
-                    if batch.last:
-                        break
-                    batch = next(coming)
-            of_rows = {
-                i: [answers[i, p] for p in range(x[net.recipe.timed].shape[0])]
-                for i, x in window.held.items()
-            }
-            yield Answered(window=window, waited=began - asked, seconds=time.monotonic() - began, answers=[
-                (window.rows[i], UNFIT if any(x is UNFIT for x in outs) else merge(net, np.stack(outs)))
-                for i, outs in of_rows.items()])
+
+    def __init__(self, net: LoadedNet, count: Callable[[int, int, int], None],
+                 max_cells: Callable[[LoadedNet], int] = cells_per_batch) -> None:
+        self._net = net
+        self._count = count
+        self._max_cells = max_cells
+
+    def predict(
+        self,
+        blocks: Iterator[Block],
+        flight: Callable[[Sequence[Row]], AbstractContextManager[object]] = nullcontext,
+    ) -> Generator[Answered]:
+        """Answers block by block.
+
+        blocks  drawn in a thread of its own, which also collates and sends their batches while the device
+                computes earlier ones
+        flight  entered with a block's rows while they are on the device
+        """
+        with closing(_draw_ahead(self._send_blocks(blocks), SENT_AHEAD)) as coming:
+            while True:
+                asked = time.monotonic()
+                batch = next(coming, None)
+                if batch is None:
+                    return
+                began = time.monotonic()
+                answers: dict[tuple[int, int], np.ndarray] = {}
+                with flight(batch.block.rows):
+                    answers |= self._answer(batch)
+                    while not batch.last:
+                        batch = next(coming)
+                        answers |= self._answer(batch)
+                rows = list(self._merge(batch.block, answers))
+                yield Answered(
+                    block=batch.block, answers=rows, waited=began - asked, seconds=time.monotonic() - began
+                )
+
+    def _answer(self, batch: SentBatch) -> dict[tuple[int, int], np.ndarray]:
+        """(row, pass) -> f32[K] of one batch."""
+        outs = self._run(batch.block.held, batch.chosen, batch.width, batch.sent)
+        return dict(zip(batch.chosen, outs, strict=True))
+
+    def _merge(
+        self, block: Block, answers: dict[tuple[int, int], np.ndarray]
+    ) -> Iterator[tuple[Row, np.ndarray]]:
+        """(row, f64[K]) of each row of a block from the answers of its passes."""
+        for i, inputs in block.held.items():
+            outs = [answers[i, p] for p in range(self._timed(inputs).shape[0])]
+            unfit = any(out is UNFIT for out in outs)
+            yield block.rows[i], UNFIT if unfit else merge(self._net, np.stack(outs))
+
+    def _timed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The input with the time axis, f32[P, C, M, T]."""
+        return inputs[self._net.recipe.timed]
+
+    def _frames(self, held: Held, chosen: Chosen) -> list[int]:
+        """Frames of each place's own row."""
+        return [self._timed(held[i]).shape[-1] for i, _ in chosen]
+
+    def _send_blocks(self, blocks: Iterator[Block]) -> Iterator[SentBatch]:
+        """Every batch of every block, on the device."""
+        module = self._net.module
+        for block in blocks:
+            places = [(i, p) for i, inputs in block.held.items() for p in range(self._timed(inputs).shape[0])]
+            batches = length_groups.group(
+                self._frames(block.held, places),
+                max_cells=self._max_cells(self._net),
+                max_rows=ROWS_PER_BATCH,
+                padding=PADDING,
+                exact=not getattr(module, "maskable", False),
+                min_frames=int(getattr(module, "min_frames", 1)),
+            )
+            for number, batch in enumerate(batches, 1):
+                chosen = [places[i] for i in batch.rows]
+                sent = self._send(block.held, chosen, batch.width)
+                yield SentBatch(
+                    block=block, chosen=chosen, width=batch.width, sent=sent, last=number == len(batches)
+                )
+
+    def _send(self, held: Held, chosen: Chosen, width: int) -> Sent | Exception:
+        """A batch on the device, zeros beyond each row's length; or the error, raised where the batch is
+        due.
+        """
+        frames = torch.tensor(self._frames(held, chosen))
+        collated = {}
+        try:
+            for name in self._net.recipe.stages:
+                parts = [held[i][name][p] for i, p in chosen]
+                if name == self._net.recipe.timed:
+                    collated[name] = self._net.runner.zeros((len(parts), *parts[0].shape[:-1], width))
+                    for place, x in zip(collated[name], parts, strict=True):
+                        place[..., :x.shape[-1]] = x
+                else:
+                    collated[name] = torch.stack(parts)
+            padded = bool((frames != width).any())
+            return self._net.runner.send(collated, frames if padded else None)
+        except Exception as error:  # out of memory, of whichever kind: halves the batch
+            return error
+
+    def _run(self, held: Held, chosen: Chosen, width: int, sent: Sent | Exception) -> list[np.ndarray]:
+        """f32[K] for each place of a batch, halved when memory runs out; UNFIT for a row that fails alone."""
+        notes = self._net.runner.notes
+        try:
+            if isinstance(sent, Exception):
+                raise sent
+            out = self._net.runner(sent)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = str(error)[:80]  # leaving the handler frees what the failed forward held
+        else:
+            cells = width * len(chosen)
+            self._count(width, cells, cells - sum(self._frames(held, chosen)))
+            return list(out)
+        release(self._net.runner.device)
+        if len(chosen) == 1:
+            notes.append(f"out of memory at 1 x {width}: this net has no say in that row ({message})")
+            return [UNFIT]
+        notes.append(f"out of memory at {len(chosen)} x {width}: batch halved ({message})")
+        half = len(chosen) // 2
+        self._net.fitting_cells = half * width
+        first = self._run(held, chosen[:half], width, self._send(held, chosen[:half], width))
+        return first + self._run(held, chosen[half:], width, self._send(held, chosen[half:], width))
 
 
-def _ahead(items: Iterator[T], count: int) -> Generator[T]:
-    """The items, drawn in a thread of their own, `count` before they are asked for; an error of theirs is
-    raised here.
-    """
-    end: Any = object()
-    # the loaders want the cores
+def _draw_ahead(items: Iterator[T], count: int) -> Generator[T]:
+    """The items, drawn `count` ahead in a thread of their own; an error of theirs is raised here."""
+    # The loaders want the cores
     pool = ThreadPoolExecutor(1, "inputs", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        coming = deque(pool.submit(next, items, end) for _ in range(count))
-        while (item := coming.popleft().result()) is not end:
-            coming.append(pool.submit(next, items, end))
+        coming: deque[Future[T | None]] = deque(pool.submit(next, items, None) for _ in range(count))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, items, None))
             yield item
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _stage_windows(
-    net: LoadedNet, windows: Iterator[Window], max_frames: Callable[[LoadedNet], int]
-) -> Iterator[StagedBatch]:
-    """Every batch of every window, on the device."""
-    timed = net.recipe.timed
-    for window in windows:
-        units = [(index, p) for index, x in window.held.items() for p in range(x[timed].shape[0])]
-        frames = [window.held[index][timed].shape[-1] for index, _ in units]
-        plan = length_groups.group(
-            frames,
-            max_cells=max_frames(net),
-            max_rows=ROWS_PER_BATCH,
-            padding=PADDING,
-            exact=not getattr(net.module, "maskable", False),
-            min_frames=int(getattr(net.module, "min_frames", 1)),
-        )
-        for number, batch in enumerate(plan, 1):
-            chosen = [units[i] for i in batch.rows]
-            yield StagedBatch(window=window, chosen=chosen, width=batch.width, last=number == len(plan),
-                              staged=_stage(net, window.held, chosen, batch.width))
+class GpuSchedule:
+    """One net over rows on a GPU."""
+
+    def __init__(self, run: NetRun, net: LoadedNet, feed: Feed, stop: Callable[[], bool]) -> None:
+        self._run = run
+        self._net = net
+        self._feed = feed
+        self._stop = stop
+
+    def predict(self, todo: Sequence[int]) -> Iterator[None]:
+        """Scores block by block; the next blocks are made ready meanwhile. Yields after each block."""
+        batched = BatchedNet(self._net, self._run.count)
+        with closing(batched.predict(self._open_blocks(self._cut(todo)), self._run.flight)) as answered:
+            for done in answered:
+                numbers = [self._run.rows.number(row) for row in done.block.rows]
+                self._run.loading_s += done.waited
+                self._run.timing.add(len(numbers), float(self._run.cells[numbers].sum()), done.seconds)
+                for row, probs in done.answers:
+                    self._run.put(self._run.rows.number(row), probs)
+                if self._stop():
+                    return
+                yield
+
+    def _cut(self, todo: Sequence[int]) -> list[list[int]]:
+        """The rows in blocks, by number and by cells; a suspect is a block of its own."""
+        cells = self._run.cells
+        suspects = self._run.suspects()
+        most = min(cells_per_batch(self._net) / 2, float(cells[todo].sum()) / BLOCKS)
+        blocks: list[list[int]] = []
+        held = 0.0
+        for i in todo:
+            alone = i in suspects or (blocks and blocks[-1][-1] in suspects)
+            if not blocks or alone or held + cells[i] > most or len(blocks[-1]) == BLOCK_ROWS:
+                blocks.append([])
+                held = 0.0
+            blocks[-1].append(i)
+            held += cells[i]
+        return blocks
+
+    def _open_blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[Block]:
+        """Blocks with their arrays cut and finished; the loaders work on later ones."""
+        recipe = self._net.recipe
+        for block in blocks[:BLOCKS_AHEAD]:
+            self._feed.prefetch(recipe, block)
+        for number, block in enumerate(blocks):
+            if number + BLOCKS_AHEAD < len(blocks):
+                self._feed.prefetch(recipe, blocks[number + BLOCKS_AHEAD])
+            self._feed.load(recipe, block, self._stop)
+            if self._stop():
+                return
+            rows = [self._run.rows.all[i] for i in block]
+            yield open_block(self._net, self._feed.store, rows, self._run.rows.lose)
 
 
-def _stage(net: LoadedNet, held: Held, chosen: Chosen, width: int) -> backends.Staged | Exception:
-    """A batch on the device, zeros beyond each row's own length; the error, to be met where the batch is
-    due.
+def longest_first(run: NetRun, recipe: Recipe, store: Store, todo: Sequence[int]) -> list[int]:
+    """Rows by falling length, exact where it is known: the order on a GPU.
+
+    Rows of near equal length share batches. Short clips load slowest for their length: in the plan's order,
+    shortest first, the device would wait for them with nothing loaded ahead (measured: 6 to 8 % of a run of
+    one net).
     """
-    frames = torch.tensor([held[i][net.recipe.timed].shape[-1] for i, _ in chosen])
-    collated = {}
-    try:
-        for name in net.recipe.stages:
-            parts = [held[i][name][p] for i, p in chosen]
-            if name == net.recipe.timed:
-                collated[name] = net.runner.zeros((len(parts), *parts[0].shape[:-1], width))
-                for place, x in zip(collated[name], parts, strict=True):
-                    place[..., :x.shape[-1]] = x
-            else:
-                collated[name] = torch.stack(parts)
-        return net.runner.stage(collated, frames if bool((frames != width).any()) else None)
-    except Exception as error:  # out of memory, of whichever kind: halves the batch
-        return error
-
-
-def _run_batch(
-    net: LoadedNet, held: Held, chosen: Chosen, width: int, staged: backends.Staged | Exception
-) -> list[np.ndarray]:
-    """f32[K] for each of a batch; halves itself when memory runs out, down to UNFIT for a row that fails
-    alone.
-    """
-    try:
-        if isinstance(staged, Exception):
-            raise staged
-        out = net.runner(staged)
-    except Exception as error:
-        if not backends.is_out_of_memory(error):
-            raise
-        message = str(error)  # leaving the handler frees what the failed forward held
-    else:
-        own = sum(held[i][net.recipe.timed].shape[-1] for i, _ in chosen)
-        net.count(width, width * len(chosen), width * len(chosen) - own)
-        return list(out)
-    backends.release(net.runner.device)
-    if len(chosen) == 1:
-        net.runner.notes.append(
-            f"out of memory at 1 x {width}: this net has no say in that row ({message[:80]})"
-        )
-        return [UNFIT]
-    net.runner.notes.append(f"out of memory at {len(chosen)} x {width}: batch halved ({message[:80]})")
-    half = len(chosen) // 2
-    net.fitting_frames = half * width
-    return [answer for part in (chosen[:half], chosen[half:])
-            for answer in _run_batch(net, held, part, width, _stage(net, held, part, width))]
+    fe = recipe.stages[recipe.timed].fe
+    return sorted(todo, key=lambda i: -(store.frames(fe, run.rows.all[i]) or run.cells[i]))

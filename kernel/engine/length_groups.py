@@ -1,11 +1,7 @@
-"""Which rows share a forward pass.
+"""Which rows share a forward pass on a GPU: rows of about equal length, within a cap of cells.
 
-Owns the two schedules: `group` (GPU: rows of about equal length share a padded batch) and `singles` (CPU: one
-row each, the fastest schedule there and exact by construction). Works on lengths alone.
-Does not pad, mask or run anything: that is predict's and the model's.
+Owns `group`. Works on lengths alone: it does not pad or run anything (gpu) and masks nothing (models).
 """
-from __future__ import annotations
-
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +15,7 @@ class Batch:
 
     rows    positions in the given list of lengths
     frames  exact length of each of them, before any padding
-    width   frames that are computed per row, >= every one of `frames`
+    width   cells that are computed per row, >= every one of `frames`
     """
 
     rows: tuple[int, ...]
@@ -28,18 +24,13 @@ class Batch:
 
     @property
     def cells(self) -> int:
-        """Computed frames."""
+        """Frames that are computed, padding included."""
         return self.width * len(self.rows)
 
     @property
     def padding(self) -> float:
-        """Share of the computed frames that is padding, 0..1."""
+        """Share of the cells that is padding, 0..1."""
         return 1.0 - sum(self.frames) / self.cells
-
-
-def singles(frames: Sequence[int]) -> list[Batch]:
-    """One batch per row, in the given order, nothing padded."""
-    return [Batch(rows=(i,), frames=(f,), width=f) for i, f in enumerate(frames)]
 
 
 def group(frames: Sequence[int], *, max_cells: int, max_rows: int, padding: float, exact: bool,
@@ -54,7 +45,7 @@ def group(frames: Sequence[int], *, max_cells: int, max_rows: int, padding: floa
     exact       True: only rows of equal length share a batch and nothing is padded but up to min_frames
     min_frames  least width the net accepts
 
-    Widths are snapped up to a ladder with steps of `padding`, the same in every call, so that a long run
+    Widths are snapped up to a ladder with rungs of `padding`, the same in every call, so that a long run
     meets few different shapes; a snap that would break the cap is not made. The result depends on `frames`
     alone.
 
@@ -63,8 +54,7 @@ def group(frames: Sequence[int], *, max_cells: int, max_rows: int, padding: floa
     if max_cells < 1 or max_rows < 1 or min_frames < 1 or not 0 <= padding < 1:
         raise SpecError(
             f"batches: max_cells {max_cells}, max_rows {max_rows}, min_frames {min_frames} must be >= 1 "
-            f"and padding {padding} in [0, 1)"
-        )
+            f"and padding {padding} in [0, 1)")
     if any(f < 1 for f in frames):
         raise SpecError(f"batches: a row has {min(frames)} frames; leave empty rows out before grouping")
     lengths = [max(f, min_frames) for f in frames]
@@ -74,7 +64,8 @@ def group(frames: Sequence[int], *, max_cells: int, max_rows: int, padding: floa
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
-        count, used = 0, 0
+        count = 0
+        used = 0
         snapped = longest if exact else widths[bisect.bisect_left(widths, longest)]
         width = longest if snapped > max_cells else snapped
         for i in order[start:start + max_rows]:
@@ -83,7 +74,8 @@ def group(frames: Sequence[int], *, max_cells: int, max_rows: int, padding: floa
             loose = lengths[i] != longest if exact else cells - used - lengths[i] > padding * cells
             if full or (loose and count > 0):
                 break
-            count, used = count + 1, used + lengths[i]
+            count += 1
+            used += lengths[i]
         if width * count - used > padding * width * count:
             width = longest  # a lone short row: no snap keeps the cap
         rows = order[start:start + count]
@@ -92,11 +84,9 @@ def group(frames: Sequence[int], *, max_cells: int, max_rows: int, padding: floa
     return batches
 
 
-def ladder(longest: int, step: float) -> list[int]:
-    """Widths 1 .. >= longest, each the largest integer within a factor 1 + step of the one before it (at
-    least + 1).
-    """
+def ladder(longest: int, rung: float) -> list[int]:
+    """Widths 1 .. >= longest, each the largest integer within a factor 1 + rung of the last one."""
     widths = [1]
     while widths[-1] < longest:
-        widths.append(max(widths[-1] + 1, int(widths[-1] * (1.0 + step))))
+        widths.append(max(widths[-1] + 1, int(widths[-1] * (1.0 + rung))))
     return widths

@@ -1,64 +1,63 @@
 """What runs next, and whether it still fits: the deadline as pure values.
 
 Owns costs, forecasts, what was learnt about this machine, and the choice of the next step. No I/O, no clock,
-no threads: times come in as numbers, new values go out, so every rule is tested with a fake clock.
-Does not run steps, watch the clock inside a step (the engine does, per batch) or stop anything.
+no threads: times come in as numbers, new values go out, so every rule is tested with a fake clock. Does not
+run steps (step), watch the clock inside one (the schedules do) or hand steps to devices (dispatch).
 
-Rules (DESIGN 9): first the cheapest net over every row, whatever the forecast says (the engine's per-batch
-clock cuts it; where it falls far behind its forecast, a net that was not tried yet takes over);
-then nets by value per second, each only if its forecast x 1.15 fits before the stop mark; a net that does not
-fit is skipped for the next one that does; stackers once their inputs are complete. Where the metric or a mean
-compares rows (`row_independent = false`) a half-done member is worth nothing, so a net starts only if all
-that its member still lacks fits.
+The rules: first the cheapest net over every row, whatever its forecast says. The clock may cut it, and where
+it falls far behind its forecast a net that was not tried yet takes over. Then nets by value per second, each
+only if its forecast x 1.15 fits before the stop mark; a net that does not fit is passed over for the next one
+that does. Stackers run once their inputs are complete. Where the metric or a mean compares rows
+(`row_independent = false`) a half-done member is worth nothing, so a net starts only if all that its member
+still lacks fits.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from types import MappingProxyType
-from typing import Any
 
+from ..report.contents import PlanReport, StepReport
 from ..spec import Manifest, Member, Stacker
 
-MARGIN = 1.15  # a step starts if forecast x MARGIN fits (DESIGN 9)
-LEARNING = 0.5  # weight of the newest measurement: two windows are enough to see a machine ten times slower
-# per second, guess before anything is measured: about a quarter of the 2-core fp32 roofline (250 GMAC/s)
+MARGIN = 1.15  # a step starts if its forecast times this fits
+LEARNING = 0.5  # weight of the newest measurement: two steps are enough to see a machine ten times slower
+# A guess before anything is measured: a quarter of what 2 cores can do in fp32 (250 GMAC/s)
 GMAC_PER_S_CPU = 60.0
-GMAC_PER_S_GPU = 2500.0  # per second, same kind of guess for a P100 or T4 at about half of its fp32 peak
+GMAC_PER_S_GPU = 2500.0  # the same kind of guess for a P100 or T4: about half of its fp32 peak
 UNKNOWN_ROW_S = 0.2  # seconds per row of a net whose cost nobody knows
-# a covering net this far behind its forecast gives way; our choice, as for hung engines
-PATIENCE, LEAST_PATIENCE_S = 4.0, 3.0
+# A covering net that takes this many times its forecast gives way; our choice, as for hung engines
+PATIENCE = 4.0
+LEAST_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetCost:
     """What one net costs before anything was measured here, and what it is worth.
 
-    a_s, b_s_per_frame  seconds per row = a_s + b_s_per_frame x frames of the row (all its tiles)
-    value               worth of the net's member, > 0; equal values mean the cheap one first
-    inputs              members that must be complete first (stackers); empty for first-level nets
+    a_s, b_s_per_cell  seconds per row = a_s + b_s_per_cell x cells of the row (all its passes)
+    value              worth of the net's member, > 0; equal values mean the cheap one first
+    inputs             members that must be complete first (stackers); empty for first-level nets
     """
 
     net_id: str
     member: str
     a_s: float
-    b_s_per_frame: float
+    b_s_per_cell: float
     value: float = 1.0
     inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """Rows that a net still lacks, and their frames in all.
+    """Rows that a net still lacks, and the cells it computes for them in all.
 
-    loading_s  seconds that producing the spectrograms will take that nobody has produced yet (not scaled by
-               net speeds)
+    loading_s  seconds for producing the arrays that nobody has produced yet (not scaled by the speeds of
+               nets)
     """
 
     rows: int
-    frames: float
+    cells: float
     loading_s: float = 0.0
 
 
@@ -82,10 +81,10 @@ class Step:
 class Speeds:
     """Measured seconds / expected seconds, per member and over all of them (for members not measured yet).
 
-    A factor of 1 means that the machine is as fast as the manifest says. Values are never changed: `learn`
+    A factor of 1 means that the machine is as fast as the manifest says. A value is never changed: `learn`
     gives a new one.
 
-    setups  seconds once per step, reading and preparing the net, per measured member
+    setups  seconds once per step for reading and preparing the net, per measured member
     """
 
     members: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
@@ -99,9 +98,9 @@ class Speeds:
         """Seconds of a step beside its rows; what other members took where this one was not measured."""
         return self.setups.get(member, sum(self.setups.values()) / len(self.setups) if self.setups else 0.0)
 
-    def learn(self, member: str, expected_s: float, measured_s: float, setup_s: float = 0.0) -> Speeds:
-        """Speeds after `member` took `measured_s`, its setup and loading excluded, for work of `expected_s`
-        by the manifest.
+    def learn(self, member: str, expected_s: float, measured_s: float, setup_s: float = 0.0) -> "Speeds":
+        """Speeds after `member` took `measured_s`, setup and loading excluded, where `expected_s` was
+        forecast.
         """
         if expected_s <= 0 or measured_s < 0:
             return self
@@ -135,9 +134,7 @@ class Outcome:
 
 
 def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
-    """Cost of every net of the bundle: measured seconds where the builder had them (--costs), else
-    multiply-adds / speed.
-    """
+    """Cost of every net of the bundle: measured seconds where there are any (--costs), else multiply-adds."""
     speed = GMAC_PER_S_GPU if gpu else GMAC_PER_S_CPU
     values = [m.value for m in manifest.ensemble.members if m.value is not None]
     usual = sum(values) / len(values) if values else 1.0
@@ -146,7 +143,7 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
     for part in parts:
         cost = manifest.costs.get(part.name)
         if cost is None:
-            a, b = UNKNOWN_ROW_S, 0.0
+            a, b = UNKNOWN_ROW_S, 0.0  # seconds per row and per cell
         elif cost.seconds_a is not None and cost.seconds_b is not None:
             a, b = cost.seconds_a, cost.seconds_b
         else:
@@ -154,22 +151,15 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
         value = part.value if isinstance(part, Member) else None
         inputs = part.inputs if isinstance(part, Stacker) else ()
         costs += [
-            NetCost(
-                net_id=f"{part.name}.{fold}",
-                member=part.name,
-                a_s=a,
-                b_s_per_frame=b,
-                inputs=inputs,
-                value=usual if value is None else value,
-            )
-            for fold in part.folds
-        ]
+            NetCost(net_id=f"{part.name}.{fold}", member=part.name, a_s=a, b_s_per_cell=b, inputs=inputs,
+                    value=usual if value is None else value)
+            for fold in part.folds]
     return costs
 
 
 def expected(cost: NetCost, todo: Todo) -> float:
     """Seconds by the manifest alone, setup and loading excluded: what `Speeds.learn` compares with."""
-    return max(0.0, cost.a_s * todo.rows + cost.b_s_per_frame * todo.frames)
+    return max(0.0, cost.a_s * todo.rows + cost.b_s_per_cell * todo.cells)
 
 
 def forecast(cost: NetCost, todo: Todo, speeds: Speeds) -> float:
@@ -190,28 +180,27 @@ def next_step(
 ) -> Step | None:
     """The step to start now, or None when nothing is left that fits.
 
-    todo         per net id the rows it lacks; nets that are done or given up are absent or have 0 rows. For a
-                 stacker: the rows whose inputs are complete
-    left_s       seconds to the stop mark; nothing starts at <= 0
-    uncovered    rows that no net has scored and that can still be scored
-    busy         net ids running on other devices
+    todo       per net id the rows it lacks; nets that are done or have failed are absent or have 0 rows. For
+               a stacker: the rows whose inputs are complete
+    left_s     seconds to the stop mark; nothing starts at <= 0
+    uncovered  rows that no net has scored and that can still be scored
+    busy       net ids running on other devices
     """
     if left_s <= 0:
         return None
     ready = [c for c in costs if c.net_id not in busy and c.net_id in todo and todo[c.net_id].rows > 0]
     first_level = [c for c in ready if not c.inputs]
-    covering = any(
-        todo[c.net_id].rows > 0 for c in costs if c.net_id in busy and c.net_id in todo and not c.inputs
-    )
+    others = [c for c in costs if c.net_id in busy and c.net_id in todo and not c.inputs]
+    covering = any(todo[c.net_id].rows > 0 for c in others)
     if uncovered > 0 and first_level and not covering:
         step = _cover(first_level, todo, speeds)
-        # there only complete members count
+        # There only complete members count
         return step if row_independent else replace(step, patience_s=math.inf)
     begun = {c.member: sum(d.member == c.member and d not in ready for d in costs) for c in ready}
     running = {c.member for c in costs if c.net_id in busy}
     ready = [c for c in ready if not running & set(c.inputs)]
     unfinished = {c.member for c in first_level}
-    # stackers on the rows they can have, when nothing else fits
+    # Stackers on the rows they can have, when nothing else fits
     waiting = [c for c in ready if unfinished & set(c.inputs)]
     for choice in ([c for c in ready if c not in waiting], waiting):
         for cost in sorted(choice, key=lambda c: -_worth(c, ready, begun, todo, speeds, row_independent)):
@@ -222,9 +211,7 @@ def next_step(
 
 
 def _cover(ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> Step:
-    """The cheapest net. One that was never run here counts as the manifest says: trying it covers rows all
-    the same.
-    """
+    """The cheapest net; one never run here counts as the manifest says, since trying it covers rows too."""
     hopeful = replace(speeds, overall=None)
     step = _step(min(ready, key=lambda c: forecast(c, todo[c.net_id], hopeful)), "cover", todo, speeds)
     others = any(c.member != step.member and c.member not in speeds.members for c in ready)
@@ -239,15 +226,16 @@ def _worth(
     speeds: Speeds,
     row_independent: bool,
 ) -> float:
-    """Value per second. A further fold of a member adds less than the first of another one (1 / (1 + folds
-    begun), our choice); where only complete members count, a member is worth its value over the seconds of
-    all that it lacks."""
+    """Value per second.
+
+    A further fold of a member adds less than the first of another one: 1 / (1 + folds begun), our choice.
+    Where only complete members count, a member is worth its value over the seconds of all that it lacks.
+    """
     if row_independent:
         seconds = forecast(cost, todo[cost.net_id], speeds)
         return cost.value / (1 + begun[cost.member]) / max(seconds, 1e-9)
-    return cost.value / max(
-        sum(forecast(c, todo[c.net_id], speeds) for c in ready if c.member == cost.member), 1e-9
-    )
+    seconds = sum(forecast(c, todo[c.net_id], speeds) for c in ready if c.member == cost.member)
+    return cost.value / max(seconds, 1e-9)
 
 
 def _step(cost: NetCost, kind: str, todo: Mapping[str, Todo], speeds: Speeds) -> Step:
@@ -272,23 +260,13 @@ def order_rows(lengths: Sequence[float]) -> list[int]:
     return order[-1:] + order[:-1]
 
 
-def accuracy(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Forecasts against outcomes for the report: every step, and the median of outcome / forecast over the
-    finished ones.
-    """
+def accuracy(outcomes: Sequence[Outcome]) -> PlanReport:
+    """Every step's forecast and outcome; median and worst of outcome / forecast over the finished ones."""
     finished = [o for o in outcomes if o.done >= o.rows and o.forecast_s > 0]
     ratios = [o.seconds / o.forecast_s for o in finished]
-    steps = [
-        {
-            "net": o.net_id,
-            "kind": o.kind,
-            "forecast_s": round(o.forecast_s, 3),
-            "seconds": round(o.seconds, 3),
-            "loading_s": round(o.loading_s, 3),
-            "rows": o.rows,
-            "done": o.done,
-        }
-        for o in outcomes
-    ]
-    return {"steps": steps, "median_ratio": round(median(ratios), 3) if ratios else None,
-            "worst_ratio": round(max(ratios), 3) if ratios else None}
+    steps = tuple(
+        StepReport(net=o.net_id, kind=o.kind, forecast_s=round(o.forecast_s, 3), seconds=round(o.seconds, 3),
+                   loading_s=round(o.loading_s, 3), rows=o.rows, done=o.done)
+        for o in outcomes)
+    return PlanReport(steps=steps, median_ratio=round(median(ratios), 3) if ratios else None,
+                      worst_ratio=round(max(ratios), 3) if ratios else None)

@@ -1,32 +1,28 @@
-"""Finishes: what a net wants done to the view's output before it sees it (deltas per tile, /255, channel
-repeat, in-net mel).
+"""Finishes: what a net wants done to its cuts before it sees them (deltas, /255, channel repeat, in-net mel).
 
-Owns the table STEPS. Runs per clip, so nothing in here can leak from one clip into another.
-Does not cut or pad along time (views) and stores nothing.
+Owns the table OPERATIONS. Every operation works on the cuts of one clip, so nothing leaks from one clip into
+another. Does not cut or pad along time (views) and keeps nothing.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..errors import SpecError, did_you_mean
-from ..sound import spectra
+from ..sound.filter_banks import mel_bank
 from ..sound.frontends import FrontEnd
+from ..sound.keras_mel import keras_mel
 from ..spec import load
 
 Shape = tuple[int, int, int]
 
 
-class Step(Protocol):
-    """One step: `step(x f32[P, C, M, t])` and the shape (C', M', t') it makes of (C, M, t); SpecError where
-    it does not fit.
-    """
+class Operation(Protocol):
+    """`operation(x f32[P, C, M, t])`; `shape` says what it makes of (C, M, t), SpecError where it cannot."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -40,9 +36,7 @@ class _SameShape:
 
 @lru_cache(maxsize=16)
 def _derivative_taps(width: int, order: int) -> tuple[float, ...]:
-    """Savitzky-Golay taps: the order-th derivative of the fit of a polynomial of that order to `width`
-    values.
-    """
+    """Savitzky-Golay taps: the order-th derivative of a polynomial of that order fitted to `width` values."""
     places = np.arange(width, dtype=np.float64) - width // 2
     fit = np.linalg.pinv(places[:, None] ** np.arange(order + 1))
     return tuple(float(tap) * math.factorial(order) for tap in fit[order])
@@ -56,12 +50,14 @@ def delta(x: torch.Tensor, width: int = 9, order: int = 1) -> torch.Tensor:
     first (librosa refuses such clips).
     Source: librosa 0.6.3 feature.delta.
     """
-    t, half = x.shape[-1], width // 2
+    t = x.shape[-1]
+    half = width // 2
     if t < width:
         left = (width - t) // 2
         index = torch.arange(width, device=x.device).sub_(left).clamp_(0, t - 1)
         return delta(x[..., index], width, order)[..., left : left + t]
-    taps, inner = _derivative_taps(width, order), t - width + 1
+    taps = _derivative_taps(width, order)
+    inner = t - width + 1
     out = torch.empty_like(x)
     middle = out[..., half : half + inner]
     torch.mul(x[..., half : half + inner], taps[half], out=middle)
@@ -76,18 +72,15 @@ def delta(x: torch.Tensor, width: int = 9, order: int = 1) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """Append the time derivatives of `orders` as channels, of this cut alone (argus: per tile, after
-    padding).
-    """
+    """Append the time derivatives of `orders` as channels, of this cut alone (argus: per tile)."""
 
     width: int = 9
     orders: tuple[int, ...] = (1, 2)
 
     def __post_init__(self) -> None:
         if self.width < 3 or self.width % 2 == 0 or not all(1 <= order < self.width for order in self.orders):
-            raise SpecError(
-                f"delta: width {self.width} must be odd, from 3, and orders {list(self.orders)} from 1 to below it"
-            )
+            raise SpecError(f"delta: width {self.width} must be odd, from 3, and orders {list(self.orders)} "
+                            "from 1 to below it")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, *(delta(x, self.width, order) for order in self.orders)], dim=1)
@@ -98,9 +91,7 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale(_SameShape):
-    """Divide by a number: 100 (argus), 255 (images; two such steps for the double /255 of the PyTorch
-    kernels).
-    """
+    """Divide by a number: 100 (argus), 255 (images; twice for the double /255 of the PyTorch kernels)."""
 
     divide: float
 
@@ -114,9 +105,7 @@ class Scale(_SameShape):
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise(_SameShape):
-    """(x - mean) / std with numbers of the training set, one per channel or one for all (simongrest: fastai
-    batch statistics).
-    """
+    """(x - mean) / std with numbers of the training set, one per channel or one for all (simongrest)."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -130,9 +119,7 @@ class Normalise(_SameShape):
 
     def shape(self, c: int, m: int, t: int) -> Shape:
         if len(self.mean) not in (1, c):
-            raise SpecError(
-                f"normalise: {len(self.mean)} means for {c} channels; give one for all or one each"
-            )
+            raise SpecError(f"normalise: {len(self.mean)} means for {c} channels; give one, or one each")
         return c, m, t
 
 
@@ -194,12 +181,11 @@ class Log(_SameShape):
 
 @dataclass(frozen=True, kw_only=True)
 class InNetMel:
-    """The mel layer inside the Keras nets: a cut of the waveform [P, 1, 1, S] becomes dB below its own peak
-    [P, 1, mels, t'].
+    """The mel layer inside the Keras nets: cuts of a waveform [P, 1, 1, S] become dB below their own peak.
 
-    t' = ceil(S / hop) (TF "same" padding). mel_power 2 (qrfaction) or 1 = square root of the mel of power
-    (Jeong). transform "fft", or "convolution" for the original's rounding at some ten times the cost:
-    spectra.kapre_mel.
+    Gives [P, 1, mels, t'] with t' = ceil(S / hop) (TF "same" padding). mel_power 2 (qrfaction) or 1 = square
+    root of the mel of power (Jeong). transform "fft", or "convolution" for the original's rounding at some
+    ten times the cost.
     Source: qrfaction code/time_frequency.py (hop 512 at HEAD, 500 by its README); finejuly utils/model.py.
     """
 
@@ -216,41 +202,34 @@ class InNetMel:
         if min(self.rate, self.n_fft, self.hop, self.mels) < 1 or self.mel_power not in (1.0, 2.0):
             raise SpecError("mel_in_net: rate, n_fft, hop and mels must be positive, mel_power 1 or 2")
         if self.transform not in ("fft", "convolution"):
-            raise SpecError(
-                f"mel_in_net.transform: {self.transform!r} is unknown; choose one of: convolution, fft"
-            )
+            choices = did_you_mean(self.transform, ("convolution", "fft"))
+            raise SpecError(f"mel_in_net.transform: {self.transform!r} is unknown; {choices}")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        bank = spectra.mel_bank(
-            self.rate, self.n_fft, self.mels, self.fmin, self.fmax or self.rate / 2, device=str(x.device)
-        )
-        return torch.stack(
-            [
-                spectra.kapre_mel(
-                    wave,
-                    n_fft=self.n_fft,
-                    hop=self.hop,
-                    bank=bank,
-                    mel_power=self.mel_power,
-                    convolution=self.transform == "convolution",
-                )[None]
-                for wave in x[:, 0, 0]
-            ]
-        )
+        fmax = self.fmax or self.rate / 2
+        bank = mel_bank(self.rate, self.n_fft, self.mels, self.fmin, fmax, device=str(x.device))
+        mels = [
+            keras_mel(
+                wave,
+                n_fft=self.n_fft,
+                hop=self.hop,
+                bank=bank,
+                mel_power=self.mel_power,
+                convolution=self.transform == "convolution",
+            )
+            for wave in x[:, 0, 0]
+        ]
+        return torch.stack(mels)[:, None]
 
     def shape(self, c: int, m: int, t: int) -> Shape:
         if (c, m) != (1, 1):
-            raise SpecError(
-                f"mel_in_net: wants a waveform [1, 1, S], the input has {c} channels and {m} rows"
-            )
+            raise SpecError(f"mel_in_net: wants a waveform [1, 1, S]; this has {c} channels, {m} rows")
         return 1, self.mels, -(-t // self.hop)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Squeeze(_SameShape):
-    """[P, 1, M, t] -> [P, M, t]: for nets that read rows as channels (ex4sperans 1-D, qrfaction's
-    statistics).
-    """
+    """[P, 1, M, t] -> [P, M, t]: for nets that read rows as channels (ex4sperans 1-D, qrfaction)."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, 0]
@@ -272,7 +251,7 @@ class Flatten:
         return c * m * t, 1, 1
 
 
-STEPS: dict[str, type] = {
+OPERATIONS: dict[str, type[Operation]] = {
     "delta": Delta,
     "scale": Scale,
     "normalise": Normalise,
@@ -288,27 +267,27 @@ STEPS: dict[str, type] = {
 
 
 class Finish:
-    """`finish(x[P, C, M, t] of any stored dtype) -> f32[P, C', M', t']`: the steps one after the other."""
+    """`finish(x[P, C, M, t] of any stored dtype) -> f32[P, C', M', t']`: one operation after the other."""
 
-    def __init__(self, steps: Sequence[Step], fe: FrontEnd) -> None:
-        self.steps = tuple(steps)
+    def __init__(self, operations: Sequence[Operation], fe: FrontEnd) -> None:
+        self.operations = tuple(operations)
         self._rows = fe.channels, fe.bins
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float()
-        for step in self.steps:
-            x = step(x)
+        for operation in self.operations:
+            x = operation(x)
         return x
 
     def shape(self, frames: int) -> Shape:
         """(C', M', t') for a cut of `frames` frames; a flattened input counts as (values, 1, 1).
 
-        Raises  SpecError when a step does not fit the one before
+        Raises  SpecError when an operation does not fit the one before
         """
         shape = (*self._rows, frames)
-        for step in self.steps:
-            shape = step.shape(*shape)
+        for operation in self.operations:
+            shape = operation.shape(*shape)
         return shape
 
     def frames(self, t: int) -> int:
@@ -316,19 +295,18 @@ class Finish:
         return self.shape(t)[2]
 
 
-def build(steps: Sequence[str | Mapping[str, Any]], fe: FrontEnd) -> Finish:
-    """Finish of ["delta", {kind = "scale", divide = 100}]: a name, or a table with `kind` and that step's
-    keys.
+def build(wanted: Sequence[str | Mapping[str, object]], fe: FrontEnd) -> Finish:
+    """Finish of ["delta", {kind = "scale", divide = 100}]: a name, or a table with `kind` and its keys.
 
-    Raises  SpecError naming the unknown step or key, or the step that does not fit
+    Raises  SpecError naming the unknown operation or key, or the operation that does not fit
     """
-    made: list[Step] = []
-    for i, step in enumerate(steps):
-        own = {"kind": step} if isinstance(step, str) else dict(step)
+    operations: list[Operation] = []
+    for i, entry in enumerate(wanted):
+        own = {"kind": entry} if isinstance(entry, str) else dict(entry)
         kind = own.pop("kind", None)
-        if kind not in STEPS:
-            raise SpecError(f"finish[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), STEPS)}")
-        made.append(load(STEPS[kind], own, f"finish[{i}]"))
-    finish = Finish(made, fe)
+        if kind not in OPERATIONS:
+            raise SpecError(f"finish[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), OPERATIONS)}")
+        operations.append(load(OPERATIONS[str(kind)], own, f"finish[{i}]"))
+    finish = Finish(operations, fe)
     finish.shape(fe.fixed or 1024)
     return finish

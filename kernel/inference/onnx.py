@@ -1,12 +1,9 @@
-"""Exported graphs (ONNX) as nets: the runtimes the image lacks, taken from the bundle's wheels where they are
-not installed.
+"""Exported graphs (ONNX) as nets, and the two runtimes that run them: ONNX Runtime and OpenVINO, on the CPU.
 
-Owns finding or unpacking ONNX Runtime and OpenVINO and wrapping a graph so that it is called like any net.
-Graphs are exported and checked by the builder; whether a graph replaces a torch net is decided by agreement
-in backends, which with this module alone knows the runtimes. CPU only.
+Owns finding the runtimes, or unpacking them from the bundle's wheels where the image lacks them, and wrapping
+a graph so that it is called like any net. Graphs are made by the builder; whether one replaces a torch net is
+decided in `backends`.
 """
-from __future__ import annotations
-
 import importlib
 import io
 import sys
@@ -25,19 +22,18 @@ from ..bundle import Bundle
 from ..errors import BundleError, DeviceError, SpecError, did_you_mean
 from ..spec import Manifest
 
-# fastest at ever-changing lengths first: `python -m benchmarks.backends`
+# The fastest at ever-changing lengths first: `python -m benchmarks.backends`.
 RUNTIMES = ("onnxruntime", "openvino")
 ONNX = "onnxruntime"  # what members that exist only as a graph run on
 Feed = dict[str, np.ndarray]
 
 
 def fits_python(wheel: str, version: tuple[int, int] = sys.version_info[:2]) -> bool:
-    """True for a wheel file name whose tags fit CPython `version`: its own, pure, or the stable interface of
-    an older one.
-    """
-    pythons, abi = wheel.split("-")[-3].split("."), wheel.split("-")[-2]
+    """True for a wheel name whose tags fit CPython `version`: its own, pure, or an older stable ABI."""
+    tags = wheel.split("-")
+    pythons = tags[-3].split(".")
     own = f"cp{version[0]}{version[1]}"
-    stable = abi == "abi3" and any(p.startswith("cp3") and int(p[3:]) <= version[1] for p in pythons)
+    stable = tags[-2] == "abi3" and any(p.startswith("cp3") and int(p[3:]) <= version[1] for p in pythons)
     return own in pythons or "py3" in pythons or stable
 
 
@@ -114,27 +110,25 @@ class GraphNet(nn.Module):
 
     def __init__(self, graph: bytes, runtime: ModuleType, callers: int = 1, cores: int = 1) -> None:
         super().__init__()
-        opened = (_open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino)(
-            graph, runtime, callers, cores
-        )
-        self.names, self._run = opened
+        open_session = _open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino
+        self.names, self._run = open_session(graph, runtime, callers, cores)
         self.callers = callers
         self.path = f"{runtime.__name__} cpu"
 
-    def forward(self, x: Any) -> torch.Tensor:
-        given: Mapping[str, torch.Tensor] = x if isinstance(x, Mapping) else {self.names[0]: x}
-        return torch.from_numpy(
-            np.ascontiguousarray(self._run({k: v.contiguous().numpy() for k, v in given.items()}))
-        )
+    def forward(self, x: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+        given = x if isinstance(x, Mapping) else {self.names[0]: x}
+        answer = self._run({k: v.contiguous().numpy() for k, v in given.items()})
+        return torch.from_numpy(np.ascontiguousarray(answer))
 
 
-def _open_onnxruntime(
-    graph: bytes, runtime: Any, callers: int, cores: int
-) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
+Session = tuple[list[str], Callable[[Feed], np.ndarray]]  # names of its inputs, and the function that runs it
+
+
+def _open_onnxruntime(graph: bytes, runtime: Any, callers: int, cores: int) -> Session:
     options = runtime.SessionOptions()
-    # one core: in the caller's own thread
-    options.intra_op_num_threads, options.inter_op_num_threads = cores, 1
-    # waiting threads would take cores from the loaders
+    options.intra_op_num_threads = cores  # one core: in the caller's own thread
+    options.inter_op_num_threads = 1
+    # Threads that wait and spin would take cores from the loaders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # a plan kept for each new shape: nearly every clip brings one
     options.log_severity_level = 3
@@ -142,34 +136,33 @@ def _open_onnxruntime(
     return [entry.name for entry in session.get_inputs()], lambda feed: session.run(None, feed)[0]
 
 
-def _open_openvino(
-    graph: bytes, runtime: Any, callers: int, cores: int
-) -> tuple[list[str], Callable[[Feed], np.ndarray]]:
+def _open_openvino(graph: bytes, runtime: Any, callers: int, cores: int) -> Session:
     options = {
         "INFERENCE_NUM_THREADS": callers * cores,
         "NUM_STREAMS": callers,
         "INFERENCE_PRECISION_HINT": "f32",
     }
     compiled = runtime.compile_model(runtime.Core().read_model(graph), "CPU", options)
-    names, own = [entry.get_any_name() for entry in compiled.inputs], threading.local()
+    own = threading.local()
 
     def run(feed: Feed) -> np.ndarray:
         if not hasattr(own, "request"):  # a request serves one caller at a time
             own.request = compiled.create_infer_request()
         return own.request.infer(feed)[compiled.output(0)]
 
-    return names, run
+    return [entry.get_any_name() for entry in compiled.inputs], run
 
 
 def open_graph(data: bytes, name: str, bundle: Bundle, folder: Path, side_by_side: bool) -> GraphNet:
-    """The graph under the runtime `name`: for one caller that gets all of torch's threads, or as many callers
-    at once.
+    """The graph under the runtime `name`: for one caller with all of torch's threads, or for as many callers.
 
     Raises  SpecError, DeviceError when the runtime is absent or refuses the graph
     """
-    runtime, cores = find_runtime(name, bundle, folder), torch.get_num_threads()
+    runtime = find_runtime(name, bundle, folder)
+    threads = torch.get_num_threads()
+    callers, cores = (threads, 1) if side_by_side else (1, threads)
     try:
-        return GraphNet(data, runtime, *((cores, 1) if side_by_side else (1, cores))).eval()
+        return GraphNet(data, runtime, callers, cores).eval()
     except Exception as error:  # runtimes raise types of their own, none of them public
         raise DeviceError(
             f"{name}: refuses the graph ({type(error).__name__}: {str(error)[:200]}); export it again"

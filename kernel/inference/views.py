@@ -1,22 +1,18 @@
 """Views: which parts of a clip's array a net sees, and how the scores of the parts become one row.
 
-Owns cutting, padding, mirroring and warping along time, the seeds of everything random in it, and the merge
-of the passes. Does not compute spectra (frontends) and does not know nets.
-
-Everything random is drawn from blake2b(row id, seed, pass), never from order: any worker, batch or restart
-gives the same cuts.
+Owns cutting, padding and mirroring along time, and the merge of the passes; zoom and warp of a cut are
+`distort`. Does not compute spectra (sound) and does not know nets. Everything random is drawn from
+blake2b(row id, seed, pass), never from order: any worker, batch or restart gives the same cuts.
 """
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 
 from ..errors import SpecError, did_you_mean
 from ..sound.frontends import FrontEnd
+from ..sound.source import Source
 from ..spec import load
 from . import distort
 
@@ -30,8 +26,8 @@ def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def pad_value(x: np.ndarray, fe: FrontEnd) -> float:
-    """The number a pad along time writes for this clip."""
+def pad_value(x: np.ndarray, fe: Source) -> float:
+    """The number that a pad along time writes for this clip."""
     return float(x.min()) if fe.pad == "clip_min" else float(fe.pad)
 
 
@@ -53,6 +49,8 @@ MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
     )[0],
     "max": lambda logits, weights, activate: np.asarray(activate(logits), np.float64).max(axis=0),
 }
+# Numbers of a view -> the least they may be.
+LEAST = {"frames": 1, "step": 1, "passes": 1, "stride": 0, "bins": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,30 +72,16 @@ class View:
     domain: str = "frames"
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("frames", 1),
-            ("step", 1),
-            ("passes", 1),
-            ("count_", 0),
-            ("stride", 0),
-            ("bins", 0),
-        ):
-            if getattr(self, name, low) < low:
-                raise SpecError(f"view.{name}: {getattr(self, name)} is too small; give at least {low}")
-        if (
-            not 0 <= self.flip <= 1
-            or any(w < 0 for w in self.pass_weights)
-            or (self.pass_weights and not self.pass_weights[0])
-        ):
+        for name, least in LEAST.items():
+            if getattr(self, name, least) < least:
+                raise SpecError(f"view.{name}: {getattr(self, name)} is too small; give at least {least}")
+        first_is_zero = bool(self.pass_weights) and not self.pass_weights[0]
+        if not 0 <= self.flip <= 1 or first_is_zero or any(w < 0 for w in self.pass_weights):
             raise SpecError("view: flip lies in 0..1, pass_weights are not negative and the first is above 0")
-        if self.domain not in ("frames", "wave"):
-            raise SpecError(
-                f"view.domain: {self.domain!r} is unknown; {did_you_mean(self.domain, ('frames', 'wave'))}"
-            )
-        if getattr(self, "short", "centre") not in SIDES:
-            raise SpecError(
-                f"view.short: {getattr(self, 'short', '')!r} is unknown; choose one of: {', '.join(SIDES)}"
-            )
+        for name, choices in (("domain", ("frames", "wave")), ("short", SIDES)):
+            value = getattr(self, name, choices[0])
+            if value not in choices:
+                raise SpecError(f"view.{name}: {value!r} is unknown; {did_you_mean(value, choices)}")
 
     @property
     def cut_frames(self) -> int | None:
@@ -133,9 +117,7 @@ class View:
         return np.stack(parts)
 
     def cut_wave(self, wave: np.ndarray, row_id: str, seed: int = 0) -> list[np.ndarray]:
-        """Waves f32[S'] cut from a wave f32[S] at the front end's rate; run the front end on each and stack
-        the results.
-        """
+        """Waves f32[S'] cut from a wave f32[S] at the front end's rate."""
         return [part[0, 0] for part in self._parts(wave[None, None], row_id, seed)]
 
     def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
@@ -148,17 +130,14 @@ class View:
         return 0.0 if self.domain == "wave" else pad_value(x, self.fe)
 
     def merge(self, logits: np.ndarray, activate: Activate) -> np.ndarray:
-        """f64[K] probabilities of one row from logits f[P, K]; `activate` maps logits [n, K] to probabilities
-        [n, K].
+        """f64[K] probabilities of one row from logits f[P, K]; `activate` makes logits [n, K] probabilities.
 
         Raises  SpecError when pass_weights has fewer values than passes
         """
         logits = np.asarray(logits, np.float64)
         weights = self._weights(len(logits))
         if len(weights) != len(logits):
-            raise SpecError(
-                f"view.pass_weights: {len(weights)} values for {len(logits)} passes; give one per pass"
-            )
+            raise SpecError(f"view.pass_weights: {len(weights)} for {len(logits)} passes; give one per pass")
         return MERGES[self.merge_rule](logits, weights, activate)
 
 
@@ -208,8 +187,7 @@ class _Cuts(View):
 class Chunks(_Cuts):
     """Cuts at regular intervals from the first to the last frame; one where the clip is no longer than a cut.
 
-    passes = 8 fixed (Viel), or stride > 0: ceil((T - frames) / stride) + 1 of them (ebouteillon: 128 every
-    48).
+    passes = 8 fixed (Viel), or stride > 0: ceil((T - frames) / stride) + 1 (ebouteillon: 128 every 48).
     """
 
     passes: int = 8
@@ -221,16 +199,15 @@ class Chunks(_Cuts):
         return -(-(frames - self.frames) // self.stride) + 1 if self.stride else self.passes
 
     def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
-        count, x = self.count(x.shape[2]), self._fit(x, generator(row_id, seed, 0))
+        count = self.count(x.shape[2])
+        x = self._fit(x, generator(row_id, seed, 0))
         starts = np.linspace(0, x.shape[2] - self.frames, count).round().astype(int)
         return [x[..., start : start + self.frames] for start in starts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Positions(_Cuts):
-    """Start, middle and end. In a clip shorter than a cut the three choose the left pad: 0, half, all of it
-    (qrfaction).
-    """
+    """Start, middle and end; in a clip shorter than a cut they choose the left pad (qrfaction)."""
 
     frames: int = 220500
     passes: int = 3
@@ -245,9 +222,7 @@ class Positions(_Cuts):
 
 @dataclass(frozen=True, kw_only=True)
 class Crops(_Cuts):
-    """Random cuts, one per pass; mask_bins and mask_frames blank one band each (ERC2019 left SpecAugment on:
-    12 and 12).
-    """
+    """Random cuts, one per pass; mask_bins and mask_frames blank one band each (ERC2019: 12 and 12)."""
 
     frames: int = 128
     passes: int = 5
@@ -275,11 +250,10 @@ class Crops(_Cuts):
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthCrops(Crops):
-    """Random cuts drawn where the clip is strong: chance of a start = its sum over rows below `bins`, minus
-    the least sum.
+    """Random cuts where the clip is strong; start 0 in a clip of constant strength.
 
-    A clip of constant strength gives start 0. Source: 7th place (Shirogane): 128 frames, rows 0..83, 20
-    passes, flip 0.5.
+    The chance of a start is the cut's sum over rows below `bins`, less the least such sum.
+    Source: FAT2019's 7th place (Shirogane): 128 frames, rows 0..83, 20 passes, flip 0.5.
     """
 
     passes: int = 20
@@ -296,8 +270,7 @@ class StrengthCrops(Crops):
 
 @dataclass(frozen=True, kw_only=True)
 class Zoom(Crops):
-    """One plain random cut, then `passes` - 1 random cuts, zoomed at the four corners in turn and warped in
-    perspective.
+    """One plain random cut, then `passes` - 1 that are zoomed at the four corners in turn and warped.
 
     The merge gives the plain pass the share `plain`, the others the rest. Source: simongrest (fastai v1 TTA
     without flips): 1 + 8 passes, zoom 1.1, symmetric warp within 0.05 at chance 0.9, shares 0.4 and 0.6.
@@ -318,9 +291,9 @@ class Zoom(Crops):
             rng = generator(row_id, seed, p)
             part = self._crop(x, rng)
             if p:
-                moved = (
-                    rng.uniform(-self.warp, self.warp, 4) if rng.random() < self.warp_chance else np.zeros(4)
-                )
+                moved = np.zeros(4)
+                if rng.random() < self.warp_chance:
+                    moved = rng.uniform(-self.warp, self.warp, 4)
                 part = distort.distort(part, (p - 1) % 4, self.zoom, moved)
             parts.append(part)
         return parts
@@ -341,35 +314,35 @@ VIEWS: dict[str, type[View]] = {
 }
 
 
-def keys(kind: str) -> dict[str, tuple[str, Any]]:
-    """TOML key -> (type, default) of a view kind, beside `kind` itself."""
-    names = {"merge_rule": "merge"}
-    return {names.get(f.name, f.name): (str(f.type), None if f.default is MISSING else f.default)
-            for f in fields(VIEWS[kind]) if f.name != "fe"}
+def keys(kind: str) -> dict[str, object]:
+    """TOML key -> default of a view kind, beside `kind` itself."""
+    found = {f.name: None if f.default is MISSING else f.default for f in fields(VIEWS[kind])}
+    del found["fe"]
+    return {"merge": found.pop("merge_rule"), **found}
 
 
-def build(spec: Mapping[str, Any], fe: FrontEnd) -> View:
+def build(spec: Mapping[str, object], fe: FrontEnd) -> View:
     """View of {kind = "tiles", frames = 256, step = 128, merge = "mean"} bound to the front end.
 
     For a front end without a time axis (statistics, length) every kind gives one pass: the caller repeats it
-    P times.
+    for every pass of the input that has one.
+
     Raises  SpecError naming the unknown kind, key or value
     """
-    own = dict(spec)
-    kind = own.pop("kind", "full")
+    own = {"kind": "full", "merge": "mean", **spec}
+    kind = str(own.pop("kind"))
     if kind not in VIEWS:
-        raise SpecError(f"view.kind: {kind!r} is unknown; {did_you_mean(str(kind), VIEWS)}")
+        raise SpecError(f"view.kind: {kind!r} is unknown; {did_you_mean(kind, VIEWS)}")
     known = keys(kind)
     for key in own:
         if key not in known:
-            raise SpecError(f"view.{key}: unknown key of kind {kind!r}; {did_you_mean(str(key), known)}")
-    merge = own.pop("merge", "mean")
+            raise SpecError(f"view.{key}: unknown key of kind {kind!r}; {did_you_mean(key, known)}")
+    merge = own.pop("merge")
     if merge not in MERGES:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
     view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
     if view.domain == "wave" and fe.time and (fe.trim_db is not None or view.cut_frames is None):
         raise SpecError(
-            f'view.domain: "wave" wants a kind with `frames` and a front end without trim_db, since all cuts must '
-            f"have one length; {fe.name} has trim_db = {fe.trim_db}"
-        )
+            'view.domain: "wave" wants a kind with `frames` and a front end without trim_db, since all cuts '
+            f"must have one length; {fe.name} has trim_db = {fe.trim_db}")
     return view

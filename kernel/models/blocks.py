@@ -1,6 +1,6 @@
 """Blocks shared by the families, and the rules that keep a padded tail out of every result.
 
-Owns masking: `frames` is an int64[B] of own lengths in the cells of the tensor at hand, or None for "no
+Owns masking: `frames` is an int64[B] of own lengths in the columns of the tensor at hand, or None for "no
 padding", the fast path that adds no operation (traced and exported graphs use it). A spatial convolution
 reads `zero_tail(x, frames)`; a pool over time ignores the tail; recurrent nets are packed; `pooled` turns
 lengths by the layer's own formula. Strided TF-"same" layers of odd size cannot be masked and have no block
@@ -8,8 +8,6 @@ here. Knows no family.
 
 Batch statistics of a training step include a padded tail: train on equal lengths.
 """
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -24,8 +22,7 @@ class Tagger(nn.Module):
     channels      input channels C of x f32[B, C, M, T]
     bins          input bins M, None = any
     min_frames    fewest frames that run; max_frames the most, None = no limit (samples for raw-wave nets)
-    fixed_frames  the only width of the published system where others make no sense, None = full length
-                  allowed
+    fixed_frames  the only width of the published system where others make no sense, None = any
     maskable      True: forward takes `frames` and rows do not depend on their batch
     """
 
@@ -45,9 +42,7 @@ def beyond(x: Tensor, frames: Tensor) -> Tensor:
 
 
 def zero_tail(x: Tensor, frames: Tensor | None) -> Tensor:
-    """x with zeros beyond each row's own length: what a convolution's own zero padding would be if the row
-    were alone.
-    """
+    """x with zeros beyond each row's own length: what a convolution's padding would be were the row alone."""
     return x if frames is None else x.masked_fill(beyond(x, frames), 0.0)
 
 
@@ -62,16 +57,16 @@ def pooled(frames: Tensor | None, kernel: int, stride: int | None = None, paddin
 
 
 def mean_time(x: Tensor, frames: Tensor | None) -> Tensor:
-    """Mean over the last axis, of valid cells only: [B, ..., T] -> [B, ...]."""
+    """Mean over the last axis, of a row's own columns only: [B, ..., T] -> [B, ...]."""
     if frames is None:
         return x.mean(-1)
-    wide = torch.promote_types(x.dtype, torch.float32)  # a sum of half-precision cells can pass 65504
-    cells = frames.to(x.device, wide).reshape(-1, *[1] * (x.dim() - 2))
-    return (zero_tail(x, frames).sum(-1, dtype=wide) / cells).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)  # a sum in half precision can pass 65504
+    count = frames.to(x.device, wide).reshape(-1, *[1] * (x.dim() - 2))
+    return (zero_tail(x, frames).sum(-1, dtype=wide) / count).to(x.dtype)
 
 
 def max_time(x: Tensor, frames: Tensor | None) -> Tensor:
-    """Maximum over the last axis, of valid cells only: [B, ..., T] -> [B, ...]."""
+    """Maximum over the last axis, of a row's own columns only: [B, ..., T] -> [B, ...]."""
     return bury_tail(x, frames).amax(-1)
 
 
@@ -86,9 +81,7 @@ def global_max(x: Tensor, frames: Tensor | None) -> Tensor:
 
 
 def run_recurrent(rnn: nn.Module, x: Tensor, frames: Tensor | None) -> tuple[Tensor, Any]:
-    """(outputs [B, T, H], final state) of a batch-first recurrent net; a row ends, and is read backwards
-    from, its own length.
-    """
+    """(outputs [B, T, H], final state) of a batch-first recurrent net; a row ends at its own length."""
     if frames is None:
         return rnn(x)
     packed = nn.utils.rnn.pack_padded_sequence(x, frames.cpu(), batch_first=True, enforce_sorted=False)
@@ -104,9 +97,7 @@ def conv_bn_relu(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
 
 
 class ConvBlock(nn.Module):
-    """Two 3 x 3 convolutions, then average pool 2: [B, i, M, T] -> [B, o, M // 2, T // 2]. Lengths:
-    `pooled(frames, 2)`.
-    """
+    """Two 3 x 3 convolutions, then average pool 2: [B, i, M, T] -> [B, o, M // 2, T // 2]."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()

@@ -3,8 +3,6 @@
 Owns `measure`. Counts on the meta device, so no memory is used and no time is measured; seconds come from a
 rehearsal. Scratch memory inside an operation (convolution workspaces) is not counted.
 """
-from __future__ import annotations
-
 import copy
 import weakref
 from typing import Any
@@ -17,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..spec import Cost
 
-STEP_FRAMES = 256  # a multiple of every family's stride, so that floor rounding does not bend the line
+WIDTH_FRAMES = 256  # a multiple of every family's stride, so that floor rounding does not bend the line
 
 
 class _Live(TorchDispatchMode):
@@ -52,7 +50,8 @@ class _Live(TorchDispatchMode):
 
 def _forward(module: nn.Module, x: Any) -> tuple[float, float]:
     """(GMAC, peak bytes) of one forward."""
-    flops, live = FlopCounterMode(display=False), _Live()
+    flops = FlopCounterMode(display=False)
+    live = _Live()
     for value in tree_leaves(x):
         live._count(value)
     with torch.no_grad(), flops, live:
@@ -67,12 +66,15 @@ def measure(module: nn.Module, bins: int, channels: int) -> Cost:
     fixed. A net with several inputs or without a time axis declares `example(frames) -> input`.
     """
     net = copy.deepcopy(module).to("meta").eval()
-    least, most = int(getattr(module, "min_frames", 1)), getattr(module, "max_frames", None)
+    least = int(getattr(module, "min_frames", 1))
+    most = getattr(module, "max_frames", None)
     fixed = getattr(module, "fixed_frames", None)
-    width = -(-4 * least // STEP_FRAMES) * STEP_FRAMES
-    widths = (
-        [fixed] if fixed else [least, most] if most is not None and most < 2 * width else [width, 2 * width]
-    )
+    width = -(-4 * least // WIDTH_FRAMES) * WIDTH_FRAMES
+    widths = [width, 2 * width]
+    if fixed:
+        widths = [fixed]
+    elif most is not None and most < 2 * width:
+        widths = [least, most]
     example: Any = getattr(module, "example", None)
     points = []
     for frames in widths:
@@ -80,9 +82,11 @@ def measure(module: nn.Module, bins: int, channels: int) -> Cost:
         x = {k: v.to("meta") for k, v in x.items()} if isinstance(x, dict) else x.to("meta")
         points.append(_forward(net, x))
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    (gmac, size), (gmac_2, size_2) = points[0], points[-1]
-    span = widths[-1] - widths[0] or 1
-    gmac_b, bytes_b = (gmac_2 - gmac) / span, (size_2 - size) / span
+    gmac, size = points[0]
+    gmac_2, size_2 = points[-1]
+    wider = widths[-1] - widths[0] or 1
+    gmac_b = (gmac_2 - gmac) / wider
+    bytes_b = (size_2 - size) / wider
     return Cost(
         gmac_a=gmac - gmac_b * widths[0],
         gmac_b=gmac_b,

@@ -4,8 +4,6 @@ Owns finding the file, importing it under a private name and filling in what the
 Does not hash or ship the file (the builder does both; in the bundle it lies inside the wheel, in
 `kernel/custom/`).
 """
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import sys
@@ -23,8 +21,7 @@ DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_fra
 
 
 def find_file(name: str) -> Path:
-    """Path of the file part of "my_model.py:MyNet": a bare name means the wheel's `kernel/custom/` first,
-    else as written.
+    """Path of the file part of "my_model.py:MyNet": a bare name means the wheel's `kernel/custom/` first.
 
     The wheel comes first because its bytes were verified; a file of the same name in the working folder was
     not.
@@ -41,8 +38,7 @@ def find_file(name: str) -> Path:
 
 
 def load_custom(path: Path, cls: str) -> type[nn.Module]:
-    """The class `cls` of the file at `path`. The file's code runs, with your rights: only load what you
-    wrote.
+    """The class `cls` of the file at `path`, whose code runs with your rights: only load what you wrote.
 
     Raises  SpecError when the file fails to import, has no such class, or the class is no nn.Module
     """
@@ -68,8 +64,7 @@ def load_custom(path: Path, cls: str) -> type[nn.Module]:
 
 
 def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Module:
-    """The user's net, with every attribute of the model contract set; `classes` is passed if the constructor
-    takes it.
+    """The user's net, with all that `Tagger` declares; `classes` is passed if the constructor takes it.
 
     A forward without `frames` makes the net not maskable: it runs at exactly equal lengths or alone.
 

@@ -1,8 +1,4 @@
-"""`dense_pyramid`: two-convolution dense blocks under pyramid pooling (M1, M2 and M3 of FAT2019's 9th place
-and of ERC2019).
-"""
-from __future__ import annotations
-
+"""`dense_pyramid`: dense blocks under pyramid pooling (M1 to M3 of FAT2019's 9th place and ERC2019)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +28,8 @@ class DensePyramid(Tagger):
 
     M1: blocks 4, levels 1, pool_last, hidden 128. M2: blocks 4, levels 3, hidden 256. M3: blocks 5, levels 4,
     hidden 256.
-    Source: seed-systems 5.2.
+    Source: TheoViel/kaggle_freesound modeling-kernel.ipynb; suicao/Pytorch-Audio-Emotion-Recognition
+    model_m1.py.
     """
 
     def __init__(self, classes: int, channels: int = 1, base: int = 64, blocks: int = 4, levels: int = 3,
@@ -40,7 +37,9 @@ class DensePyramid(Tagger):
         super().__init__()
         if not 1 <= levels <= blocks:
             raise ValueError(f"levels = {levels} must be in 1..blocks = {blocks}")
-        self.channels, self.blocks, self.levels = channels, blocks, levels
+        self.channels = channels
+        self.blocks = blocks
+        self.levels = levels
         self.pools = blocks if pool_last else blocks - 1
         self.min_frames = 2 ** self.pools
         widths = [channels, *(base << k for k in range(blocks))]

@@ -1,8 +1,4 @@
-"""`envnet_v2`: end-to-end 1-D/2-D CNN on the raw waveform (Tokozume et al. 2018, as used by FAT2019's 4th
-place).
-"""
-from __future__ import annotations
-
+"""`envnet_v2`: 1-D/2-D CNN on the raw waveform (Tokozume et al. 2018, as used by FAT2019's 4th place)."""
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,8 +33,8 @@ class EnvNetV2(Tagger):
 
     Two convolutions along time make a 64-row map, which then is read as an image; maximum over time, three
     linear layers. Nothing is zero-padded, so a tail can only enter at the last maximum.
-    Source: seed-systems 9, contracts osciiart_envnetv2; the dropout is not in the facts, ours. The second
-    head (noisy labels) only served training and is left out.
+    Source: OsciiArt/Freesound-Audio-Tagging-2019 src/models.py; the dropout is our choice. The second head
+    (noisy labels) only served training and is left out.
     """
 
     bins = 1
@@ -48,7 +44,7 @@ class EnvNetV2(Tagger):
         super().__init__()
         before = 1
         for name, maps, kernel, stride, _ in LAYERS:
-            # the map made by conv2 is the image of conv3, so its 64 rows are fixed
+            # The map made by conv2 is the image of conv3, so its 64 rows are fixed
             after = maps if name == "conv2" else max(1, int(maps * width))
             self.add_module(name, ConvLayer(before, after, kernel, stride))
             before = 1 if name == "conv2" else after

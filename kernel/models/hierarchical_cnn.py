@@ -1,8 +1,4 @@
-"""`hierarchical_cnn`: 1-D or 2-D residual CNN whose every depth feeds the classifier (FAT2019's 3rd
-place).
-"""
-from __future__ import annotations
-
+"""`hierarchical_cnn`: 1-D or 2-D residual CNN, every depth feeds the classifier (FAT2019's 3rd place)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,21 +47,18 @@ class PoolingBlock(nn.ModuleDict):
 
 
 class RecurrentSummary(nn.Sequential):
-    """Both final states [B, 2 x units] of a bidirectional GRU over layer-normed steps [B, T, depth]; keys 0
-    and 1.
-    """
+    """Final states [B, 2 x units] of a bidirectional GRU over layer-normed [B, T, depth]; keys 0 and 1."""
 
     def __init__(self, depth: int, units: int) -> None:
         super().__init__(nn.LayerNorm(depth), nn.GRU(depth, units, batch_first=True, bidirectional=True))
 
-    def forward(self, steps: Tensor, frames: Tensor | None = None) -> Tensor:
-        _, final = run_recurrent(self[1], self[0](steps), frames)
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        _, final = run_recurrent(self[1], self[0](x), frames)
         return torch.cat([final[0], final[1]], 1)
 
 
 class HierarchicalCNN(Tagger):
-    """Logits f32[B, K] of log spectra: x f32[B, 1, M, T], T >= 2 ** blocks (the 2-D net wants M >= 2 **
-    blocks too).
+    """Logits f32[B, K] of log spectra x f32[B, 1, M, T], T >= 2 ** blocks (in the 2-D net, M as well).
 
     1-D: the M bins are channels. 2-D: a second channel tells each bin's height, -1 (lowest) to 1, unless
     `frequency_map` is off. Block k has int(base * growth ** k) maps. From block `first` on each block's
@@ -75,7 +68,7 @@ class HierarchicalCNN(Tagger):
 
     bins   1-D only: input bins (129 = STFT window of 256 samples)
     units  of the GRU, a side
-    Source: seed-systems 4.2.
+    Source: ex4sperans/freesound-classification networks/classifiers.py.
     """
 
     def __init__(
@@ -95,7 +88,9 @@ class HierarchicalCNN(Tagger):
         super().__init__()
         if dims not in CONV or aggregation not in ("max", "rnn"):
             raise ValueError(f'dims = {dims} must be 1 or 2 and aggregation = {aggregation!r} "max" or "rnn"')
-        self.dims, self.first, self.frequency_map = dims, first, frequency_map and dims == 2
+        self.dims = dims
+        self.first = first
+        self.frequency_map = frequency_map and dims == 2
         self.bins = bins if dims == 1 else None
         self.min_frames = 2 ** blocks
         depths = [
@@ -125,14 +120,12 @@ class HierarchicalCNN(Tagger):
         if self.rnns is None:
             highest = max_time(x, frames)
             return highest if self.dims == 1 else highest.amax(-1)
-        steps = x if self.dims == 1 else x.mean(2)
-        return self.rnns[k](steps.transpose(1, 2), frames)
+        rows = x if self.dims == 1 else x.mean(2)
+        return self.rnns[k](rows.transpose(1, 2), frames)
 
 
 def add_frequency_map(x: Tensor) -> Tensor:
-    """[B, 1, M, T] -> [B, 2, M, T]: the second channel rises from -1 at the lowest bin to 1 at the
-    highest.
-    """
+    """[B, 1, M, T] -> [B, 2, M, T]: the second channel rises from -1 (lowest bin) to 1 (highest)."""
     height = torch.linspace(-1, 1, x.shape[2], dtype=x.dtype, device=x.device)[:, None]
     return torch.cat([x, height.expand_as(x)], 1)
 

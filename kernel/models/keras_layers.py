@@ -1,11 +1,8 @@
-"""Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) need to give their
-numbers.
+"""Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) are made of.
 
 Owns TensorFlow's "same" pools, Keras batch norm, Keras layer names, and the way from Keras arrays to torch
 tensors. Does not read .h5 files: `training.checkpoints` does.
 """
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,9 +30,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class NumberedLayers(Tagger):
-    """A net whose layers carry Keras names, numbered per kind in creation order: conv2d_1, conv2d_2, dense_1,
-    ...
-    """
+    """A net whose layers carry Keras names, numbered per kind as they are made: conv2d_1, conv2d_2, ..."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +48,8 @@ class NumberedLayers(Tagger):
     ) -> Any:
         """As in torch; the batch norms here have no batch counter, and torch is told not to ask for it."""
         state = OrderedDict(state_dict)
-        state._metadata = {name: {"version": 2} for name, _ in self.named_modules()}  # type: ignore[attr-defined]
+        versions = {name: {"version": 2} for name, _ in self.named_modules()}
+        state._metadata = versions  # type: ignore[attr-defined]
         return super().load_state_dict(state, strict, assign)
 
     def run(self, name: str, x: Tensor) -> Tensor:
@@ -62,8 +58,9 @@ class NumberedLayers(Tagger):
 
 
 def pad_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int], value: float) -> Tensor:
-    """x[B, C, H, W] padded as TensorFlow pads for "same": ceil(n / stride) outputs, the odd cell at the end.
-    size >= stride.
+    """x[B, C, H, W] padded as TensorFlow pads for "same", size >= stride.
+
+    That makes ceil(n / stride) outputs; the odd one of the padding is at the end.
     """
     high, wide = ((-x.shape[axis] % s) + k - s for axis, k, s in zip((2, 3), size, stride, strict=True))
     return F.pad(x, [wide // 2, wide - wide // 2, high // 2, high - high // 2], value=value)
@@ -86,7 +83,7 @@ def torch_state(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Tensor]
     layers: Keras layer name -> its arrays in Keras order. A later model of one session has higher numbers, so
     layers are numbered anew by rank within their kind. Left out: layers of other kinds that hold arrays (the
     frozen mel layer) and batch norms of one channel (over the waveform, before it).
-    Source: contracts of the Keras nets (kernel order, CuDNNGRU gates z, r, h; torch wants r, z, n).
+    Source: Keras 2.1 layers (kernels height, width, in, out; CuDNNGRU gates z, r, h; torch wants r, z, n).
     """
     state: dict[str, Tensor] = {}
     for kind, leaves_of in _LEAVES.items():

@@ -1,8 +1,4 @@
-"""`mel_densenet`: a full-length dense net of eight squeeze-and-excitation modules (DCASE 2018 task 2, 1st
-place; Keras).
-"""
-from __future__ import annotations
-
+"""`mel_densenet`: full-length dense net of squeeze-and-excitation modules (DCASE 2018 task 2, 1st place)."""
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +42,8 @@ class MelDenseNet(NumberedLayers):
         self.bins = bins
         self.norm_mel = self.add("batch_normalization", batch_norm(bins))
         self.stem = self.add("conv2d", nn.Conv2d(1, STEM - 1, 3, padding=1))
-        self.modules_in_order, width = [], STEM
+        self.modules_in_order = []
+        width = STEM
         for _ in range(MODULES):
             self.modules_in_order.append(self._module(width, min(width, growth)))
             width += min(width, growth)
@@ -78,6 +75,6 @@ class MelDenseNet(NumberedLayers):
             frames = None if frames is None else pooled(frames + frames % 2, 2)  # "same": sizes round up
             x = zero_tail(F.max_pool2d(x, 2, ceil_mode=True), frames)
         x = F.relu(self.run(self.norm_out, x))
-        # a head is linear, so averaging before it is averaging its positions
+        # A head is linear, so averaging before it is averaging its positions
         x = mean_time(x.mean(2), frames)
         return torch.stack([self.run(head, x).softmax(1) for head in self.heads]).mean(0)

@@ -1,21 +1,15 @@
-"""`resnet_backbone` and `resnet_max`: ResNet-18/34 under a global max pool (ex4sperans' backbone form;
-OsciiArt's net).
-"""
-from __future__ import annotations
-
+"""`resnet_backbone` and `resnet_max`: ResNet-18/34 under a global max pool (ex4sperans; OsciiArt)."""
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Tagger, bury_tail, global_max, pooled, zero_tail
 from .hierarchical_cnn import linear_head
 
-DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # basic blocks per stage; Source: He et al. 2015, table 1
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # basic blocks per layer. Source: He et al. 2015, table 1
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions plus the input (through a strided 1 x 1 convolution where the shape changes),
-    and its lengths.
-    """
+    """Two 3 x 3 convolutions plus the input, and its lengths; a 1 x 1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -37,9 +31,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNetBody(Tagger):
-    """Feature map f32[B, 8 x base, ~M/32, ~T/32] of x f32[B, C, M, T], without pool and head, and the lengths
-    on it.
-    """
+    """Feature map f32[B, 8 x base, ~M/32, ~T/32] of x f32[B, C, M, T], without pool and head."""
 
     def __init__(self, channels: int = 3, depth: int = 34, base: int = 64) -> None:
         super().__init__()
@@ -49,19 +41,20 @@ class ResNetBody(Tagger):
         self.conv1 = nn.Conv2d(channels, base, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         before = base
-        for stage, count in enumerate(DEPTHS[depth]):
-            width, layers = base << stage, []
+        for layer, count in enumerate(DEPTHS[depth]):
+            width = base << layer
+            blocks = nn.ModuleList()
             for k in range(count):
-                layers.append(BasicBlock(before, width, 2 if stage and not k else 1))
+                blocks.append(BasicBlock(before, width, 2 if layer and not k else 1))
                 before = width
-            self.add_module(f"layer{stage + 1}", nn.ModuleList(layers))
+            self.add_module(f"layer{layer + 1}", blocks)
 
     def body(self, x: Tensor, frames: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(feature map, own lengths on it)."""
         x, frames = F.relu(self.bn1(self.conv1(zero_tail(x, frames)))), pooled(frames, 7, 2, 3)
         x, frames = F.max_pool2d(bury_tail(x, frames), 3, 2, padding=1), pooled(frames, 3, 2, 1)
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            for block in self.get_submodule(stage).children():
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            for block in self.get_submodule(layer).children():
                 x, frames = block(x, frames)
         return x, frames
 
@@ -70,10 +63,10 @@ class ResNetBody(Tagger):
 
 
 class ResNetBackbone(Tagger):
-    """Logits f32[B, K] of log-mel x f32[B, 1, M, T]: repeated to 3 channels, batch norm, ResNet, global
-    maximum, head.
+    """Logits f32[B, K] of log-mel x f32[B, 1, M, T]: three channels, batch norm, ResNet, maximum, head.
 
-    Head: batch norm, linear, batch norm, PReLU, dropout, linear. Source: seed-systems 4.2 (backbone variant).
+    Head: batch norm, linear, batch norm, PReLU, dropout, linear.
+    Source: ex4sperans/freesound-classification networks/classifiers.py (backbone variant).
     """
 
     def __init__(self, classes: int, depth: int = 18, base: int = 64, dropout: float = 0.5) -> None:
@@ -89,11 +82,10 @@ class ResNetBackbone(Tagger):
 
 
 class ResNetMax(ResNetBody):
-    """Logits f32[B, K] of x f32[B, C, M, T]: ResNet, global maximum, three linear layers with ReLU and
-    dropout.
+    """Logits f32[B, K] of x f32[B, C, M, T]: ResNet, global maximum, three linear layers.
 
     The original's second head (noisy labels) only served training and is left out.
-    Source: seed-systems 9 (OsciiArt, 4th); the dropout is not in the facts, ours.
+    Source: OsciiArt/Freesound-Audio-Tagging-2019 src/models.py (FAT2019, 4th); the dropout is our choice.
     """
 
     def __init__(self, classes: int, channels: int = 1, depth: int = 34, base: int = 64, hidden: int = 1024,

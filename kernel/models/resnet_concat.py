@@ -1,8 +1,4 @@
-"""`resnet_concat`: ResNet-18/34 under fastai's concat-pool head, as `cnn_learner` builds it (filipmu, FAT2019
-top 20 %).
-"""
-from __future__ import annotations
-
+"""`resnet_concat`: ResNet-18/34 under fastai's concat-pool head (filipmu, FAT2019 top 20 %)."""
 from torch import Tensor
 
 from .resnet import ResNetBody
@@ -22,7 +18,8 @@ ORIGINAL_KEYS = (  # fastai: 0 = the body's children by number, 1 = the head
 class ResNetConcat(ResNetBody):
     """Logits f32[B, K] of x f32[B, C, M, T], full length: ResNet, global [maximum, average], `concat_head`.
 
-    Source: seed-systems 7 (fastai v1 cnn_learner; dropout 0.25 and 0.5).
+    Source: filipmu/Kaggle-freesound-audio-tagging-2019, training notebook (fastai v1 cnn_learner; dropout
+    0.25 and 0.5).
     """
 
     def __init__(self, classes: int, channels: int = 3, depth: int = 34, base: int = 64, hidden: int = 512,

@@ -1,8 +1,4 @@
-"""`scse_cnn`: 2 x 2 convolutions with concurrent spatial and channel squeeze-excitation (the CNN of FAT2019's
-7th place).
-"""
-from __future__ import annotations
-
+"""`scse_cnn`: 2 x 2 convolutions with spatial and channel squeeze-excitation (FAT2019's 7th place)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +68,8 @@ class SCSECNN(Tagger):
     Five growing blocks (base to 16 x base), then [mean over time and maximum over frequency, pool (5, 8),
     pool (2, 4)] in one vector, batch norm, dropout, linear, PReLU, batch norm, half the dropout, linear. Full
     clips run through tiles. `frames` is ignored: all rows of a batch have the width of x.
-    Source: seed-systems 5.2 (dcase); width range from the contracts' README, note 7.
+    Source: hidehisaarai1213's Kaggle kernel "freesound-7th-place-solution";
+    suicao/Pytorch-Audio-Emotion-Recognition model_dcase.py. Other widths give maps of another size.
     """
 
     bins = 128

@@ -1,8 +1,4 @@
-"""`se_densenet`: a dense net of eight squeeze-and-excitation layers with eight heads (FAT2019, 44th
-place).
-"""
-from __future__ import annotations
-
+"""`se_densenet`: dense net of squeeze-and-excitation layers with eight heads (FAT2019, 44th place)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +9,7 @@ STEM = 16  # maps after the stem: the input and 15 convolutions
 
 
 class SEDenseLayer(nn.Module):
-    """[B, i, M, T] -> [B, i + o, M, T]: the input, then `outputs` new maps scaled by
-    squeeze-and-excitation.
-    """
+    """[B, i, M, T] -> [B, i + o, M, T]: the input, then `outputs` new maps, each scaled by its gate."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -53,7 +47,8 @@ class SEDenseNet(Tagger):
         self.bins = self.min_frames = 2 ** layers
         self.maskable = full_length
         if not full_length:
-            self.fixed_frames, self.max_frames = self.bins, 2 * self.bins - 1
+            self.fixed_frames = self.bins
+            self.max_frames = 2 * self.bins - 1
         self.first_conv = nn.Conv2d(1, STEM - 1, 3, padding=1, bias=False)
         stack: list[nn.Module] = []
         width = STEM

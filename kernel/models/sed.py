@@ -2,8 +2,6 @@
 
 Owns the attention head and what of it becomes a row's score. Like every timm net it cannot be masked.
 """
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -42,8 +40,7 @@ class SEDTagger(Tagger):
 
     model     a timm model name; in_chans its input channels; options as in family `timm`
     bins      mel bins: the batch norm at the input works per bin
-    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (its highest frame) or "mean" of
-              both
+    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (the highest) or "mean" of both
     dropout   before and after the hidden layer, training only
     """
 
@@ -64,7 +61,9 @@ class SEDTagger(Tagger):
         super().__init__()
         if score not in SCORES:
             raise SpecError(f"sed: score = {score!r}: {did_you_mean(score, SCORES)}")
-        self.channels, self.bins, self.score = in_chans, bins, score
+        self.channels = in_chans
+        self.bins = bins
+        self.score = score
         make = functools.partial(
             create, model, {**(options or {}), "in_chans": in_chans, "num_classes": 0, "global_pool": ""}
         )
@@ -72,7 +71,7 @@ class SEDTagger(Tagger):
         self.backbone = make()
         if image_size(self.backbone):
             raise SpecError(
-                f"sed: the head needs a feature map over time and {model} has none; choose a convolutional model"
+                f"sed: the head needs a feature map over time, {model} has none; choose a convolutional model"
             )
         features = int(self.backbone.num_features)
         self.dropout = nn.Dropout(dropout)
@@ -81,11 +80,9 @@ class SEDTagger(Tagger):
         declare_widths(self, make)
 
     def clip_and_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(clip-wise f32[B, K], frame-wise f32[B, K, T]): frames are the backbone's steps, repeated to the
-        input's T.
-        """
-        clip, steps = self._head(x)
-        return clip, F.interpolate(steps, size=x.shape[-1], mode="nearest")
+        """(clip-wise f32[B, K], frame-wise f32[B, K, T]), the latter repeated to the input's T."""
+        clip, coarse = self._head(x)
+        return clip, F.interpolate(coarse, size=x.shape[-1], mode="nearest")
 
     def _head(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.bn0(x.transpose(1, 2)).transpose(1, 2)
@@ -95,8 +92,8 @@ class SEDTagger(Tagger):
         return self.att_block(self.dropout(x))
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
-        clip, steps = self._head(x)
+        clip, coarse = self._head(x)
         if self.score == "clip":
             return clip
-        highest = steps.amax(-1)
+        highest = coarse.amax(-1)
         return highest if self.score == "frame_max" else (clip + highest) / 2

@@ -1,8 +1,4 @@
-"""`simple_cnn`: the plain 2-D CNN that most FAT2019 teams started from (mhiro2's Kaggle baseline, M0 of the
-9th place).
-"""
-from __future__ import annotations
-
+"""`simple_cnn`: the plain 2-D CNN that most FAT2019 teams started from (mhiro2; M0 of the 9th place)."""
 from torch import Tensor, nn
 
 from .blocks import ConvBlock, Tagger, dense_head, mean_time, pooled
@@ -13,7 +9,8 @@ class SimpleCNN(Tagger):
 
     Four blocks of two 3 x 3 convolutions and average pool 2 (base, 2, 4, 8 x base), mean over time, then max
     over frequency, dense head.
-    Source: seed-systems 5.2 (m0) and 9 (mhiro2, 3 equal channels, dropout 0.2).
+    Source: mhiro2's Kaggle kernel "simple 2D CNN" (3 equal channels, dropout 0.2);
+    suicao/Pytorch-Audio-Emotion-Recognition model_m0.py (one channel).
     """
 
     min_frames = 16

@@ -1,8 +1,4 @@
-"""`aux_skip_attention`: skip connections under CBAM attention (FAT2019's 1st place), with auxiliary heads or
-an LSTM.
-"""
-from __future__ import annotations
-
+"""`aux_skip_attention`: skip connections under CBAM attention (FAT2019's 1st place)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,7 +84,7 @@ class AuxHead(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """[B, T, C] -> [B, T, C]: bidirectional LSTM of C units a side, then a linear layer on every step."""
+    """[B, T, C] -> [B, T, C]: bidirectional LSTM of C units a side, then a linear layer at every place."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -100,8 +96,7 @@ class Recurrence(nn.Module):
 
 
 class AuxSkipAttention(Tagger):
-    """Logits f32[B, K] of x f32[B, C, M >= 16, T >= 16]; in training mode (main, aux3, aux2, aux1) when
-    `aux`.
+    """Logits f32[B, K] of x f32[B, C, M >= 16, T >= 16]; with `aux`, in training, (main, aux3, aux2, aux1).
 
     Trunk of four convolution blocks; blocks 1-3 reach block 4's map by skip blocks; the four maps are joined,
     gated by CBAM, merged and averaged. `aux`: a head on each skip. `rnn`: mean over frequency, LSTM and mean
@@ -111,7 +106,7 @@ class AuxSkipAttention(Tagger):
     ratio    CBAM's channel reduction; kernel: of its spatial gate (7 or 3)
     width    channels of every skip, in units of base (8)
     hidden   units of a head, in units of base (4; 2 in the nets without aux heads)
-    Source: seed-systems 2.3.
+    Source: lRomul/argus-freesound src/models.
     """
 
     min_frames = 16
@@ -130,7 +125,8 @@ class AuxSkipAttention(Tagger):
         rnn: bool = False,
     ) -> None:
         super().__init__()
-        self.channels, self.aux = channels, aux
+        self.channels = channels
+        self.aux = aux
         out = width * base
         self.conv1 = ConvBlock(channels, base, bias=False)
         self.skip1 = SkipBlock(base, out, 8)
@@ -169,8 +165,8 @@ class AuxSkipAttention(Tagger):
     def _main(self, x: Tensor, frames: Tensor | None) -> Tensor:
         if self.rnn is None:
             return self.fc(global_average(x, frames))
-        steps = self.rnn(x.mean(2).transpose(1, 2), frames)
-        return self.fc(mean_time(steps.transpose(1, 2), frames))
+        along_time = self.rnn(x.mean(2).transpose(1, 2), frames)
+        return self.fc(mean_time(along_time.transpose(1, 2), frames))
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         if self.training and self.aux:

@@ -1,10 +1,8 @@
 """Second-level nets: class probabilities of the first level in, class scores out.
 
 Owns the gated MLP (FAT2019, 1st place) and the per-class stacker (2nd place). Does not choose or average
-members: `blend` does.
+members: `kernel.scores` does.
 """
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,8 +67,7 @@ class ClassWeights(nn.Module):
 
 
 class PerClassStacker(Tagger):
-    """Scores in (0, 1), f32[B, K], of f32[B, K, inputs] probabilities; the last input is the members'
-    weighted average.
+    """Scores in (0, 1), f32[B, K], of f32[B, K, inputs] probabilities; the last input is their average.
 
     Own weights per class, then one linear layer that mixes classes, then (tanh(x - 1.6) + 1) / 2.
     Source: qrfaction/1st-Freesound-Audio-Tagging-2019 code/models.py, formula only.

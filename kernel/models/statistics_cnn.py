@@ -1,13 +1,10 @@
-"""CNN on a log-mel picture with a recurrent branch over waveform statistics (FAT2019, 2nd place; published in
-Keras).
+"""`statistics_cnn`: CNN on a log-mel picture, GRU over waveform statistics (FAT2019, 2nd place; Keras).
 
 Owns the backbones "conv", "concat", "msc" and "se" variants, both pool orders, and the global branch.
 It is a five-second family: its strided "same" pools of odd size put the padding where the width tells, so
-padded frames cannot be masked (DESIGN 7). Source: qrfaction/1st-Freesound-Audio-Tagging-2019 code/models.py,
+padded frames cannot be masked. Source: qrfaction/1st-Freesound-Audio-Tagging-2019 code/models.py,
 layer lists only.
 """
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,8 +25,8 @@ POOLS = ("average_first", "max_first")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Layer names of conv, batch norm, ReLU and, where there is one, squeeze-and-excitation."""
+class Half:
+    """Layer names of convolutions, batch norm, ReLU and, where there is one, squeeze-and-excitation."""
 
     convolutions: tuple[str, ...]
     norm: str
@@ -39,8 +36,8 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    first: Stage
-    second: Stage
+    first: Half
+    second: Half
     reduce: str | None  # 1x1 convolution over [first half, second half]
     pool: int | None
 
@@ -74,48 +71,48 @@ class StatisticsCNN(NumberedLayers):
             for features in (STATISTICS, UNITS)
         ]
         before, sizes = STEMS[stem]
-        self.stem = self._stage(1, before, sizes, excitation, bias=False)
+        self.stem = self._half(1, before, sizes, excitation, bias=False)
         self.blocks = []
         for index, filters in enumerate(int(f * width) for f in FILTERS):
-            first = self._stage(before, filters, (3,), excitation)
-            second = self._stage(filters, filters, (3,), excitation)
+            first = self._half(before, filters, (3,), excitation)
+            second = self._half(filters, filters, (3,), excitation)
             reduce = self.add("conv2d", nn.Conv2d(2 * filters, filters, 1)) if concat else None
             size = POOL_SIZES[index] if index < len(POOL_SIZES) else None
             self.blocks.append(Block(first=first, second=second, reduce=reduce, pool=size))
             before = filters
         self.head = self.add("dense", nn.Linear(2 * before + UNITS + 1, classes))
 
-    def _stage(
+    def _half(
         self, before: int, maps: int, sizes: tuple[int, ...], excitation: bool, bias: bool = True
-    ) -> Stage:
+    ) -> Half:
         share = maps // len(sizes)
         convolutions = tuple(
             self.add("conv2d", nn.Conv2d(before, share, k, padding=k // 2, bias=bias)) for k in sizes
         )
         norm = self.add("batch_normalization", batch_norm(maps))
         if not excitation:
-            return Stage(convolutions=convolutions, norm=norm)
+            return Half(convolutions=convolutions, norm=norm)
         squeeze = self.add("dense", nn.Linear(maps, maps // 4))
-        return Stage(
+        return Half(
             convolutions=convolutions,
             norm=norm,
             squeeze=squeeze,
             excite=self.add("dense", nn.Linear(maps // 4, maps)),
         )
 
-    def _apply_stage(self, stage: Stage, x: Tensor) -> Tensor:
-        maps = [self.run(name, x) for name in stage.convolutions]
-        x = F.relu(self.run(stage.norm, torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]))
-        if stage.squeeze and stage.excite:
-            gate = torch.sigmoid(self.run(stage.excite, F.relu(self.run(stage.squeeze, x.mean((2, 3))))))
+    def _apply_half(self, half: Half, x: Tensor) -> Tensor:
+        maps = [self.run(name, x) for name in half.convolutions]
+        x = F.relu(self.run(half.norm, torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]))
+        if half.squeeze and half.excite:
+            gate = torch.sigmoid(self.run(half.excite, F.relu(self.run(half.squeeze, x.mean((2, 3))))))
             x = x * gate[:, :, None, None]
         return x
 
     def _apply_block(self, block: Block, x: Tensor) -> Tensor:
-        half = self._apply_stage(block.first, x)
+        half = self._apply_half(block.first, x)
         if block.pool:
             half = F.max_pool2d(half, 3, stride=1, padding=1)
-        x = self._apply_stage(block.second, half)
+        x = self._apply_half(block.second, half)
         if block.reduce:
             x = self.run(block.reduce, torch.cat([half, x], dim=1))
         if not block.pool:
@@ -125,7 +122,7 @@ class StatisticsCNN(NumberedLayers):
         return average_pool_same(max_pool_same(x, (1, block.pool), (1, 2)), (block.pool, 1), (2, 1))
 
     def _picture(self, mel: Tensor) -> Tensor:
-        x = self._apply_stage(self.stem, mel.transpose(2, 3))  # Keras order: time, mel
+        x = self._apply_half(self.stem, mel.transpose(2, 3))  # Keras order: time, mel
         for block in self.blocks:
             x = self._apply_block(block, x)
         b, c, t, m = x.shape  # pixel shuffle: neighbouring mel positions become channels
@@ -133,9 +130,8 @@ class StatisticsCNN(NumberedLayers):
         return x.amax(2).mean(2)
 
     def _waveform(self, statistics: Tensor) -> Tensor:
-        x = self.run(self.batch_norm_statistics, statistics.transpose(1, 2)[..., None])[..., 0].transpose(
-            1, 2
-        )
+        x = self.run(self.batch_norm_statistics, statistics.transpose(1, 2)[..., None])
+        x = x[..., 0].transpose(1, 2)
         for name in self.recurrent:
             x = self.get_submodule(name)(x)[0].unflatten(2, (2, UNITS)).sum(2)  # the two directions are added
         return x.amax(1)
@@ -146,10 +142,10 @@ class StatisticsCNN(NumberedLayers):
                 "length": torch.zeros(1, 1)}
 
     def forward(self, x: Mapping[str, Tensor], frames: Tensor | None = None) -> Tensor:
-        mel, statistics = x["mel"], x["statistics"]
+        mel = x["mel"]
         parts = [
             self._picture(mel),
-            self._waveform(statistics.reshape(mel.shape[0], -1, STATISTICS)),
+            self._waveform(x["statistics"].reshape(mel.shape[0], -1, STATISTICS)),
             x["length"].reshape(-1, 1),
         ]
         return self.run(self.head, torch.cat(parts, dim=1))

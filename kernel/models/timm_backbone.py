@@ -1,10 +1,8 @@
 """`timm`: any timm model as a tagger, with its own linear head or fastai's concat-pool head.
 
 Owns importing timm (only inside functions: it is optional) and what a timm model can be asked about itself.
-timm nets cannot be masked: they run at exactly equal lengths or alone (DESIGN 7). Never downloads weights.
+timm nets cannot be masked: they run at exactly equal lengths or alone. Never downloads weights.
 """
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib
@@ -24,11 +22,10 @@ PROBE_PIXELS = 320  # bins, and most frames, tried when looking for the narrowes
 
 @functools.cache
 def import_timm() -> ModuleType:
-    """The module timm, also where torchvision came without its compiled operators (a CPU torch from another
-    index).
+    """The module timm, also where torchvision came without its compiled operators.
 
-    torchvision then fails to import because `nms` and `qnms` are not declared; declaring them, without a
-    body, is enough: no classifier calls them.
+    That happens beside a CPU torch from another index: its import then fails because `nms` and `qnms` are not
+    declared. Declaring them, without a body, is enough: no classifier calls them.
 
     Raises  SpecError when timm or torchvision is not installed
     """
@@ -48,9 +45,7 @@ def import_timm() -> ModuleType:
 
 @functools.cache
 def declare_torchvision_operators() -> torch.library.Library:
-    """The library holding the declarations of torchvision's `nms` and `qnms`; they last as long as it
-    does.
-    """
+    """The library that declares torchvision's `nms` and `qnms`; they last as long as it does."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -64,10 +59,9 @@ def create(model: str, options: Mapping[str, Any]) -> nn.Module:
     """
     timm = import_timm()
     if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(), n=3) or [
-            "run timm.list_models() for the names"
-        ]
-        raise SpecError(f"timm has no model {model!r}; nearest: {', '.join(near)}")
+        near = difflib.get_close_matches(model, timm.list_models(), n=3)
+        raise SpecError(f"timm has no model {model!r}; nearest: "
+                        + (", ".join(near) or "run timm.list_models() for the names"))
     try:
         return timm.create_model(model, pretrained=False, **options)
     except AssertionError as error:  # timm's own checks of pool names and sizes
@@ -77,8 +71,7 @@ def create(model: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def fewest_frames(make: Callable[[], nn.Module], channels: int) -> int:
-    """Fewest frames (1 to PROBE_PIXELS) at which the net of `make` runs; tried on the meta device, without
-    arithmetic.
+    """Fewest frames (1 to PROBE_PIXELS) at which the net of `make` runs; tried on the meta device.
 
     Raises  SpecError when it runs at none
     """
@@ -104,9 +97,7 @@ def fewest_frames(make: Callable[[], nn.Module], channels: int) -> int:
 
 
 def image_size(net: nn.Module) -> tuple[int, int] | None:
-    """(bins, frames) of a net that takes only one picture size (transformers with fixed positions), else
-    None.
-    """
+    """(bins, frames) of a net that takes one picture size only (transformers), or None."""
     patches = getattr(net, "patch_embed", None)
     size = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
     return (int(size[0]), int(size[1])) if size else None
@@ -122,11 +113,10 @@ class FlattenedPools(nn.Module):
 def concat_head(
     maps: int, classes: int, hidden: int = 512, dropout: float = 0.5, bias: bool = True
 ) -> nn.Sequential:
-    """fastai's head on pooled f32[B, 2 x maps]: keys 2 (batch norm), 4 (linear), 6 (batch norm) and 8
-    (linear).
+    """fastai's head on pooled f32[B, 2 x maps]: keys 2 and 6 (batch norm), 4 and 8 (linear).
 
-    bias  True in fastai v1, False in v2. Source: create_head of fastai 1.0.61; dropouts dropout/2 and
-          dropout.
+    bias  True in fastai v1, False in v2
+    Source: create_head of fastai 1.0.61; dropouts dropout/2 and dropout.
     """
     return nn.Sequential(
         nn.Identity(),

@@ -1,10 +1,8 @@
 """A fake /kaggle to rehearse in: the attached dataset, and a competition made of the user's clips.
 
-Owns the tree and the resampling of clips to the size of a hidden test set. Files are hard links where
-possible. Does not run the kernel in it (rehearsal).
+Owns the tree and the stretching of clips to the size of a hidden test set. Files are hard links where
+possible. Does not run the kernel in it (command).
 """
-from __future__ import annotations
-
 import csv
 import os
 import re
@@ -19,24 +17,22 @@ import soundfile
 from .. import spec
 from ..errors import SampleMissing, SpecError
 from ..sound.clips import SUFFIXES, find_clips
-from ..sound.decode import Row, clip_ids, list_rows, probe, window_ids
+from ..sound.decode import probe
+from ..sound.rows import Row, clip_ids, list_rows, window_ids
 
 NEGLIGIBLE = 0.01  # a length factor this close to 1 changes nothing
 AGAIN = "again{}-"  # leads the name of a repeated clip: window rows are named by the file, not by its folder
 FACTORS = (0.02, 50.0)  # beyond it the clips say nothing about the hidden ones
+COMPETITION = "competitions/rehearsal"  # its place below the input
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replica:
-    """What was laid: the input folder, its rows, and what was done to the clips."""
+class FakeKaggle:
+    """What was laid: the test folder of clips, the ids of its rows, and what was done to the clips."""
 
-    input: Path
+    test: Path
     ids: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def test(self) -> Path:
-        return self.input / "competitions/rehearsal/test"
 
 
 def link(source: Path, target: Path) -> None:
@@ -68,8 +64,13 @@ def lay_bundle(root: Path, bundle: Path) -> None:
             link(path, root / "datasets/owner/bundle" / path.name)
 
 
-def lay_clips(root: Path, clips: Path, ensemble: spec.Ensemble, repeat_to: int | None = None,
-              hours: float | None = None) -> Replica:
+def lay_clips(
+    root: Path,
+    clips: Path,
+    ensemble: spec.Ensemble,
+    repeat_to: int | None = None,
+    hours: float | None = None,
+) -> FakeKaggle:
     """A competition below `root`: the clips as test folder, and a sample submission that names them.
 
     repeat_to  clips in all: the given ones again and again, under other names
@@ -80,19 +81,19 @@ def lay_clips(root: Path, clips: Path, ensemble: spec.Ensemble, repeat_to: int |
     """
     files = find_audio(clips)
     seconds = [_seconds(path) for path in files]
-    wanted, notes = repeat_to or len(files), []
+    wanted = repeat_to or len(files)
+    notes = []
     factor = _length_factor(seconds, wanted, hours) if repeat_to and hours else 1.0
     if factor != 1.0:
         notes.append(f"clips: every length times {factor:.3g} (cut or repeated), {hours:g} h in all")
     if wanted > len(files):
         notes.append(f"clips: {len(files)} files repeated to {wanted}")
     ids: list[str] = []
-    competition = root / "competitions/rehearsal"
+    competition = root / COMPETITION
     made: dict[Path, Path] = {}
     for number in range(wanted):
-        source, again = files[number % len(files)], number // len(files)
-        place = source.relative_to(clips)
-        name = (place.with_name(AGAIN.format(again) + place.name) if again else place).as_posix()
+        source = files[number % len(files)]
+        name = _repeated_name(source.relative_to(clips), number // len(files))
         target = competition / "test" / name
         if source not in made and factor != 1.0 and stretch(source, target, factor):
             made[source] = target
@@ -100,43 +101,41 @@ def lay_clips(root: Path, clips: Path, ensemble: spec.Ensemble, repeat_to: int |
             link(made.get(source, source), target)
         ids += _row_ids(name, target, ensemble)
     write_sample(competition, ids, ensemble)
-    return Replica(input=root, ids=tuple(ids), notes=tuple(notes))
+    return FakeKaggle(test=competition / "test", ids=tuple(ids), notes=tuple(notes))
+
+
+def _repeated_name(place: Path, again: int) -> str:
+    """Name of a clip at its `again`-th repetition; 0 = its own."""
+    return (place.with_name(AGAIN.format(again) + place.name) if again else place).as_posix()
 
 
 def original_name(id: str) -> str:
     """Name of the clip that a row repeats; the row's own for one that is no repetition."""
-    place = Path(id)
-    return (
-        place.with_name(re.sub("^" + AGAIN.format(r"\d+"), "", place.name, count=1)).as_posix()
-        if place.name
-        else id
-    )
+    folder, slash, name = id.rpartition("/")
+    return folder + slash + re.sub("^" + AGAIN.format(r"\d+"), "", name, count=1)
 
 
-def rows_of(laid: Replica, ensemble: spec.Ensemble, wanted: Collection[str]) -> list[Row]:
+def find_rows(kaggle: FakeKaggle, ensemble: spec.Ensemble, wanted: Collection[str]) -> list[Row]:
     """The rows with these ids, to draw them."""
-    ids = [id for id in laid.ids if id in wanted]
-    index = find_clips(laid.test, clip_ids(ids, ensemble.windows))
+    ids = [id for id in kaggle.ids if id in wanted]
+    index = find_clips(kaggle.test, clip_ids(ids, ensemble.windows))
     return list_rows(ids, index, ensemble.windows)
 
 
 def write_sample(competition: Path, ids: Sequence[str], ensemble: spec.Ensemble) -> None:
     """sample_submission.csv in the ensemble's own format."""
-    header = ["fname", *ensemble.classes] if ensemble.output.format == "probabilities" else \
-        ["fname", ensemble.output.label_column or "label"]
+    output = ensemble.output
+    columns = ensemble.classes if output.format == "probabilities" else (output.label_column or "label",)
     competition.mkdir(parents=True, exist_ok=True)
-    with open(
-        competition / "sample_submission.csv", "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
+    path = competition / "sample_submission.csv"
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([id, *["0"] * (len(header) - 1)] for id in ids)
+        writer.writerow(["fname", *columns])
+        writer.writerows([id, *["0"] * len(columns)] for id in ids)
 
 
 def stretch(source: Path, target: Path, factor: float) -> bool:
-    """`target` is `source` cut or repeated to `factor` times its length, in the same format; False when that
-    cannot be.
-    """
+    """`target` is `source` cut or repeated to `factor` times its length; False when that cannot be."""
     try:
         info = soundfile.info(source)
         data, rate = soundfile.read(source, dtype="float32", always_2d=True)
@@ -144,11 +143,10 @@ def stretch(source: Path, target: Path, factor: float) -> bool:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         wanted = max(1, round(len(data) * factor))
-        soundfile.write(
-            target, data[np.arange(wanted) % len(data)], rate, format=info.format, subtype=info.subtype
-        )
+        longer = data[np.arange(wanted) % len(data)]
+        soundfile.write(target, longer, rate, format=info.format, subtype=info.subtype)
     except (soundfile.SoundFileError, OSError, ValueError):
-        # a broken clip stays as it is: it belongs to the rehearsal
+        # A broken clip stays as it is: it belongs to the rehearsal.
         target.unlink(missing_ok=True)
         return False
     return True
@@ -160,8 +158,8 @@ def _length_factor(seconds: Sequence[float], wanted: int, hours: float) -> float
     factor = hours * 3600 / total if total > 0 else 0.0
     if not FACTORS[0] <= factor <= FACTORS[1]:
         raise SpecError(
-            f"--expect-hours {hours:g}: {wanted} clips would need lengths times {factor:.3g}; the given clips are "
-            "too different from the hidden ones, give others"
+            f"--expect-hours {hours:g}: {wanted} clips would need lengths times {factor:.3g}; the given "
+            "clips are too different from the hidden ones, give others"
         )
     return 1.0 if abs(factor - 1) <= NEGLIGIBLE else factor
 
@@ -176,4 +174,4 @@ def _row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
     """The sample's ids for one clip: itself, or one per window."""
     if ensemble.windows is None:
         return [name]
-    return window_ids(Path(name).stem, min(_seconds(path), ensemble.max_seconds or 900.0), ensemble.windows)
+    return window_ids(Path(name).stem, min(_seconds(path), ensemble.longest_s), ensemble.windows)

@@ -2,21 +2,75 @@
 
 Owns the reading of a labels CSV and the ranking of rows. The score itself is metrics'. Does not draw.
 """
-from __future__ import annotations
-
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .. import spec
 from ..errors import SpecError
+from ..report.contents import ShownRow
 from ..scores import metrics
 from .fake_kaggle import original_name
 
 WORST = 8  # rows shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """lwlrap over the labelled rows and the worst of them, with notes; None where nothing was scored."""
+
+    notes: tuple[str, ...] = ()
+    lwlrap: float | None = None
+    worst: tuple[ShownRow, ...] | None = None
+
+
+def score_submission(
+    submission: Path, labels: Path, ensemble: spec.Ensemble, broken: Collection[str]
+) -> Score:
+    """The score of a submission; rows that are `broken` count, but are not shown among the worst.
+
+    Raises  SpecError when no row has a label the ensemble knows
+    """
+    if ensemble.output.format != "probabilities":
+        return Score(notes=("--labels: only submissions of probabilities are scored; this one holds labels",))
+    classes = ensemble.classes
+    known = read_labels(labels)
+    ids, scores = read_scores(submission, classes)
+    true = np.array([[name in _labels_of(id, known) for name in classes] for id in ids])
+    rows = np.flatnonzero(true.any(axis=1))
+    if not len(rows):
+        raise SpecError(
+            f"--labels {labels}: no clip has a label that is a class of {ensemble.name}; "
+            f"classes are {', '.join(classes[:5])} ..."
+        )
+    lwlrap = metrics.lwlrap(true[rows], scores[rows])
+    shown = [_show(ids[i], scores[i], true[i], classes) for i in rows if ids[i] not in broken]
+    shown.sort(key=lambda ranked: ranked[0])
+    return Score(
+        notes=(f"lwlrap {lwlrap:.4f} over {len(rows)} labelled rows of {len(ids)}",),
+        lwlrap=lwlrap,
+        worst=tuple(row for _, row in shown[:WORST]),
+    )
+
+
+def _show(
+    id: str, scores: np.ndarray, true: np.ndarray, classes: tuple[str, ...]
+) -> tuple[tuple[int, float, str], ShownRow]:
+    """A row and where it stands among the worst: by the rank, then by the score of its best true class."""
+    best = float(scores[true].max())
+    rank = 1 + int((scores > best).sum())
+    order = np.argsort(-scores, kind="stable")[:3]
+    row = ShownRow(
+        row=id,
+        truth=tuple(classes[k] for k in np.flatnonzero(true)),
+        rank=rank,
+        best=tuple(classes[k] for k in order),
+        scores=tuple(round(float(scores[k]), 4) for k in order),
+    )
+    return (-rank, best, id), row
 
 
 def read_labels(path: Path) -> dict[str, tuple[str, ...]]:
@@ -36,46 +90,8 @@ def read_scores(path: Path, classes: tuple[str, ...]) -> tuple[list[str], np.nda
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         header, *rows = csv.reader(file)
     places = [header.index(name) if name in header else None for name in classes]
-    values = np.array([[0.0 if p is None else float(row[p]) for p in places] for row in rows]).reshape(
-        len(rows), len(classes)
-    )
-    return [row[0] for row in rows], values
-
-
-def add_truth(report: dict[str, Any], labels: Path, submission: Path, ensemble: spec.Ensemble) -> None:
-    """Put lwlrap over the labelled rows and the worst of them into the report.
-
-    Raises  SpecError when no row has a label the ensemble knows
-    """
-    if ensemble.output.format != "probabilities":
-        report["rehearsal"]["notes"].append(
-            "--labels: only submissions of probabilities are scored; this one holds labels"
-        )
-        return
-    known, classes = read_labels(labels), ensemble.classes
-    ids, scores = read_scores(submission, classes)
-    true = np.array([[name in _labels_of(id, known) for name in classes] for id in ids])
-    rows = np.flatnonzero(true.any(axis=1))
-    if not len(rows):
-        raise SpecError(f"--labels {labels}: no clip has a label that is a class of {ensemble.name}; "
-                        f"classes are {', '.join(classes[:5])} ...")
-    score = metrics.lwlrap(true[rows], scores[rows])
-    report["rehearsal"]["lwlrap"] = score
-    report["rehearsal"]["notes"].append(f"lwlrap {score:.4f} over {len(rows)} labelled rows of {len(ids)}")
-    predicted = [i for i in rows if ids[i] not in report["broken_rows"]]
-    ranks = {i: 1 + int((scores[i] > scores[i][true[i]].max()).sum()) for i in predicted}
-    worst = sorted(predicted, key=lambda i: (-ranks[i], float(scores[i][true[i]].max()), ids[i]))[:WORST]
-    order = {i: np.argsort(-scores[i], kind="stable")[:3] for i in worst}
-    report["worst"] = [
-        {
-            "row": ids[i],
-            "truth": [classes[k] for k in np.flatnonzero(true[i])],
-            "rank": ranks[i],
-            "best": [classes[k] for k in order[i]],
-            "scores": [round(float(scores[i, k]), 4) for k in order[i]],
-        }
-        for i in worst
-    ]
+    values = [[0.0 if place is None else float(row[place]) for place in places] for row in rows]
+    return [row[0] for row in rows], np.array(values).reshape(len(rows), len(classes))
 
 
 def _labels_of(id: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -1,15 +1,12 @@
-"""How close a rehearsal can come to Kaggle's walls on this machine.
+"""The sandbox of a rehearsal: how close this machine can come to Kaggle's limits around the kernel.
 
-Owns the real walls: network off and a read-only input by namespaces, a memory limit by a control group, cores
-by affinity. Each is tried by doing it once; what the system does not allow is said, never pretended. Linux
-only.
+Owns what is really enforced: network off and a read-only input by namespaces, a memory limit by a control
+group, cores by affinity. Each is tried by doing it once; what the system does not allow is said, never
+pretended. Does not start the kernel (command). Linux only.
 """
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +14,20 @@ from pathlib import Path
 
 GROUP = "hourglass-rehearsal"
 LEAVE_TRIES = 40  # of 50 ms
+NO_GROUP = (
+    "memory: NOT enforced by the system (no writable control group); the kernel's own meter has the cap"
+)
+NO_QUOTA = "disk: the kernel's own cap on its spill files (no quota is set on this file system)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walls:
+class Sandbox:
     """What is enforced for the kernel under rehearsal.
 
-    prefix   command words put before the kernel's
-    cores    CPU cores the kernel may use; empty = all
-    group    control group folder, or None
-    lines    one line per wall for people: enforced by what, or why not
+    prefix  command words put before the kernel's
+    cores   CPU cores the kernel may use; empty = all
+    group   control group folder, or None
+    lines   one line per limit for people: enforced by what, or why not
     """
 
     prefix: tuple[str, ...]
@@ -43,9 +44,11 @@ class Walls:
 
     def leave(self) -> None:
         """Remove the control group once it is empty; one that does not empty is left to the system."""
-        for _ in range(LEAVE_TRIES if self.group is not None else 0):
+        if self.group is None:
+            return
+        for _ in range(LEAVE_TRIES):
             try:
-                self.group.rmdir()  # type: ignore[union-attr]
+                self.group.rmdir()
                 return
             except FileNotFoundError:
                 return
@@ -54,6 +57,7 @@ class Walls:
 
 
 def _works(command: Sequence[str]) -> bool:
+    """True when the command can be started and ends well."""
     try:
         return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -62,8 +66,9 @@ def _works(command: Sequence[str]) -> bool:
 
 def _namespaces(read_only: Path) -> tuple[tuple[str, ...], list[str]]:
     """Command prefix for no network and a read-only input, and what it achieved."""
-    unshare, shell = shutil.which("unshare"), shutil.which("sh")
-    if not sys.platform.startswith("linux") or unshare is None or shell is None:
+    unshare = shutil.which("unshare")
+    shell = shutil.which("sh")
+    if unshare is None or shell is None:
         return (), [
             "network: NOT cut off (no unshare on this system)",
             "input: not read-only (no unshare on this system)",
@@ -83,17 +88,14 @@ def _namespaces(read_only: Path) -> tuple[tuple[str, ...], list[str]]:
 
 def _memory_group(ram_bytes: int) -> tuple[Path | None, str]:
     """A control group limited to `ram_bytes`, below our own; v2 first, then v1."""
-    own = (
-        {
-            line.split(":")[1]: line.split(":", 2)[2]
-            for line in Path("/proc/self/cgroup").read_text().splitlines()
-        }
-        if Path("/proc/self/cgroup").exists()
-        else {}
-    )
-    places = [(Path("/sys/fs/cgroup") / own.get("", "/").lstrip("/"), "memory.max"),
-              (Path("/sys/fs/cgroup/memory") / own.get("memory", "/").lstrip("/"), "memory.limit_in_bytes"),
-              (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")]
+    membership = Path("/proc/self/cgroup")
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    own = {names: path.lstrip("/") for _, names, path in (line.split(":", 2) for line in lines)}
+    places = [
+        (Path("/sys/fs/cgroup") / own.get("", ""), "memory.max"),
+        (Path("/sys/fs/cgroup/memory") / own.get("memory", ""), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+    ]
     for parent, name in places:
         group = parent / f"{GROUP}-{os.getpid()}"
         if not (parent / "cgroup.procs").exists():  # not a control group: a plain folder would limit nothing
@@ -107,10 +109,7 @@ def _memory_group(ram_bytes: int) -> tuple[Path | None, str]:
             return group, f"memory: limited by the system (control group, {ram_bytes / 1e9:.1f} GB)"
         except OSError:
             group.rmdir()
-    return (
-        None,
-        "memory: NOT enforced by the system (no writable control group); the kernel's own meter has the cap",
-    )
+    return None, NO_GROUP
 
 
 def _choose_cores(cores: int) -> tuple[tuple[int, ...], str]:
@@ -121,19 +120,9 @@ def _choose_cores(cores: int) -> tuple[tuple[int, ...], str]:
     return tuple(own[:cores]), f"cores: {cores} of {len(own)}"
 
 
-def build_walls(read_only: Path, ram_bytes: int, cores: int) -> Walls:
-    """The strongest walls this machine allows."""
+def build_sandbox(read_only: Path, ram_bytes: int, cores: int) -> Sandbox:
+    """The strongest sandbox this machine allows."""
     prefix, lines = _namespaces(read_only)
-    group, line = _memory_group(ram_bytes)
+    group, memory = _memory_group(ram_bytes)
     chosen, words = _choose_cores(cores)
-    return Walls(
-        prefix=prefix,
-        group=group,
-        cores=chosen,
-        lines=(
-            *lines,
-            line,
-            words,
-            "disk: the kernel's own cap on its spill files (no quota is set on this file system)",
-        ),
-    )
+    return Sandbox(prefix=prefix, group=group, cores=chosen, lines=(*lines, memory, words, NO_QUOTA))

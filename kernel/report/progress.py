@@ -1,21 +1,19 @@
-"""How far a run is: one line per step or every 15 s on a line log, a live bar on a terminal.
+"""How far a run is: a line per step or every 15 s in a log, a live bar on a terminal.
 
 Owns the current rate (over the last half minute, not since the start) and when something is printed.
 Does not measure memory or forecast: the engine hands the figures in.
 """
-from __future__ import annotations
-
 import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from ..units import seconds_text
-from .recorder import say
+from .terminal import say
 
 LINE_EVERY_S = 15.0
-WINDOW_S = 30.0  # the rate shown is that of the last half minute
+RATE_OVER_S = 30.0  # the rate shown is that of the last half minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +44,33 @@ class State:
 
 
 class Pace:
-    """Pairs per second over the last WINDOW_S."""
+    """(row, net) pairs per second over the last RATE_OVER_S."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, t: float, count: int) -> None:
+        """Take the number of pairs scored until `t`."""
         self._seen.append((t, count))
-        while len(self._seen) > 2 and self._seen[1][0] <= t - WINDOW_S:
+        while len(self._seen) > 2 and self._seen[1][0] <= t - RATE_OVER_S:
             self._seen.popleft()
 
     def per_s(self) -> float:
         """0.0 before there are two points in time."""
         if not self._seen or self._seen[-1][0] <= self._seen[0][0]:
             return 0.0
-        (t0, first), (t1, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (t1 - t0)
+        began, before = self._seen[0]
+        ended, after = self._seen[-1]
+        return (after - before) / (ended - began)
 
 
 def line(state: State, rate: float) -> str:
     """One line: what, how far, how fast, what it holds, and whether it will be done before the deadline."""
     late = state.left_s > state.deadline_s
     return (
-        f"[hourglass] {state.step} ({state.nets} nets done) | {state.done}/{state.total} clips | {rate:.1f} clips/s"
-        f" | RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB | disk {state.disk / 1e9:.2f} GB"
+        f"[hourglass] {state.step} ({state.nets} nets done) | {state.done}/{state.total} clips"
+        f" | {rate:.1f} clips/s | RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB"
+        f" | disk {state.disk / 1e9:.2f} GB"
         f" | ETA {seconds_text(state.left_s)}, deadline in {seconds_text(state.deadline_s)}"
         + (": not everything will fit" if late else "")
     )
@@ -78,27 +79,26 @@ def line(state: State, rate: float) -> str:
 class Progress:
     """Prints progress; `update` as often as you like.
 
-    stream  where to; a terminal gets a bar (if tqdm is there), anything else gets lines
+    stream  a terminal gets a bar (if tqdm is there); for anything else lines go to `write`
     """
 
-    def __init__(self, stream: Any = None, write: Callable[[str], None] | None = None):
-        self._stream = stream if stream is not None else sys.stdout
-        self._write = write or (
-            say if stream is None else lambda text: print(text, file=self._stream, flush=True)
-        )
+    def __init__(self, stream: TextIO | None = None, write: Callable[[str], None] = say) -> None:
+        self._write = write
         self._pace = Pace()
         self._last: tuple[float, str] = (0.0, "")
-        self._bar = _open_bar(self._stream)
+        self._bar = _open_bar(stream or sys.stdout)
 
     def update(self, state: State) -> None:
         """Take the figures; print a line when the step is new or 15 s have passed, or move the bar."""
         self._pace.add(state.t, state.scored)
         if self._bar is not None:
-            self._bar.total, self._bar.n = state.to_score, state.scored
+            self._bar.total = state.to_score
+            self._bar.n = state.scored
             self._bar.set_description_str(f"{state.step} ({state.nets} nets)", refresh=False)
             self._bar.set_postfix_str(
                 f"RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB, disk {state.disk / 1e9:.2f} GB, "
-                f"ETA {seconds_text(state.left_s)} of {seconds_text(state.deadline_s)}")
+                f"ETA {seconds_text(state.left_s)} of {seconds_text(state.deadline_s)}"
+            )
             return
         then, step = self._last
         if state.step != step or state.t - then >= LINE_EVERY_S:
@@ -111,7 +111,7 @@ class Progress:
             self._bar.close()
 
 
-def _open_bar(stream: Any) -> Any:
+def _open_bar(stream: TextIO) -> Any:
     """A tqdm bar on a terminal, else None."""
     if not stream.isatty():
         return None
@@ -119,5 +119,11 @@ def _open_bar(stream: Any) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(file=stream, unit="clip", dynamic_ncols=True, mininterval=0.5, leave=False,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt} {postfix}")
+    return tqdm(
+        file=stream,
+        unit="clip",
+        dynamic_ncols=True,
+        mininterval=0.5,
+        leave=False,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt} {postfix}",
+    )

@@ -7,13 +7,12 @@ ranks first. That is the official code (argsort, reversed) with a stable sort; t
 so there ties have no defined order.
 Source: DCASE-REPO/dcase2019_task2_baseline evaluation.py.
 """
-from __future__ import annotations
-
 import numpy as np
 
 
 def _checked(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    truth, scores = np.asarray(truth) > 0, np.asarray(scores, np.float64)
+    truth = np.asarray(truth) > 0
+    scores = np.asarray(scores, np.float64)
     if truth.ndim != 2 or truth.shape != scores.shape:
         raise ValueError(
             f"truth {truth.shape} and scores {scores.shape}: give two arrays of one shape [clips, classes]"
@@ -70,7 +69,8 @@ def accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
     labels  int[N] class indices; scores [N, K], no NaN
     Raises  ValueError on shapes, NaN or no rows
     """
-    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    labels = np.asarray(labels)
+    scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or len(labels) == 0:
         raise ValueError(f"labels {labels.shape} and scores {scores.shape}: give [N] and [N, K] with N >= 1")
     if np.isnan(scores).any():

@@ -5,8 +5,6 @@ candidate is written beside the old file into bytes reserved beforehand, read ba
 and put in place in one step: a reader, a crash or a full disk sees the old file or the new one. Does not
 blend and does not write the prior (the guard does).
 """
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Iterator, Sequence
@@ -16,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CandidateRejected, OutputUnwritable, SampleMissing
-from ..spec import Output
+from ..files import sync_folder
+from ..spec import LEAST_PROBABILITY, Output
 
-LEAST = 1e-30  # smallest value written: zero would end every later geometric mean
 NUMBER = "%.6e"  # 12 characters for every value in [1e-30, 1], so that the file's size is known beforehand
 NUMBER_BYTES = 12
-# ids that are no UTF-8 leave with the bytes they came with
+# Ids that are no UTF-8 leave with the bytes they came with
 ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -39,8 +37,9 @@ class Sample:
 
 
 def read_rows(path: Path) -> Iterator[list[str]]:
-    """Rows of a CSV file as raw text: no number, date or missing value is guessed; BOM dropped, empty lines
-    skipped.
+    """Rows of a CSV file as raw text: nothing is guessed to be a number or a date.
+
+    A byte order mark is dropped, empty lines are skipped.
     """
     with open(path, newline="", **ENCODING) as file:  # type: ignore[call-overload]
         if file.read(1) != "\ufeff":
@@ -71,14 +70,8 @@ def quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
 
 
-def find_label_column(sample: Sample, output: Output) -> int:
-    """Position of the label column among `sample.columns`: by its name, else the first."""
-    return sample.columns.index(output.label_column) if output.label_column in sample.columns else 0
-
-
 def validate(path: Path, sample: Sample, labels: Sequence[str] | None = None, label_column: int = 0) -> None:
-    """Nothing, when `path` is a submission for `sample`. Independent of the writer: it reads the file from
-    the start.
+    """Nothing, when `path` is a submission for `sample`. It shares no code with the writer.
 
     labels  texts allowed in the label column; None: every column is a number in [0, 1]
 
@@ -120,28 +113,22 @@ class Publisher:
     path     the file to publish; its folder must allow new files
     classes  meaning of the columns of the values; columns of the sample are found by name
 
-    unknown  columns of the sample that are no class: they hold 1 / number of columns
-    absent   classes without a column in the sample: their scores are not written
+    A column of the sample that is no class holds 1 / number of columns; a class without a column is not
+    written.
     """
 
-    def __init__(self, path: Path, sample: Sample, output: Output, classes: Sequence[str]):
-        self.path, self.sample = path, sample
+    def __init__(self, path: Path, sample: Sample, output: Output, classes: Sequence[str]) -> None:
+        self.path = path
+        self.sample = sample
+        self.classes = len(classes)
+        named = output.label_column in sample.columns
+        self.label_column = sample.columns.index(output.label_column) if named else 0
         self.labels: list[str] | None = None
         position = {name: i for i, name in enumerate(classes)}
-        self.columns = [position.get(name, -1) for name in sample.columns]
-        self.label_column = find_label_column(sample, output)
         if output.format == "label":
             self.labels = [output.labels.get(name, name) for name in classes]
-            self.columns = [-1] * len(sample.columns)
-            self.absent: tuple[str, ...] = ()
-        else:
-            self.absent = tuple(name for name in classes if name not in sample.columns)
-        self.unknown = tuple(
-            name
-            for i, (name, at) in enumerate(zip(sample.columns, self.columns, strict=True))
-            if at < 0 and (self.labels is None or i != self.label_column)
-        )
-        self.classes = len(classes)
+            position = {}
+        self.columns = [position.get(name, -1) for name in sample.columns]
         self.size = self._largest_size()
         self._spare = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._handle: int | None = None
@@ -151,20 +138,17 @@ class Publisher:
         """Bytes of the longest file that can come: exact for numbers, with the longest label otherwise."""
         cells = len(self.sample.columns) * (1 + NUMBER_BYTES)
         if self.labels is not None:
-            longest = max(len(_encode(quote(text))) for text in self.labels)
-            cells += longest - NUMBER_BYTES
+            cells += max(len(_encode(quote(text))) for text in self.labels) - NUMBER_BYTES
         header = len(_encode(",".join(map(quote, self.sample.header)))) + 1
-        return (
-            header + sum(len(_encode(quote(i))) for i in self.sample.ids) + len(self.sample.ids) * (cells + 1)
-        )
+        return header + sum(len(_encode(quote(row_id))) + cells + 1 for row_id in self.sample.ids)
 
     def _reserve(self) -> int:
-        """Descriptor of the next temporary file, its bytes allocated: a disk that fills up later cannot stop
-        a publication.
+        """Descriptor of the next temporary file.
+
+        Its bytes are allocated: a disk that fills up later cannot stop a publication.
         """
-        # somebody tidied the folder: take new bytes
         if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
-            self.close()
+            self.close()  # somebody has tidied the folder: take new bytes
         if self._handle is None:
             self._spare.unlink(missing_ok=True)
             self._handle = os.open(
@@ -190,7 +174,7 @@ class Publisher:
         for at, index in enumerate(self.columns):
             if index >= 0:
                 table[:, at] = values[:, index]
-        table[(table >= 0) & (table < LEAST)] = LEAST
+        table[(table >= 0) & (table < LEAST_PROBABILITY)] = LEAST_PROBABILITY
         cells = [NUMBER] * len(self.columns)
         texts: Sequence[str] = ()
         if self.labels is not None:
@@ -221,7 +205,7 @@ class Publisher:
             os.replace(self._spare, self.path)
             os.close(handle)
             self._handle = None
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except CandidateRejected:
             self.close()  # it may have been cut short: reserve whole bytes again
             self._try_reserve()
@@ -247,17 +231,9 @@ def _encode(text: str) -> bytes:
 
 def _write(handle: int, data: bytes) -> None:
     """Put `data` into the reserved file from its start and flush it to the disk."""
-    view, at = memoryview(data), 0
+    view = memoryview(data)
+    at = 0
     while at < len(view):
         at += os.pwrite(handle, view[at:at + (1 << 24)], at)
     os.ftruncate(handle, len(view))
     os.fsync(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the replacement itself survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,5 +1,7 @@
-"""Sound: from the ids of a sample submission to the array that the store keeps for each row.
+"""Sound: from the ids of a sample submission to the array that is stored for each row.
 
-In: a clip folder, ids, a front end's keys. Out: `Clip` and `Row`, and per row one array[C, M, T] at full length.
-Owns what becomes of broken, empty and over-long audio. Does not keep arrays (cache) and does not crop (inference).
+In: a clip folder, row ids, the keys of a front end. Out: rows, and for each an array[C, M, T] at full length.
+The clip's way: `clips` (which file an id means), `rows` (which rows there are), `decode` (file -> wave),
+`loading` (all of it for one clip); a front end (`frontends`, `presets`) = `waves` x `spectra` x `scales` x
+`layouts`. Owns what becomes of broken audio. Keeps no array (cache) and cuts none (inference).
 """

@@ -1,10 +1,8 @@
-"""Which file belongs to which id: the listing of an input folder and the choice of its clip folder.
+"""Which file an id means: the listing of an input folder and the choice of its clip folder.
 
 Owns the rules of ids (path below the clip folder, else base name, else stem, each only where unique) and of
-links. Never opens a clip: that is `kernel.sound.decode`.
+links. Never opens a file: that is `decode`.
 """
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +11,7 @@ from pathlib import Path
 
 from ..errors import ClipUnreadable
 
-# Names that count as audio where an id is a bare stem; some of them cannot be decoded and are then named as
-# such.
+# Names that count as audio where an id is a bare stem; some cannot be decoded and are then named as such.
 SUFFIXES = frozenset(".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .w64 .rf64 .caf "
                      ".m4a .aac .wma .webm".split())
 MAX_NAMED = 3  # candidates shown in an ambiguity message
@@ -24,13 +21,12 @@ MAX_NAMED = 3  # candidates shown in an ambiguity message
 class ClipIndex:
     """Files of the ids of one run.
 
-    input_dir   the folder that was searched;  folder: the clip folder below it (the input itself if no id was
-                found)
+    input_dir   the folder that was searched
+    folder      the clip folder below it (the input itself if no id was found)
     roots       resolved folders inside which a clip must lie
     paths       id -> file, for every id that means exactly one file
     ambiguous   id -> the files it could mean, below `folder`
     extra       audio files in the clip folder that no id means
-    unlisted    folders that could not be read, with the reason
     files       everything found below the input, as relative POSIX paths
     """
 
@@ -40,7 +36,6 @@ class ClipIndex:
     paths: dict[str, Path]
     ambiguous: dict[str, tuple[str, ...]]
     extra: int
-    unlisted: tuple[str, ...] = ()
     files: tuple[str, ...] = field(default=(), repr=False)
 
     def path(self, id: str) -> Path | None:
@@ -58,9 +53,9 @@ class ClipIndex:
             )
         return ClipUnreadable(f"{id!r}: no such file below {self.folder}; check the id and the clip folder")
 
-    def of_ids(self, ids: Iterable[str]) -> ClipIndex:
+    def of_ids(self, ids: Iterable[str]) -> "ClipIndex":
         """The same listing resolved for other ids."""
-        return _resolve(self.input_dir, self.roots, self.files, self.unlisted, ids)
+        return _resolve(self.input_dir, self.roots, self.files, ids)
 
 
 def find_clips(input_dir: Path, ids: Sequence[str]) -> ClipIndex:
@@ -70,23 +65,24 @@ def find_clips(input_dir: Path, ids: Sequence[str]) -> ClipIndex:
     one with "test" in its name, then the deepest. Links to folders are followed at the top level only
     (datasets may be links).
     """
-    files, roots, unlisted = _list(os.fspath(input_dir))
-    return _resolve(Path(input_dir), roots, files, unlisted, ids)
+    files, roots = _list(os.fspath(input_dir))
+    return _resolve(Path(input_dir), roots, files, ids)
 
 
-def _list(top: str) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[str, ...]]:
-    """Relative paths of all that could be a clip (in sorted order), the allowed roots, the unreadable
-    folders.
+def _list(top: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Relative paths of all that could be a clip (in sorted order), and the allowed roots.
+
+    A folder that cannot be read has no clips: their ids are named one by one.
     """
-    roots, files, unlisted = [os.path.realpath(top)], [], []
+    roots = [os.path.realpath(top)]
+    files = []
     folders = [""]
     while folders:
         inside = folders.pop()
         try:
             with os.scandir(os.path.join(top, inside)) as found:
                 entries = list(found)
-        except OSError as error:
-            unlisted.append(f"{os.path.join(top, inside)!r}: {error.strerror}")
+        except OSError:
             continue
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
@@ -96,11 +92,10 @@ def _list(top: str) -> tuple[tuple[str, ...], tuple[Path, ...], tuple[str, ...]]
                 roots.append(os.path.realpath(entry.path))
                 folders.append(name)
                 continue
-            # Folders, pipes and dangling links named like a clip stay listed, so that their id gets a true
-            # reason.
+            # Folders, pipes and dangling links named like a clip stay listed: their id gets a true reason.
             if not entry.is_dir(follow_symlinks=False) or _suffix(entry.name) in SUFFIXES:
                 files.append(name)
-    return tuple(sorted(files)), tuple(Path(root) for root in roots), tuple(sorted(unlisted))
+    return tuple(sorted(files)), tuple(Path(root) for root in roots)
 
 
 def _is_foreign_folder(link: os.DirEntry[str], roots: list[str]) -> bool:
@@ -122,8 +117,9 @@ def _folders_above(parts: list[str], tail: int) -> Iterator[tuple[str, bool]]:
         yield "/".join(parts[:depth]), depth == last
 
 
-def _resolve(input_dir: Path, roots: tuple[Path, ...], files: Sequence[str], unlisted: tuple[str, ...],
-             ids: Iterable[str]) -> ClipIndex:
+def _resolve(
+    input_dir: Path, roots: tuple[Path, ...], files: Sequence[str], ids: Iterable[str]
+) -> ClipIndex:
     wanted = dict.fromkeys(ids)
     hits = _find_hits(files, wanted)
     folder = _choose_folder(files, hits)
@@ -131,11 +127,8 @@ def _resolve(input_dir: Path, roots: tuple[Path, ...], files: Sequence[str], unl
     paths: dict[str, Path] = {}
     ambiguous: dict[str, tuple[str, ...]] = {}
     for id in wanted:
-        found = (
-            _pick([files[i] for i in hits[id][0]], [files[i] for i in hits[id][1]], id, below)
-            if id in hits
-            else []
-        )
+        names, stems = hits.get(id, ([], []))
+        found = _pick([files[i] for i in names], [files[i] for i in stems], id, below)
         if len(found) == 1:
             paths[id] = input_dir / found[0]
         elif found:
@@ -152,7 +145,6 @@ def _resolve(input_dir: Path, roots: tuple[Path, ...], files: Sequence[str], unl
         paths=paths,
         ambiguous=ambiguous,
         extra=extra,
-        unlisted=unlisted,
         files=tuple(files),
     )
 
@@ -190,7 +182,7 @@ def _choose_folder(files: Sequence[str], hits: dict[str, tuple[list[int], list[i
     direct: dict[str, int] = defaultdict(int)
     for id, (names, stems) in hits.items():
         tail = id.count("/") + 1
-        # folder -> files by name, by stem, directly in it
+        # Folder -> files by name, by stem, directly in it
         seen: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         for kind, found in enumerate((names, stems)):
             for i in found:

@@ -18,8 +18,6 @@ Owns numbers only. Source: the systems' own code, unless a line says otherwise:
   osciiart_pad8, _pad64 OsciiArt (4th), two margins
   wave                  the waveform as it is (EnvNet-v2)
 """
-from __future__ import annotations
-
 from typing import Any
 
 _IMAGE = {
@@ -32,7 +30,7 @@ _IMAGE = {
 }
 _OSCIIART = {"hop": 347, "layout": "margins", "norm": "clip", "eps": 1e-7}
 _JEONG = {"level": "half_peak", "short": "centre", "spectrum": "wave", "pad_value": 0.0}
-# pad = ln(1e-4), digital silence
+# Pad = ln(1e-4), digital silence
 _EX4 = {"power": 1.0, "scale": "log", "window": "single", "pad_value": -9.210340371976182}
 
 PRESETS: dict[str, dict[str, Any]] = {

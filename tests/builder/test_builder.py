@@ -1,6 +1,4 @@
-"""The builder: same bytes twice, checkpoints checked key by key, every rule of Kaggle's that can be broken is
-refused.
-"""
+"""The builder: the same bytes twice, checkpoints checked key by key, every part tried before it ships."""
 from __future__ import annotations
 
 import json
@@ -8,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from builder import assembly, contents, recipe
+from builder import assembly, bundle_check, random_weights
 from kernel import models
 from kernel.bundle import open_bundle
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
@@ -50,27 +49,21 @@ def out(tmp_path: Path) -> Path:
     return copy_of_build(tmp_path / "out")
 
 
-# -- what a build is
-# -----------------------------------------------------------------------------------------------------
+# What a build is
 
 
 def test_another_process_builds_the_same_bytes(made: Path, tmp_path: Path) -> None:
     done = run_builder(str(TINY), "--out", str(tmp_path / "again"), "--owner", "someone", "--random-weights")
     assert done.returncode == 0, done.stderr
     assert read_all(tmp_path / "again") == read_all(made)
-    for command in (
-        "datasets create",
-        "datasets version",
-        "datasets status",
-        "kernels push",
-        "competitions submit",
-    ):
+    for command in ("datasets create", "datasets version", "datasets status", "kernels push",
+                    "competitions submit"):
         assert f"kaggle {command}" in done.stdout
     assert "RANDOM WEIGHTS" in done.stdout
 
 
 def test_the_bundle_is_flat_listed_and_small(made: Path) -> None:
-    manifest = contents.check_bundle(made / "bundle")
+    manifest = bundle_check.check_bundle(made / "bundle")
     assert manifest.random_weights and manifest.prior == pytest.approx([1 / 3] * 3)
     assert [net.id for net in manifest.nets] == ["plain.0", "plain.1", "tiled.0"]
     assert set(manifest.costs) == {"plain", "tiled"} and manifest.costs["tiled"].gmac_b > 0
@@ -79,9 +72,8 @@ def test_the_bundle_is_flat_listed_and_small(made: Path) -> None:
     with zipfile.ZipFile(made / "bundle" / manifest.wheel.file) as wheel:
         assert {i.date_time for i in wheel.infolist()} == {(2019, 5, 31, 0, 0, 0)}
         assert sorted(wheel.namelist()) == sorted(manifest.wheel.files)
-        assert "kernel/run.py" in wheel.namelist() and not any(
-            "builder" in n or "training" in n for n in wheel.namelist()
-        )
+        assert "kernel/run.py" in wheel.namelist()
+        assert not any("builder" in name or "training" in name for name in wheel.namelist())
 
 
 def test_nets_load_into_their_families(made: Path) -> None:
@@ -98,9 +90,8 @@ def test_the_pushed_kernel_differs_in_one_line(made: Path) -> None:
     changed = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
     assert len(changed) == 1 and changed[0][0].startswith("CONSTANT = None")
     value = read_constant("\n".join(theirs))
-    assert value is not None and value["manifest_sha256"] == contents.file_sha256(
-        made / "bundle" / "manifest.json"
-    )
+    digest = bundle_check.file_sha256(made / "bundle" / "manifest.json")
+    assert value is not None and value["manifest_sha256"] == digest
     assert value["classes"] == ["bark", "meow", "hiss"] and value["slug"] == "hourglass-tiny"
     assert value["profile"]["seconds"] == 3600
     assert json.loads((made / "push" / "kernel-metadata.json").read_bytes())["enable_internet"] is False
@@ -109,9 +100,8 @@ def test_the_pushed_kernel_differs_in_one_line(made: Path) -> None:
 def test_the_notebook_holds_the_same_script(tmp_path: Path) -> None:
     assembly.build(order(tmp_path, notebook=True), say=lambda _: None)
     cells = json.loads((tmp_path / "push" / "infer_kernel.ipynb").read_bytes())["cells"]
-    assert "".join(cells[0]["source"]).partition("\n")[2] == (
-        tmp_path / "push" / "infer_kernel.py"
-    ).read_text(encoding="utf-8")
+    script = (tmp_path / "push" / "infer_kernel.py").read_text(encoding="utf-8")
+    assert "".join(cells[0]["source"]).partition("\n")[2] == script
     data = json.loads((tmp_path / "push" / "kernel-metadata.json").read_bytes())
     assert (data["code_file"], data["kernel_type"]) == ("infer_kernel.ipynb", "notebook")
 
@@ -140,14 +130,12 @@ def test_a_refused_build_leaves_the_old_one(out: Path) -> None:
 
 def test_the_command_line_names_the_fault() -> None:
     done = run_builder(str(TINY), "--out", "/nonexistent/x", "--title", "abc")
-    assert (
-        done.returncode == 1 and "UploadError: title: 'abc' (3 characters); 6 to 50 characters" in done.stderr
-    )
+    assert done.returncode == 1
+    assert "UploadError: title: 'abc' (3 characters); 6 to 50 characters" in done.stderr
     assert run_builder().returncode == 2
 
 
-# -- weights
-# -------------------------------------------------------------------------------------------------------------
+# Weights
 
 
 @pytest.fixture
@@ -206,10 +194,10 @@ def test_weights_that_are_not_finite_are_refused(checkpoints: Path, tmp_path: Pa
 def test_pytorch_checkpoints_become_safetensors(checkpoints: Path, tmp_path: Path) -> None:
     state = load_file(checkpoints / "tiled_0.safetensors")
     (checkpoints / "tiled_0.safetensors").unlink()
-    torch.save(
-        {"state_dict": {"module." + key: value for key, value in state.items()}}, checkpoints / "tiled_0.pt"
-    )
-    built = assembly.build(order(tmp_path / "o", random_weights=False, weights=checkpoints), say=lambda _: None)
+    wrapped = {"state_dict": {"module." + key: value for key, value in state.items()}}
+    torch.save(wrapped, checkpoints / "tiled_0.pt")
+    request = order(tmp_path / "o", random_weights=False, weights=checkpoints)
+    built = assembly.build(request, say=lambda _: None)
     stored = load_file(tmp_path / "o" / "bundle" / "tiled.0.safetensors")
     assert all(torch.equal(stored[key], value) for key, value in state.items()) and not built.filled
 
@@ -241,7 +229,7 @@ def test_an_own_net_ships_in_the_wheel(tmp_path: Path) -> None:
     built = assembly.build(order(tmp_path / "o", ensemble=tmp_path / "own.toml"), say=lambda _: None)
     assert built.manifest.ensemble.members[0].family == "my_net.py:MyNet"
     entry = built.manifest.wheel.files["kernel/custom/my_net.py"]
-    assert entry.sha256 == contents.file_sha256(tmp_path / "my_net.py")
+    assert entry.sha256 == bundle_check.file_sha256(tmp_path / "my_net.py")
     (tmp_path / "my_net.py").unlink()
     with pytest.raises(SpecError, match="my_net.py"):
         assembly.build(order(tmp_path / "o", ensemble=tmp_path / "own.toml"), say=lambda _: None)
@@ -272,25 +260,20 @@ def test_onnx_members_need_their_runtime(tmp_path: Path) -> None:
 
 
 def test_costs_of_a_rehearsal_enter_the_manifest(tmp_path: Path) -> None:
-    report = {
-        "costs": {"members": {"plain": {"seconds_a": 0.1, "seconds_b": 0.002}}, "frontends": {"mel": 0.01}}
-    }
+    costs = {"members": {"plain": {"seconds_a": 0.1, "seconds_b": 0.002}}, "frontends": {"mel": 0.01}}
+    report = {"costs": costs}
     (tmp_path / "report.json").write_text(json.dumps(report))
     built = assembly.build(order(tmp_path / "o", costs=tmp_path / "report.json"), say=lambda _: None)
-    assert built.manifest.costs["plain"].seconds_b == 0.002 and built.manifest.frontend_seconds == {
-        "mel": 0.01
-    }
+    assert built.manifest.costs["plain"].seconds_b == 0.002
+    assert built.manifest.frontend_seconds == {"mel": 0.01}
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(SpecError, match="--costs"):
         assembly.build(order(tmp_path / "o", costs=tmp_path / "report.json"), say=lambda _: None)
 
 
 def test_random_weights_are_drawn_from_the_key() -> None:
-    state = recipe.random_state(
-        torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)), recipe.gain_of("other", {})
-    )
-    import zlib
-
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    state = random_weights.draw_state(net, "other", {})
     want = np.random.RandomState(zlib.crc32(b"0.weight")).standard_normal((2, 3)) * 1.4 / np.sqrt(3)
     assert state["0.weight"].numpy() == pytest.approx(want, abs=2e-3) and state["1.num_batches_tracked"] == 0
     assert 0.8 <= float(state["1.weight"].min()) and float(state["1.running_var"].min()) >= 0.5

@@ -1,6 +1,4 @@
-"""Checkpoints in every accepted wrapper give identical logits; files with code are refused and their code
-does not run.
-"""
+"""Checkpoints in every accepted wrapper give identical logits; code in a file is refused and does not run."""
 from __future__ import annotations
 
 import argparse
@@ -18,14 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from builder.weights import load_blob
 from kernel import models
-from kernel.errors import ModelLoadFailed, SpecError
+from kernel.errors import ModelLoadFailed
 from kernel.models.keras_layers import torch_state
 from tests.helpers import recipe
-from training.checkpoints import convert, read_state
+from training.checkpoints import read_state
 
 CLASSES = 5
-FAMILY, PARAMS = "dense_pyramid", {"base": 2, "hidden": 8}
+FAMILY = "dense_pyramid"
+PARAMS = {"base": 2, "hidden": 8}
 State = dict[str, Tensor]
 
 
@@ -40,15 +40,20 @@ def state() -> State:
     return filled().state_dict()
 
 
+def convert(path: Path, family: str, params: dict[str, Any], out: Path) -> None:
+    """What the builder ships of a checkpoint, as a file."""
+    out.write_bytes(load_blob(path, family, params, models.build(family, params, CLASSES)))
+
+
 def logits_of(
     path: Path, family: str = FAMILY, params: dict[str, Any] | None = None, x: Any = None
 ) -> Tensor:
     module = models.build(family, PARAMS if params is None else params, CLASSES)
     module.load_state_dict(load_file(path))
+    if x is None:
+        x = torch.from_numpy(recipe.make_input("import", 1, 32, 50))[None]
     with torch.no_grad():
-        return module.eval()(
-            torch.from_numpy(recipe.make_input("import", 1, 32, 50))[None] if x is None else x
-        )
+        return module.eval()(x)
 
 
 def prefixed(prefix: str, state: State) -> State:
@@ -89,7 +94,7 @@ WRAPPERS: dict[str, Callable[[State], Any]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_every_wrapper_gives_identical_logits(wrapper: str, state: State, tmp_path: Path) -> None:
     torch.save(WRAPPERS[wrapper](state), tmp_path / "net.pth")
-    convert(tmp_path / "net.pth", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors")
+    convert(tmp_path / "net.pth", FAMILY, PARAMS, tmp_path / "out.safetensors")
     with torch.no_grad():
         want = filled()(torch.from_numpy(recipe.make_input("import", 1, 32, 50))[None])
     assert torch.equal(logits_of(tmp_path / "out.safetensors"), want)
@@ -123,39 +128,11 @@ def test_a_net_whose_own_keys_start_with_a_prefix_keeps_them(tmp_path: Path) -> 
     )
     family = f"{tmp_path / 'own.py'}:Own"
     torch.save({"state_dict": prefixed("model.", filled(family, {}).state_dict())}, tmp_path / "net.ckpt")
-    convert(tmp_path / "net.ckpt", family, {}, CLASSES, tmp_path / "out.safetensors")
+    convert(tmp_path / "net.ckpt", family, {}, tmp_path / "out.safetensors")
     assert list(load_file(tmp_path / "out.safetensors")) == ["model.bias", "model.weight"]
 
 
-def test_halves_keep_small_tensors_in_full(state: State, tmp_path: Path) -> None:
-    save_file(state, tmp_path / "net.safetensors")
-    convert(tmp_path / "net.safetensors", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors", dtype="fp16")
-    stored = load_file(tmp_path / "out.safetensors")
-    assert all(
-        v.dtype == (torch.float16 if v.dim() > 1 else torch.int64 if k.endswith("tracked") else torch.float32)
-        for k, v in stored.items()
-    )
-    with torch.no_grad():
-        want = filled()(torch.from_numpy(recipe.make_input("import", 1, 32, 50))[None])
-    assert 0 < float((logits_of(tmp_path / "out.safetensors") - want).abs().max()) < 0.02
-    with pytest.raises(SpecError, match="did you mean 'fp16'"):
-        convert(
-            tmp_path / "net.safetensors", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors", dtype="f16"
-        )
-
-
-def test_values_beyond_half_precision_are_named(state: State, tmp_path: Path) -> None:
-    save_file(
-        {k: v * 1e6 if k == "conv2.conv1.0.weight" else v for k, v in state.items()},
-        tmp_path / "net.safetensors",
-    )
-    with pytest.raises(ModelLoadFailed, match=r"conv2\.conv1\.0\.weight reaches .* store it as fp32"):
-        convert(
-            tmp_path / "net.safetensors", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors", dtype="fp16"
-        )
-
-
-# refused files
+# Refused files
 
 class Runs:
     """A pickle that creates a file when it is opened carelessly."""
@@ -171,7 +148,8 @@ class Runs:
 def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(
     place: str, state: State, tmp_path: Path
 ) -> None:
-    marker, path = tmp_path / "it ran", tmp_path / "net.pth"
+    marker = tmp_path / "it ran"
+    path = tmp_path / "net.pth"
     content = (
         {"state_dict": state, "callback": Runs(marker)} if place == "beside the weights" else Runs(marker)
     )
@@ -180,7 +158,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(
     else:
         torch.save(content, path)
     with pytest.raises(ModelLoadFailed, match=r"could run code.*weights_only=False.*state_dict"):
-        convert(path, FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors")
+        convert(path, FAMILY, PARAMS, tmp_path / "out.safetensors")
     assert not marker.exists() and not (tmp_path / "out.safetensors").exists()
     pickle.loads(pickle.dumps(Runs(marker)))  # the same pickle, opened carelessly, does run
     assert marker.exists()
@@ -236,14 +214,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_state(tmp_path / "absent.pt")
 
 
-# keys
+# Keys
 
 def test_missing_extra_and_misshapen_keys_come_with_the_nearest_name(state: State, tmp_path: Path) -> None:
     broken = {("conv2.conv1.0.wieght" if k == "conv2.conv1.0.weight" else k): v for k, v in state.items()}
     broken["conv1.conv1.0.weight"] = torch.ones(2, 3, 3, 3)
     save_file(broken, tmp_path / "net.safetensors")
     with pytest.raises(ModelLoadFailed) as caught:
-        convert(tmp_path / "net.safetensors", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors")
+        convert(tmp_path / "net.safetensors", FAMILY, PARAMS, tmp_path / "out.safetensors")
     text = str(caught.value)
     assert "1 missing, 1 extra, 1 misshapen" in text
     assert "missing conv2.conv1.0.weight (the checkpoint has conv2.conv1.0.wieght)" in text
@@ -254,9 +232,7 @@ def test_missing_extra_and_misshapen_keys_come_with_the_nearest_name(state: Stat
 def test_another_width_is_an_error_of_shapes_alone(state: State, tmp_path: Path) -> None:
     save_file(state, tmp_path / "net.safetensors")
     with pytest.raises(ModelLoadFailed, match=r"0 missing, 0 extra, \d+ misshapen"):
-        convert(
-            tmp_path / "net.safetensors", FAMILY, {**PARAMS, "base": 3}, CLASSES, tmp_path / "out.safetensors"
-        )
+        convert(tmp_path / "net.safetensors", FAMILY, {**PARAMS, "base": 3}, tmp_path / "out.safetensors")
 
 
 def test_batch_counters_may_be_missing_and_nan_may_not(state: State, tmp_path: Path) -> None:
@@ -264,14 +240,14 @@ def test_batch_counters_may_be_missing_and_nan_may_not(state: State, tmp_path: P
         {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
         tmp_path / "net.safetensors",
     )
-    convert(tmp_path / "net.safetensors", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors")
+    convert(tmp_path / "net.safetensors", FAMILY, PARAMS, tmp_path / "out.safetensors")
     assert load_file(tmp_path / "out.safetensors").keys() == state.keys()
     save_file(
         {k: v * float("nan") if k == "conv2.conv1.0.bias" else v for k, v in state.items()},
         tmp_path / "net.safetensors",
     )
     with pytest.raises(ModelLoadFailed, match=r"conv2\.conv1\.0\.bias holds NaN"):
-        convert(tmp_path / "net.safetensors", FAMILY, PARAMS, CLASSES, tmp_path / "out.safetensors")
+        convert(tmp_path / "net.safetensors", FAMILY, PARAMS, tmp_path / "out.safetensors")
 
 
 # Keras
@@ -315,8 +291,10 @@ def test_a_batch_norm_over_the_waveform_is_left_out() -> None:
 @pytest.mark.parametrize("whole_net", [False, True])
 def test_a_keras_file_gives_identical_logits(whole_net: bool, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
-    family, params = "mel_densenet", {"growth": 2}
-    net, x = filled(family, params), torch.from_numpy(recipe.make_input("keras", 1, 64, 40))[None]
+    family = "mel_densenet"
+    params = {"growth": 2}
+    net = filled(family, params)
+    x = torch.from_numpy(recipe.make_input("keras", 1, 64, 40))[None]
     layers = keras_arrays(net.state_dict())
     with h5py.File(tmp_path / "net.h5", "w") as file:
         root = file.create_group("model_weights") if whole_net else file
@@ -327,7 +305,7 @@ def test_a_keras_file_gives_identical_logits(whole_net: bool, tmp_path: Path) ->
             root.create_group(name).attrs["weight_names"] = [n.encode() for n in names]
             for key, array in zip(names, arrays, strict=True):
                 root[name][key] = array
-    convert(tmp_path / "net.h5", family, params, CLASSES, tmp_path / "out.safetensors")
+    convert(tmp_path / "net.h5", family, params, tmp_path / "out.safetensors")
     with torch.no_grad():
         assert torch.equal(logits_of(tmp_path / "out.safetensors", family, params, x), net(x))
 

@@ -1,6 +1,4 @@
-"""The pushed kernel finds and verifies its bundle on every mount, and says what was lost when bytes are
-gone.
-"""
+"""The pushed kernel finds and verifies its bundle on every mount, and says what was lost with lost bytes."""
 from __future__ import annotations
 
 import gzip

@@ -1,6 +1,4 @@
-"""What may lie in a bundle folder, the upload through a stand-in client, and wheels through a stand-in
-pip.
-"""
+"""What may lie in a bundle folder, the upload through a stand-in client, wheels through a stand-in pip."""
 from __future__ import annotations
 
 import re
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builder import assembly, upload, wheels
+from builder import assembly, backend_wheels, upload
 from kernel.errors import UploadError
 from kernel.spec import dumps_json, load_manifest
 from tests.helpers import TESTS
@@ -23,8 +21,7 @@ def out(tmp_path: Path) -> Path:
     return copy_of_build(tmp_path / "out")
 
 
-# -- what may lie in the folder
-# ------------------------------------------------------------------------------------------
+# What may lie in the folder
 
 PLANTED: dict[str, bytes] = {
     "kaggle.json": b'{"username": "me", "key": "0123456789abcdef0123456789abcdef"}',
@@ -103,14 +100,13 @@ def test_a_kernel_of_another_bundle_is_refused(out: Path) -> None:
         upload.check(out)
 
 
-# -- the client
-# ----------------------------------------------------------------------------------------------------------
+# The client
 
 
 class Client:
     """Stands for the kaggle client: answers by the command's words."""
 
-    def __init__(self, **answers: tuple[int, str]):
+    def __init__(self, **answers: tuple[int, str]) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.answers = answers
 
@@ -129,7 +125,8 @@ def configured(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_without_a_client_the_commands_are_printed(out: Path, configured: dict[str, Any]) -> None:
-    client, lines = Client(), []
+    client = Client()
+    lines: list[str] = []
     for environment in ({"PATH": ""}, {"PATH": configured["environment"]["PATH"]}):
         assert not upload.upload(out, environment, home=out, run=client, say=lines.append)
     assert client.calls == [] and "not installed" in lines[0] and "not configured" in lines[1]
@@ -170,24 +167,21 @@ def test_the_placeholder_owner_is_not_uploaded(tmp_path: Path) -> None:
         upload.check(tmp_path)
 
 
-# -- wheels
-# --------------------------------------------------------------------------------------------------------------
+# Wheels
 
 
 class Pip:
-    """Stands for pip: `download` leaves wheels, `install` succeeds while every needed project is among the
-    links.
-    """
+    """Stands for pip: `download` leaves wheels, `install` wants every needed project among the links."""
 
-    def __init__(self, projects: tuple[str, ...], needed: tuple[str, ...]):
-        self.projects, self.needed = projects, needed
+    def __init__(self, projects: tuple[str, ...], needed: tuple[str, ...]) -> None:
+        self.projects = projects
+        self.needed = needed
 
     def __call__(self, command: Any) -> subprocess.CompletedProcess[str]:
         if "download" in command:
             for project in self.projects:
-                (Path(command[command.index("--dest") + 1]) / f"{project}-1.0-py3-none-any.whl").write_bytes(
-                    b"x"
-                )
+                folder = Path(command[command.index("--dest") + 1])
+                (folder / f"{project}-1.0-py3-none-any.whl").write_bytes(b"x")
         if "install" in command:
             assert "--no-index" in command
             links = [Path(command[i + 1]) for i, part in enumerate(command) if part == "--find-links"]
@@ -195,8 +189,8 @@ class Pip:
             for name in self.needed:
                 if name not in held:
                     error = (
-                        f"ERROR: Could not find a version that satisfies the requirement {name}>=1 (from openvino) "
-                        "(from versions: none)"
+                        f"ERROR: Could not find a version that satisfies the requirement {name}>=1 "
+                        "(from openvino) (from versions: none)"
                     )
                     return subprocess.CompletedProcess(command, 1, "", error)
         return subprocess.CompletedProcess(command, 0, "", "")
@@ -205,13 +199,14 @@ class Pip:
 def test_wheels_ride_along_without_what_the_image_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheels.venv, "create", lambda *_, **__: None)
+    monkeypatch.setattr(backend_wheels.venv, "create", lambda *_, **__: None)
     pip = Pip(("openvino", "openvino_telemetry", "numpy"), ("numpy", "openvino_telemetry"))
-    names = [path.name for path in wheels.collect("openvino", tmp_path, run=pip)]
+    names = [path.name for path in backend_wheels.collect("openvino", tmp_path, run=pip)]
     assert names == ["openvino-1.0-py3-none-any.whl", "openvino_telemetry-1.0-py3-none-any.whl"]
 
 
 def test_a_missing_dependency_is_named(tmp_path: Path) -> None:
+    pip = Pip(("openvino", "numpy"), ("numpy", "openvino_telemetry"))
     with pytest.raises(UploadError, match="'openvino_telemetry>=1' is missing, needed by openvino"):
-        wheels.collect("openvino", tmp_path, run=Pip(("openvino", "numpy"), ("numpy", "openvino_telemetry")))
+        backend_wheels.collect("openvino", tmp_path, run=pip)
     assert not list(tmp_path.iterdir())

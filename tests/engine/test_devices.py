@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +19,10 @@ import torch
 
 from kernel import limits
 from kernel.engine import loop
-from kernel.engine.journal import Heartbeat
-from kernel.inference import backends
+from kernel.engine.heartbeat import Heartbeat
+from kernel.inference import backends, devices
+from kernel.inference.devices import Device
+from kernel.order import Order, Sample
 from kernel.scores import submission
 
 CLASSES = ("bark", "meow", "hiss")
@@ -42,54 +43,51 @@ def make_input(folder: Path) -> Path:
 
 
 @contextmanager
-def open_engine(place: Path, bundle: Path, devices: list[backends.Device]) -> Iterator[loop.Engine]:
-    """An engine in this process whose devices are `devices`."""
+def open_engine(place: Path, bundle: Path, found: list[Device]) -> Iterator[loop.Engine]:
+    """An engine in this process that finds these devices."""
     data, state = make_input(place / "in"), place / "state"
     state.mkdir()
     sample = submission.read_sample(data / "sample_submission.csv")
-    run = {
-        "bundle": str(bundle),
-        "manifest": str(bundle / "manifest.json"),
-        "input": str(data),
-        "clips": str(data / "test"),
-        "working": str(state),
-        "state": str(state),
-        "limits": asdict(limits.limits("fat2019", seconds=600)),
-        "marks": asdict(limits.marks(600.0)),
-        "started": time.monotonic(),
-        "offset_s": 0.0,
-        "device": "auto",
-        "loaders": 2,
-        "sample": {
-            "path": str(data / "sample_submission.csv"),
-            "header": list(sample.header),
-            "ids": list(sample.ids),
-        },
-        "first": None,
-        "strict": False,
-        "attempt": 1,
-        "pinned": False,
-    }
+    order = Order(
+        bundle=bundle,
+        manifest=bundle / "manifest.json",
+        input=data,
+        clips=data / "test",
+        working=state,
+        state=state,
+        sample=Sample(
+            path=data / "sample_submission.csv", header=tuple(sample.header), ids=tuple(sample.ids)
+        ),
+        limits=limits.limits("fat2019", seconds=600),
+        marks=limits.marks(600.0),
+        started=time.monotonic(),
+        started_boot=time.clock_gettime(time.CLOCK_BOOTTIME),
+        offset_s=0.0,
+        device="auto",
+        loaders=2,
+        first=None,
+        attempt=1,
+    )
     threads = torch.get_num_threads()
-    with mock.patch.object(backends, "find_devices", lambda _: (devices, [])), mock.patch("signal.signal"):
-        opened = loop.Engine(run, Heartbeat(state / "heartbeat.json"))
+    with mock.patch.object(devices, "find_devices", lambda _: (found, [])), mock.patch("signal.signal"):
+        opened = loop.Engine(order, Heartbeat(state / "heartbeat.json"))
         try:
             yield opened
         finally:
-            opened.scene.store.close()
+            opened.run.feed.store.close()
             torch.set_num_threads(threads)
 
 
-def stand_ins(*names: str) -> list[backends.Device]:
-    return [backends.Device(name=name, about="stand-in", memory_bytes=10**9) for name in names]
+def stand_ins(*names: str) -> list[Device]:
+    return [Device(name=name, about="stand-in", memory_bytes=10**9) for name in names]
 
 
 @contextmanager
-def computing_on_cpu(watch: Callable[[backends.Device], Any]) -> Iterator[None]:
+def computing_on_cpu(watch: Callable[[Device], Any]) -> Iterator[None]:
     """Nets for any device run plainly on the CPU; `watch` is called with the device before every batch."""
 
     def prepare(
-        module: torch.nn.Module, device: backends.Device, samples: Any, **more: Any
+        module: torch.nn.Module, device: Device, samples: Any, **more: Any
     ) -> backends.Runner:
         net = module.eval()
 
@@ -98,7 +96,7 @@ def computing_on_cpu(watch: Callable[[backends.Device], Any]) -> Iterator[None]:
             return backends.call_net(net, inputs, frames)
 
         return backends.Runner(
-            device=backends.Device(name="cpu", about=""), path=f"stand-in {device.name}", run=run, exact=run
+            device=Device(name="cpu", about=""), path=f"stand-in {device.name}", run=run, exact=run
         )
 
     with mock.patch.object(backends, "prepare", prepare):
@@ -106,7 +104,7 @@ def computing_on_cpu(watch: Callable[[backends.Device], Any]) -> Iterator[None]:
 
 
 def scores(opened: loop.Engine) -> dict[str, np.ndarray]:
-    return {net_id: np.array(opened.scene.board.get(net_id)) for net_id in opened.scene.nets}
+    return {net_id: np.array(opened.run.board.get(net_id)) for net_id in opened.run.nets}
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +132,24 @@ def test_the_gpu_schedule_gives_the_scores_of_the_cpu(
 def test_a_gpu_takes_suspects_alone_and_first_then_long_rows_before_short_ones(
     tmp_path: Path, tiny_bundle: Path
 ) -> None:
-    with open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened, computing_on_cpu(lambda device: None):
-        scene = opened.scene
-        scene.journal.suspect_rows = {(net_id, "c4.wav") for net_id in scene.nets}
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        computing_on_cpu(lambda device: None),
+    ):
+        run = opened.run
+        run.journal.suspect_pairs = {(net_id, "c4.wav") for net_id in run.nets}
         taken: dict[str, list[list[str]]] = {}
-        flight = scene.journal.flight
+        flight = run.journal.flight
 
         def watch(kind: str, ids: list[str], net: str = "") -> Any:
             if kind == "batch":
                 taken.setdefault(net, []).append(ids)
             return flight(kind, ids, net)
 
-        with mock.patch.object(scene.journal, "flight", watch):
+        with mock.patch.object(run.journal, "flight", watch):
             opened.execute()
     longest = [f"c{i}.wav" for i in reversed(range(CLIPS)) if i != 4]
-    members = [windows for net_id, windows in taken.items() if net_id in scene.nets and len(windows) > 1]
+    members = [windows for net_id, windows in taken.items() if net_id in run.nets and len(windows) > 1]
     assert members and all(
         windows[0] == ["c4.wav"] and sum(windows[1:], []) == longest for windows in members
     )
@@ -160,7 +161,7 @@ def test_two_devices_work_at_once_one_thread_each(
     """The first two batches meet at a barrier: with one device, or one thread for both, it would break."""
     meet, met, users = threading.Barrier(2), set[str](), dict[str, set[int]]()
 
-    def watch(device: backends.Device) -> None:
+    def watch(device: Device) -> None:
         users.setdefault(device.name, set()).add(threading.get_ident())
         if device.name not in met:
             met.add(device.name)
@@ -181,7 +182,7 @@ def test_two_devices_work_at_once_one_thread_each(
 def test_a_lost_device_ends_the_engine_with_the_scores_saved(tmp_path: Path, tiny_bundle: Path) -> None:
     batches: list[str] = []
 
-    def watch(device: backends.Device) -> None:
+    def watch(device: Device) -> None:
         batches.append(device.name)
         if len(batches) > 6:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")

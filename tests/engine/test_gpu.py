@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,16 +16,19 @@ from torch import nn
 
 from kernel import models, spec
 from kernel.engine import gpu
-from kernel.engine.gpu import predict_grouped
+from kernel.engine.gpu import Answered, BatchedNet, Block, open_block
 from kernel.errors import ClipEmpty, ClipError, SpecError
-from kernel.inference import backends
-from kernel.inference.net import LoadedNet, build_recipe, load_net, predict_alone, row_inputs
+from kernel.inference.backends import Inputs, Runner, Sent, call_net
+from kernel.inference.devices import Device
+from kernel.inference.member import LoadedNet, load_net, predict_alone, row_inputs
+from kernel.inference.recipe import build_recipe
 from kernel.models import FAMILIES
-from kernel.sound.decode import Clip, Row
+from kernel.sound.decode import Clip
+from kernel.sound.rows import Row
 
-CPU = backends.Device(name="cpu", about="test")
+CPU = Device(name="cpu", about="test")
 FREE = [pytest.param(name, dict(family.tiny), id=name) for name, family in FAMILIES.items()
-        # two inputs; a waveform: tests of their own
+        # Two inputs; a waveform: tests of their own
         if not family.stacker and name not in ("statistics_cnn", "envnet_v2")]
 
 
@@ -67,15 +70,34 @@ def rows_of(frames: dict[str, int]) -> list[Row]:
     return [Row(id=id, clip=Clip(id=id)) for id in frames]
 
 
-def run_groups(
-    net: LoadedNet, store: Any, frames: dict[str, int], cells: int = 1 << 20
-) -> dict[str, np.ndarray]:
-    """Row -> probabilities, all rows in one window."""
+class Books:
+    """What the forwards of a test computed, in cells."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.cells = 0
+        self.padded = 0
+
+    def count(self, width: int, cells: int, padded: int) -> None:
+        self.batches += 1
+        self.cells += cells
+        self.padded += padded
+
+
+def run_groups(net: LoadedNet, store: Any, frames: dict[str, int], cells: int = 1 << 20,
+               books: Books | None = None) -> dict[str, np.ndarray]:
+    """Row -> probabilities, all rows in one block."""
     lost: list[str] = []
-    window = gpu.open_window(net, store, rows_of(frames), lambda row, error: lost.append(row.id))
-    done = [a for part in predict_grouped(net, iter([window]), lambda net: cells) for a in part.answers]
+    block = open_block(net, store, rows_of(frames), lambda row, error: lost.append(row.id))
+    batched = BatchedNet(net, (books or Books()).count, lambda net: cells)
+    done = [answer for part in batched.predict(iter([block])) for answer in part.answers]
     assert lost == [id for id, t in frames.items() if t == 0]
     return {row.id: probs for row, probs in done}
+
+
+def predict(net: LoadedNet, blocks: Iterator[Block]) -> Generator[Answered]:
+    """The net's answers block by block."""
+    return BatchedNet(net, Books().count).predict(blocks)
 
 
 def lengths_of(net: LoadedNet) -> dict[str, int]:
@@ -91,10 +113,11 @@ def test_groups_give_what_each_row_gets_alone(name: str, params: dict[str, Any])
     net = build_net(name, params)
     frames = {**lengths_of(net), "broken": 0}
     store = Stored(frames, bins=net.module.bins or 128)
-    found = run_groups(net, store, frames)
+    books = Books()
+    found = run_groups(net, store, frames, books=books)
     for row in rows_of(frames)[:-1]:
         np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
-    assert net.module.maskable or net.padded_cells == 0
+    assert net.module.maskable or books.padded == 0
     assert set(found) == set(frames) - {"broken"}
 
 
@@ -102,14 +125,15 @@ def test_tiles_of_many_rows_share_batches() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1}, {"kind": "tiles", "frames": 64, "step": 32})
     frames = {f"r{i}": 40 + 37 * i for i in range(12)}
     store = Stored(frames)
-    found = run_groups(net, store, frames, cells=64 * 20)
-    assert net.batches < sum(len(row_inputs(net, store, row)["x"]) for row in rows_of(frames)) / 10
+    books = Books()
+    found = run_groups(net, store, frames, cells=64 * 20, books=books)
+    assert books.batches < sum(len(row_inputs(net, store, row)["x"]) for row in rows_of(frames)) / 10
     for row in rows_of(frames):
         np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
 
 
 def test_padding_stays_under_two_percent_on_real_lengths() -> None:
-    """FAT2019 kind of lengths in windows as the engine cuts them: log-normal, median 5 s, 0.3 to 30 s, 64
+    """FAT2019 kind of lengths in blocks as the engine cuts them: log-normal, median 5 s, 0.3 to 30 s, 64
     frames a second.
     """
     seconds = np.clip(np.random.default_rng(1).lognormal(np.log(5.0), 0.9, 400), 0.3, 30.0)
@@ -117,11 +141,12 @@ def test_padding_stays_under_two_percent_on_real_lengths() -> None:
     net = build_net("simple_cnn", {"base": 1, "channels": 1})
     net.module.min_frames = 1
     net.runner.run = lambda x, f: torch.zeros(len(x["x"]), 3)
+    books = Books()
     for start in range(0, 400, 100):
         part = dict(list(frames.items())[start:start + 100])
-        run_groups(net, Stored(part), part)
-    assert 0 < net.padded_cells <= 0.02 * net.cells
-    assert net.batches < 400 / 2.5
+        run_groups(net, Stored(part), part, books=books)
+    assert 0 < books.padded <= 0.02 * books.cells
+    assert books.batches < 400 / 2.5
 
 
 def counting(net: LoadedNet, fail: Callable[[torch.Tensor], bool]) -> list[tuple[int, int]]:
@@ -130,14 +155,14 @@ def counting(net: LoadedNet, fail: Callable[[torch.Tensor], bool]) -> list[tuple
     """
     module, asked = net.module, list[tuple[int, int]]()
 
-    def run(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+    def run(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
         x = inputs["x"]
         asked.append((len(x), x.shape[-1]))
         if fail(x):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return backends.call_net(module, inputs, lengths)
+        return call_net(module, inputs, lengths)
 
-    net.runner = backends.Runner(device=CPU, path="test", run=run, exact=run)
+    net.runner = Runner(device=CPU, path="test", run=run, exact=run)
     return asked
 
 
@@ -145,41 +170,41 @@ def test_what_ran_out_of_memory_bounds_later_batches() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     frames = {f"r{i}": 100 for i in range(16)}
     asked = counting(net, lambda x: len(x) * x.shape[-1] > 450)
-    first = run_groups(net, Stored(frames), frames, gpu.frames_per_batch(net))
-    assert net.fitting_frames == 400 and max(n for n, _ in asked) == 16
+    first = run_groups(net, Stored(frames), frames, gpu.cells_per_batch(net))
+    assert net.fitting_cells == 400 and max(n for n, _ in asked) == 16
     asked.clear()
-    second = run_groups(net, Stored(frames), frames, gpu.frames_per_batch(net))
+    second = run_groups(net, Stored(frames), frames, gpu.cells_per_batch(net))
     assert {n for n, _ in asked} == {4} and all(np.allclose(first[k], second[k], atol=1e-6) for k in frames)
 
 
 def test_batches_are_bounded_by_input_and_by_the_memory_of_the_device() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
-    assert gpu.frames_per_batch(net) == gpu.CELLS_PER_BATCH // 128
-    net.runner.device = backends.Device(name="cpu", about="", memory_bytes=10**9)
+    assert gpu.cells_per_batch(net) == gpu.VALUES_PER_BATCH // 128
+    net.runner.device = Device(name="cpu", about="", memory_bytes=10**9)
     net.cost = spec.Cost(bytes_a=0, bytes_b=1e6)
-    assert gpu.frames_per_batch(net) == 500
+    assert gpu.cells_per_batch(net) == 500
 
 
 def watch(
-    net: LoadedNet, run: Callable[[], None], stage: Callable[[int], None] = lambda passes: None
+    net: LoadedNet, run: Callable[[], None], send: Callable[[int], None] = lambda passes: None
 ) -> list[int]:
-    """`run` is called before each batch, `stage` before it is staged; gives the passes of each batch that was
-    staged.
+    """`run` is called before each batch, `send` before it is sent; gives the passes of each batch that was
+    sent.
     """
-    module, staged = net.module, list[int]()
+    module, sent = net.module, list[int]()
 
-    class Watched(backends.Runner):
-        def stage(self, inputs: backends.Inputs, frames: torch.Tensor | None = None) -> backends.Staged:
-            stage(len(inputs["x"]))
-            staged.append(len(inputs["x"]))
-            return super().stage(inputs, frames)
+    class Watched(Runner):
+        def send(self, inputs: Inputs, frames: torch.Tensor | None = None) -> Sent:
+            send(len(inputs["x"]))
+            sent.append(len(inputs["x"]))
+            return super().send(inputs, frames)
 
-    def answer(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+    def answer(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
         run()
-        return backends.call_net(module, inputs, lengths)
+        return call_net(module, inputs, lengths)
 
     net.runner = Watched(device=CPU, path="test", run=answer, exact=answer)
-    return staged
+    return sent
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -190,9 +215,9 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_the_next_batches_are_staged_while_one_runs_across_windows() -> None:
-    """A runner that waits for two more batches, one of them of the next window, would wait for ever if
-    nothing were staged.
+def test_the_next_batches_are_sent_while_one_runs_across_blocks() -> None:
+    """A runner that waits for two more batches, one of them of the next block, would wait for ever if nothing
+    were sent.
     """
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     frames = {"a": 50, "b": 80, "c": 120, "d": 200}
@@ -200,15 +225,15 @@ def test_the_next_batches_are_staged_while_one_runs_across_windows() -> None:
 
     def run() -> None:
         ran.append(1)
-        until(lambda: len(staged) >= min(4, len(ran) + 2))
+        until(lambda: len(sent) >= min(4, len(ran) + 2))
         time.sleep(0.02)
-        # and one more may have begun, no more: the device has an end
-        assert len(staged) <= len(ran) + 1 + gpu.STAGED_AHEAD
+        # And one more may have begun, no more: the device has an end
+        assert len(sent) <= len(ran) + 1 + gpu.SENT_AHEAD
 
-    staged = watch(net, run)
+    sent = watch(net, run)
     parts = rows_of({"a": 50, "b": 80}), rows_of({"c": 120, "d": 200})
-    windows = (gpu.open_window(net, store, rows, print) for rows in parts)
-    found = {row.id: p for done in predict_grouped(net, windows) for row, p in done.answers}
+    blocks = (open_block(net, store, rows, print) for rows in parts)
+    found = {row.id: p for done in predict(net, blocks) for row, p in done.answers}
     for row in rows_of(frames):
         np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
 
@@ -226,37 +251,36 @@ def test_only_the_rows_on_the_device_are_in_flight() -> None:
 
     watch(net, lambda: seen.append(tuple(flying)))
     parts = [rows_of({id: frames[id] for id in ids}) for ids in (("r0", "r1"), ("r2",), ("r3", "r4", "r5"))]
-    for _ in predict_grouped(
-        net, (gpu.open_window(net, store, rows, print) for rows in parts), flight=flight
-    ):
+    blocks = (open_block(net, store, rows, print) for rows in parts)
+    for _ in BatchedNet(net, Books().count).predict(blocks, flight):
         assert not flying
     assert list(dict.fromkeys(seen)) == [("r0", "r1"), ("r2",), ("r3", "r4", "r5")]
 
 
-def test_leaving_early_ends_the_thread_that_stages() -> None:
+def test_leaving_early_ends_the_thread_that_sends() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     store, opened = Stored({f"r{i}": 60 for i in range(50)}), list[str]()
 
-    def windows() -> Iterator[gpu.Window]:
+    def blocks() -> Iterator[Block]:
         for row in rows_of(dict.fromkeys(store.arrays, 60)):
             opened.append(row.id)
-            yield gpu.open_window(net, store, [row], print)
+            yield open_block(net, store, [row], print)
 
-    done = predict_grouped(net, windows())
+    done = predict(net, blocks())
     next(done)
     done.close()
-    assert len(opened) <= 2 + gpu.STAGED_AHEAD + 1
+    assert len(opened) <= 2 + gpu.SENT_AHEAD + 1
     assert not [t for t in threading.enumerate() if t.name.startswith("inputs")]
 
 
-def test_what_breaks_while_windows_are_made_ready_is_raised_where_they_are_used() -> None:
+def test_what_breaks_while_blocks_are_made_ready_is_raised_where_they_are_used() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
 
-    def windows() -> Iterator[gpu.Window]:
-        yield gpu.open_window(net, Stored({"a": 60}), rows_of({"a": 60}), print)
+    def blocks() -> Iterator[Block]:
+        yield open_block(net, Stored({"a": 60}), rows_of({"a": 60}), print)
         raise OSError("the disk went away")
 
-    done = predict_grouped(net, windows())
+    done = predict(net, blocks())
     assert [row.id for row, _ in next(done).answers] == ["a"]
     with pytest.raises(OSError, match="went away"):
         next(done)
@@ -266,11 +290,11 @@ def test_a_batch_that_does_not_reach_the_device_is_halved() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     frames = {f"r{i}": 100 for i in range(8)}
 
-    def stage(passes: int) -> None:
+    def send(passes: int) -> None:
         if passes > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    watch(net, lambda: None, stage)
+    watch(net, lambda: None, send)
     store = Stored(frames)
     found = run_groups(net, store, frames)
     for row in rows_of(frames):
@@ -281,10 +305,10 @@ def test_a_batch_that_does_not_reach_the_device_is_halved() -> None:
 def test_errors_other_than_memory_are_not_hidden() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
 
-    def run(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+    def run(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    net.runner = backends.Runner(device=CPU, path="test", run=run, exact=run)
+    net.runner = Runner(device=CPU, path="test", run=run, exact=run)
     with pytest.raises(RuntimeError, match="illegal"):
         run_groups(net, Stored({"a": 50}), {"a": 50})
     assert issubclass(ClipEmpty, ClipError)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.engine.length_groups import group, ladder, singles
+from kernel.engine.length_groups import group, ladder
 from kernel.errors import SpecError
 
 LENGTHS = st.lists(st.integers(1, 3000), max_size=120)
@@ -63,10 +63,6 @@ def test_exact_groups_hold_equal_lengths_only():
 def test_rows_below_the_net_s_minimum_share_it_even_in_exact_groups():
     (batch,) = group([3, 5], max_cells=100, max_rows=8, padding=0.0, exact=True, min_frames=16)
     assert batch.width == 16 and batch.frames == (5, 3)[::-1]
-
-
-def test_singles_leave_order_and_length_alone():
-    assert [(b.rows, b.frames, b.width) for b in singles([5, 2])] == [((0,), (5,), 5), ((1,), (2,), 2)]
 
 
 @pytest.mark.parametrize("change", [{"max_cells": 0}, {"max_rows": 0}, {"padding": 1.0}, {"min_frames": 0}])

@@ -16,14 +16,14 @@ def net(member, fold=0, seconds=1.0, value=1.0, inputs=()):
         net_id=f"{member}.{fold}",
         member=member,
         a_s=seconds / 10,
-        b_s_per_frame=0.0,
+        b_s_per_cell=0.0,
         value=value,
         inputs=inputs,
     )
 
 
 def todo_of(costs, done=()):
-    return {c.net_id: Todo(rows=0 if c.net_id in done else 10, frames=0) for c in costs}
+    return {c.net_id: Todo(rows=0 if c.net_id in done else 10, cells=0) for c in costs}
 
 
 def choose(costs, done=(), left_s=1e9, uncovered=0, speeds=None, **more):
@@ -40,8 +40,8 @@ def run(costs, budget_s, true_speed=1.0, row_independent=True, learn=True):
         if step is None:
             return order, now
         cost = next(c for c in costs if c.net_id == step.net_id)
-        expected = plan.expected(cost, Todo(rows=10, frames=0))
-        # the engine's per-batch clock cuts a step at the stop mark
+        expected = plan.expected(cost, Todo(rows=10, cells=0))
+        # The engine's per-batch clock cuts a step at the stop mark
         took = min(expected * true_speed, budget_s - now)
         if took < expected * true_speed:
             assert step.kind == "cover"
@@ -52,12 +52,12 @@ def run(costs, budget_s, true_speed=1.0, row_independent=True, learn=True):
         done.add(step.net_id)
 
 
-def test_forecast_is_linear_in_rows_and_frames_plus_setup_and_loading():
-    cost = NetCost(net_id="m.0", member="m", a_s=0.5, b_s_per_frame=0.01)
-    todo = Todo(rows=10, frames=1000, loading_s=7.0)
+def test_forecast_is_linear_in_rows_and_cells_plus_setup_and_loading():
+    cost = NetCost(net_id="m.0", member="m", a_s=0.5, b_s_per_cell=0.01)
+    todo = Todo(rows=10, cells=1000, loading_s=7.0)
     assert plan.expected(cost, todo) == pytest.approx(5 + 10)
     speeds = Speeds(members={"m": 2.0}, setups={"m": 3.0})
-    # setup and loading are no net's speed
+    # Setup and loading are no net's speed
     assert plan.forecast(cost, todo, speeds) == pytest.approx(2 * 15 + 3 + 7)
 
 
@@ -67,11 +67,11 @@ def test_setup_is_learnt_per_member_and_expected_of_nets_that_were_not_measured_
         "a"
     ) == 0.0
     assert 2.0 < speeds.learn("a", 10.0, 10.0, setup_s=2.0).setup("a") < 4.0
-    todo = Todo(rows=10, frames=0.0)
+    todo = Todo(rows=10, cells=0.0)
     costs = [
-        NetCost(net_id=f"{member}.0", member=member, a_s=1.0, b_s_per_frame=0.0) for member in ("a", "c")
+        NetCost(net_id=f"{member}.0", member=member, a_s=1.0, b_s_per_cell=0.0) for member in ("a", "c")
     ]
-    stacker = NetCost(net_id="s.0", member="s", a_s=1.0, b_s_per_frame=0.0, inputs=("a",))
+    stacker = NetCost(net_id="s.0", member="s", a_s=1.0, b_s_per_cell=0.0, inputs=("a",))
     assert [plan.forecast(c, todo, speeds) for c in (*costs, stacker)] == pytest.approx([14.0, 13.0, 10.0])
 
 
@@ -79,9 +79,9 @@ def test_a_net_whose_setup_does_not_fit_is_not_started():
     """Two nets of 10 s for their rows and 8 s to read: after the first, 15 s would be enough without the
     reading.
     """
-    costs = [NetCost(net_id=f"m.{fold}", member="m", a_s=1.0, b_s_per_frame=0.0) for fold in (0, 1)]
+    costs = [NetCost(net_id=f"m.{fold}", member="m", a_s=1.0, b_s_per_cell=0.0) for fold in (0, 1)]
     speeds = Speeds().learn("m", 10.0, 10.0, setup_s=8.0)
-    todo = {"m.1": Todo(rows=10, frames=0.0)}
+    todo = {"m.1": Todo(rows=10, cells=0.0)}
     assert plan.next_step(costs, todo, speeds, left_s=15.0, uncovered=0) is None
     assert plan.next_step(costs, todo, Speeds().learn("m", 10.0, 10.0), left_s=15.0, uncovered=0) is not None
 
@@ -202,8 +202,8 @@ def test_accuracy_compares_finished_steps_only():
              Outcome(net_id="b.0", kind="refine", forecast_s=10, seconds=8, rows=5, done=5),
              Outcome(net_id="c.0", kind="refine", forecast_s=10, seconds=99, rows=5, done=2)]
     told = plan.accuracy(steps)
-    assert told["median_ratio"] == 1.0 and told["worst_ratio"] == 1.2 and len(told["steps"]) == 3
-    assert plan.accuracy([])["median_ratio"] is None
+    assert told.median_ratio == 1.0 and told.worst_ratio == 1.2 and len(told.steps) == 3
+    assert plan.accuracy([]).median_ratio is None
 
 
 def manifest(**costs):
@@ -230,8 +230,8 @@ def test_costs_come_from_measured_seconds_else_from_multiply_adds():
         )
     }
     assert list(costs) == ["a.0", "a.1", "b.0", "s.0"]
-    assert (costs["a.1"].a_s, costs["a.1"].b_s_per_frame) == (0.25, 0.5)
-    assert costs["b.0"].b_s_per_frame == pytest.approx(0.6 / plan.GMAC_PER_S_CPU)
+    assert (costs["a.1"].a_s, costs["a.1"].b_s_per_cell) == (0.25, 0.5)
+    assert costs["b.0"].b_s_per_cell == pytest.approx(0.6 / plan.GMAC_PER_S_CPU)
     assert costs["s.0"].inputs == ("a", "b") and costs["a.0"].inputs == ()
     assert costs["b.0"].value == costs["a.0"].value == 0.7  # unknown worth: as the others
     assert costs["s.0"].a_s > 0  # no cost in the manifest: a guess, never free
@@ -249,6 +249,6 @@ def test_a_covering_net_far_behind_its_forecast_gives_way_to_one_not_tried_yet()
     behind = Speeds().learn("fast", 5, 500)  # a hundred times slower than the manifest says
     second = choose(costs, uncovered=8, speeds=behind)
     assert second.member == "slow" and second.patience_s == float("inf")  # nothing else is left to try
-    # it was the machine
+    # It was the machine
     assert choose(costs, uncovered=6, speeds=behind.learn("slow", 9, 900)).member == "fast"
     assert choose(costs, uncovered=10, row_independent=False).patience_s == float("inf")

@@ -139,7 +139,7 @@ class Net(nn.Module):
         if not isinstance(x, torch.Tensor) or torch.jit.is_tracing():
             raise TypeError("this net cannot be traced")  # a trace would run without its strikes
         y = self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-        # not while a back end tries the net
+        # Not while a back end tries the net
         for found in due("forward", CURRENT.row) if getattr(CURRENT, "row", None) else ():
             if found["do"] in ANSWERS:
                 y = ANSWERS[found["do"]](y)

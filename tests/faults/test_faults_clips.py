@@ -1,6 +1,4 @@
-"""Faults of the input: whole runs over broken, lying and strange files, and over inputs that fail while they
-are read.
-"""
+"""Faults of the input: broken, lying and strange files, and inputs that fail while they are read."""
 from __future__ import annotations
 
 import os
@@ -15,7 +13,7 @@ import pytest
 import soundfile
 
 from tests.helpers.guard_runs import GuardRun, wait_for
-from tests.helpers.injectors import needs_strace
+from tests.helpers.injectors import inject, needs_strace
 from tests.helpers.whole_runs import (
     RATE,
     Place,
@@ -36,23 +34,10 @@ def header(
     rate: int = RATE, channels: int = 1, bits: int = 16, data: int = 2000, riff: int | None = None
 ) -> bytes:
     """The first 44 bytes of a PCM WAV file, true or not."""
+    riff = 36 + data if riff is None else riff
     block = channels * bits // 8 & 0xFFFF
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
-        b"RIFF",
-        36 + data if riff is None else riff,
-        b"WAVE",
-        b"fmt ",
-        16,
-        1,
-        channels,
-        rate,
-        rate * block & 0xFFFFFFFF,
-        block,
-        bits,
-        b"data",
-        data,
-    )
+    form = (1, channels, rate, rate * block & 0xFFFFFFFF, block, bits)
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", riff, b"WAVE", b"fmt ", 16, *form, b"data", data)
 
 
 def sparse_hours(path: Path) -> None:
@@ -150,20 +135,15 @@ READABLE: dict[str, Maker] = {
     "cut.flac": lambda path: damage(path, "FLAC", "cut"),
     "flipped.mp3": lambda path: damage(path, "MP3", "flip"),
     "cut.ogg": lambda path: damage(path, "OGG", "cut"),
-    **dict.fromkeys(
-        (
-            "-rf.wav",
-            "%s%n.wav",
-            "späte Töne.wav",
-            'a,b "c".wav',
-            "line\nbreak.wav",
-            "=cmd.wav",
-            "x" * 251 + ".wav",
-        ),
-        chirp(),
-    ),
+    "-rf.wav": chirp(),
+    "%s%n.wav": chirp(),
+    "späte Töne.wav": chirp(),
+    'a,b "c".wav': chirp(),
+    "line\nbreak.wav": chirp(),
+    "=cmd.wav": chirp(),
+    "x" * 251 + ".wav": chirp(),
 }
-# a prefix is used, or the file is named: both are right
+# The good part is used, or the file is named: both are right.
 EITHER = {"cut.flac", "flipped.mp3", "cut.ogg", "riff_0.wav"}
 
 
@@ -179,7 +159,7 @@ def make_zoo(folder: Path) -> Place:
 @pytest.mark.fault(
     row=62,
     injection="0 or 3 bytes, text, noise, cut headers; absurd rate, channels or bits; a huge ID3 tag",
-    outcome="ClipUnreadable or ClipEmpty with the reason; the row keeps the prior; other rows as without them",
+    outcome="ClipUnreadable or ClipEmpty with the reason; the row keeps the prior; other rows are untouched",
 )
 @pytest.mark.fault(
     row=63,
@@ -227,19 +207,8 @@ def test_a_zoo_of_files(tmp_path: Path, unharmed: GuardRun) -> None:
                    outcome="named; its row keeps the prior; every other row as without the fault")
 def test_an_input_that_fails_while_it_is_read(tmp_path: Path, unharmed: GuardRun) -> None:
     place = make_place(tmp_path)
-    prefix = (
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        os.devnull,
-        "-P",
-        str(place.clips / "c05.wav"),
-        "-e",
-        "trace=read",
-        "-e",
-        "inject=read:error=EIO",
-    )
+    only = ("-P", str(place.clips / "c05.wav"))
+    prefix = (*inject("read:error=EIO"), *only)
     run = run_whole(place, faulty_build() / "bundle", prefix=prefix, seconds=60)
     check(run, "ClipUnreadable", reference=unharmed, affected={"c05.wav"})
     assert prior_rows(run) == {"c05.wav"}
@@ -255,7 +224,7 @@ def test_clips_that_change_during_the_run(tmp_path: Path, unharmed: GuardRun) ->
     place = make_place(tmp_path)
 
     def harm(process: subprocess.Popen[str], working: Path) -> None:
-        # a decoder is asleep before the first clip is read
+        # A decoder is asleep before the first clip is read.
         wait_for(lambda: list((tmp_path / "marks").iterdir()), 30.0)
         (place.clips / "c05.wav").unlink()
         os.truncate(place.clips / "c06.wav", 30_000)

@@ -1,6 +1,4 @@
-"""Faults of the disk: the store's scratch folder in a process of its own, and the output folder of whole
-runs.
-"""
+"""Faults of the disk: the store's scratch folder in its own process, the output folder of whole runs."""
 from __future__ import annotations
 
 import json
@@ -34,9 +32,8 @@ def run_store(folder: Path, *prefix: str, **chosen: Any) -> dict[str, Any]:
 
 def run_store_on_tmpfs(scratch: Path, options: str, **chosen: Any) -> dict[str, Any]:
     """Figures of a store whose scratch folder is a disk of its own, made with these mount options."""
-    return run_store(
-        scratch, *in_mounts(f"mkdir -p {scratch}; mount -t tmpfs -o {options} none {scratch}"), **chosen
-    )
+    mount = f"mkdir -p {scratch}; mount -t tmpfs -o {options} none {scratch}"
+    return run_store(scratch, *in_mounts(mount), **chosen)
 
 
 @needs_namespaces
@@ -58,7 +55,7 @@ def test_a_scratch_disk_that_is_too_small(tmp_path: Path) -> None:
     outcome="the first front end is spilled, the second computed again",
 )
 def test_no_inodes_left(tmp_path: Path) -> None:
-    # slower than the disk
+    # Computing an array takes longer than writing it, so that the disk is used.
     stats = run_store_on_tmpfs(tmp_path / "scratch", "size=64m,nr_inodes=3", frontends=2, seconds=0.02)
     assert stats["rows_disk"] == 24 and stats["disk_errors"].get("ENOSPC")
 
@@ -73,7 +70,7 @@ def test_no_inodes_left(tmp_path: Path) -> None:
     ("pwrite64:error=EDQUOT:when=6+", "EDQUOT"), ("pwrite64:error=EIO:when=4+3", "EIO"),
     ("preadv,preadv2:error=EIO:when=2+2", "EIO"), ("fdatasync:error=EIO", "EIO")])
 def test_errors_of_the_scratch_disk(tmp_path: Path, what: str, code: str) -> None:
-    # slower than reading it back
+    # Computing an array takes longer than reading it back, so that the disk is used.
     stats = run_store(tmp_path / "scratch", *inject(what), kilobytes=2048, seconds=0.02)
     assert stats["disk_errors"].get(code) and not stats["left"]
 
@@ -133,15 +130,11 @@ def test_a_scratch_folder_that_cannot_serve(tmp_path: Path, mount: str) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     stats = run_store(scratch, *in_mounts(mount.format(scratch)), any_filesystem=False)
-    assert (
-        stats["disk_rejected"]
-        and stats["disk_bytes"] == 0
-        and any("ScratchRejected" in note for note in stats["notes"])
-    )
+    assert stats["disk_rejected"] and stats["disk_bytes"] == 0
+    assert any("ScratchRejected" in note for note in stats["notes"])
 
 
 # -- whole runs
-# -----------------------------------------------------------------------------------------------------------
 
 
 def copied_out(place_out: Path, kept: Path) -> str:
@@ -156,13 +149,13 @@ def copied_out(place_out: Path, kept: Path) -> str:
     outcome="still published: the bytes of the next submission were reserved",
 )
 def test_the_output_disk_is_full(tmp_path: Path, unharmed: GuardRun) -> None:
-    place, kept = make_place(tmp_path), tmp_path / "kept"
+    place = make_place(tmp_path)
+    kept = tmp_path / "kept"
     kept.mkdir()
     out = tmp_path / "out"
-    fill = (
-        f"mkdir -p {out}; mount -t tmpfs -o size=200k none {out}; "
-        f"(while [ ! -s {out}/report.json ]; do sleep 0.05; done; head -c 1m /dev/zero > {out}/ballast 2>/dev/null) & "
-    )
+    mount = f"mkdir -p {out}; mount -t tmpfs -o size=200k none {out}; "
+    wait_for_report = f"while [ ! -s {out}/report.json ]; do sleep 0.05; done; "
+    fill = f"{mount}({wait_for_report}head -c 1m /dev/zero > {out}/ballast 2>/dev/null) & "
     wait = [{"at": "row", "id": "c11.wav", "do": "sleep", "seconds": 0.5}]
     run = run_whole(place, faulty_build() / "bundle", plan=wait,
                     prefix=("unshare", "-Urm", "sh", "-c", fill + copied_out(out, kept), "sh"))
@@ -181,9 +174,8 @@ def test_spill_files_may_not_grow(tmp_path: Path) -> None:
     plain = run_whole(place, bulky_build() / "bundle")
     check(plain)
     rows = plain.submission
-    run = run_whole(
-        place, bulky_build() / "bundle", "--ram", "490MB", prefix=("prlimit", f"--fsize={6 << 20}")
-    )
+    limit = ("prlimit", f"--fsize={6 << 20}")
+    run = run_whole(place, bulky_build() / "bundle", "--ram", "490MB", prefix=limit)
     check(run)
     assert run.submission == rows and run.report["store"]["disk_errors"].get("EFBIG")
 
@@ -205,15 +197,16 @@ def test_a_read_only_output(tmp_path: Path) -> None:
 @pytest.mark.fault(
     row=21,
     injection="every folder but the output is read-only (bind mounts over TMPDIR, /tmp and /var/tmp)",
-    outcome="ScratchRejected; private files pass through the output folder, nothing is spilled; the same bytes",
+    outcome="ScratchRejected; private files go to the output folder, nothing is spilled; the same bytes",
 )
 def test_no_scratch_folder_at_all(tmp_path: Path, unharmed: GuardRun) -> None:
-    place, out = make_place(tmp_path), tmp_path / "out"
+    place = make_place(tmp_path)
+    out = tmp_path / "out"
     out.mkdir()
-    walls = [f"mount --bind {out} {out}"]
+    mounts = [f"mount --bind {out} {out}"]
     for folder in {tmp_path.parents[-2], Path("/tmp"), Path("/var/tmp")}:
-        walls += [f"mount --rbind {folder} {folder}", f"mount -o remount,bind,ro {folder}"]
-    run = run_whole(place, faulty_build() / "bundle", prefix=in_mounts(" && ".join(walls)))
+        mounts += [f"mount --rbind {folder} {folder}", f"mount -o remount,bind,ro {folder}"]
+    run = run_whole(place, faulty_build() / "bundle", prefix=in_mounts(" && ".join(mounts)))
     check(run, "ScratchRejected", reference=unharmed)
     assert run.report["limits"]["disk_bytes"] == 0
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "submission.csv"]
@@ -224,12 +217,8 @@ def test_no_scratch_folder_at_all(tmp_path: Path, unharmed: GuardRun) -> None:
 @pytest.mark.fault(row=11, injection="fallocate: EOPNOTSUPP for every file of a whole run (strace)",
                    outcome="the submission is reserved by writing zeros; the same bytes")
 def test_publishing_without_fallocate(tmp_path: Path, unharmed: GuardRun) -> None:
-    run = run_whole(
-        make_place(tmp_path),
-        faulty_build() / "bundle",
-        prefix=inject("fallocate:error=EOPNOTSUPP"),
-        seconds=60,
-    )
+    prefix = inject("fallocate:error=EOPNOTSUPP")
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=prefix, seconds=60)
     check(run, reference=unharmed)
 
 

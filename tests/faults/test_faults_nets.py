@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load, save
 
 from kernel import models, spec
-from kernel.engine.gpu import open_window, predict_grouped
+from kernel.engine.gpu import BatchedNet, open_block
 from kernel.inference import backends
-from kernel.inference.net import LoadedNet, build_recipe, load_net
-from kernel.sound.decode import Clip, Row
+from kernel.inference.devices import Device
+from kernel.inference.member import LoadedNet, load_net
+from kernel.inference.recipe import build_recipe
+from kernel.sound.decode import Clip
+from kernel.sound.rows import Row
 from tests.helpers import TESTS
 from tests.helpers.guard_runs import GuardRun
 from tests.helpers.whole_runs import check, faulty_build, flip_bit, make_place, prior_rows, run_whole
@@ -38,9 +41,7 @@ def weights_of(bundle: Path, member: str) -> Path:
 def rewrite(
     bundle: Path, member: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 ) -> None:
-    """Other tensors in a weights file, and a manifest that believes them: hashes are right, contents are
-    not.
-    """
+    """Other tensors in a weights file, under a manifest that has their hash."""
     path = weights_of(bundle, member)
     data = save(change(load(path.read_bytes())))
     path.write_bytes(data)
@@ -54,7 +55,7 @@ def rewrite(
 
 
 @pytest.mark.fault(row=71, injection="one bit of one weights file flipped",
-                   outcome="that net is dropped and named (BundleHashMismatch); the others predict every row")
+                   outcome="that net fails and is named (BundleHashMismatch); the others predict every row")
 def test_a_flipped_bit_costs_its_net(tmp_path: Path, bundle: Path) -> None:
     flip_bit(weights_of(bundle, "sound"), -5)
     run = run_whole(make_place(tmp_path), bundle)
@@ -81,7 +82,7 @@ def poisoned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.fault(
     row=71,
     injection="a renamed tensor, a wrong shape, a NaN weight, under a manifest that has their hash",
-    outcome="that net is dropped and named (ModelLoadFailed); the others predict every row",
+    outcome="that net fails and is named (ModelLoadFailed); the others predict every row",
 )
 @pytest.mark.parametrize("change", [renamed, reshaped, poisoned])
 def test_weights_that_do_not_fit_cost_their_net(tmp_path: Path, bundle: Path, change: Callable) -> None:
@@ -93,7 +94,7 @@ def test_weights_that_do_not_fit_cost_their_net(tmp_path: Path, bundle: Path, ch
 
 @pytest.mark.faults
 @pytest.mark.fault(row=71, injection="a weights file cut short, deleted, replaced by a folder",
-                   outcome="that net is dropped and named; the others predict every row")
+                   outcome="that net fails and is named; the others predict every row")
 @pytest.mark.parametrize("harm", ["cut", "deleted", "folder"])
 def test_a_lost_weights_file_costs_its_net(tmp_path: Path, bundle: Path, harm: str) -> None:
     path = weights_of(bundle, "sound")
@@ -133,10 +134,8 @@ def test_spoilt_answers_cost_their_rows_in_that_net(tmp_path: Path, unharmed: Gu
         "c04.wav": "strange",
         "c05.wav": "memory_error",
     }
-    plan = [
-        {"at": "forward", "id": id, "do": deed}
-        for id, deed in {**spoilt, "c06.wav": "huge", "c07.wav": "zeros"}.items()
-    ]
+    deeds = {**spoilt, "c06.wav": "huge", "c07.wav": "zeros"}
+    plan = [{"at": "forward", "id": id, "do": deed} for id, deed in deeds.items()]
     run = run_whole(make_place(tmp_path), faulty_build() / "bundle", plan=plan)
     check(run, "ValueError", reference=unharmed, affected={*spoilt, "c06.wav", "c07.wav"})
     assert not prior_rows(run) and run.report["partial_rows"] == len(spoilt)
@@ -178,16 +177,15 @@ def test_a_slow_net_does_not_cost_coverage(tmp_path: Path) -> None:
 
 
 # -- nets alone
-# -----------------------------------------------------------------------------------------------------------
 
 
 class Stored:
     """A store that holds one array per row."""
 
-    def __init__(self, frames: dict[str, int]):
-        self.arrays = {
-            id: np.random.default_rng(t).random((1, 128, t), dtype=np.float32) for id, t in frames.items()
-        }
+    def __init__(self, frames: dict[str, int]) -> None:
+        self.arrays = {}
+        for id, count in frames.items():
+            self.arrays[id] = np.random.default_rng(count).random((1, 128, count), dtype=np.float32)
 
     def get(self, fe: object, row: Row) -> np.ndarray:
         return self.arrays[row.id]
@@ -201,7 +199,7 @@ def grouped(
     recipe = build_recipe(ensemble, ensemble.members[0])
     torch.manual_seed(0)
     module = models.build("simple_cnn", {"base": 4, "channels": 1}, 3).eval()
-    device = backends.Device(name="cpu", about="")
+    device = Device(name="cpu", about="")
     net = load_net(recipe, module.state_dict(), 3, device, spec.Cost())
 
     def plain(inputs: backends.Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -210,10 +208,9 @@ def grouped(
 
     net.runner = backends.Runner(device=device, path="test", run=plain, exact=plain)
     rows = [Row(id=id, clip=Clip(id=id)) for id in frames]
-    window = open_window(net, Stored(frames), rows, lambda row, error: pytest.fail(str(error)))
-    return {
-        row.id: probs for done in predict_grouped(net, iter([window])) for row, probs in done.answers
-    }, net
+    block = open_block(net, Stored(frames), rows, lambda row, error: pytest.fail(str(error)))
+    answered = BatchedNet(net, lambda *counts: None).predict(iter([block]))
+    return {row.id: probs for done in answered for row, probs in done.answers}, net
 
 
 FRAMES = {f"r{i}": 200 + i for i in range(24)}
@@ -262,7 +259,7 @@ def test_a_row_that_does_not_fit_even_alone_costs_itself() -> None:
 @pytest.mark.fault(row=76, injection="a half-precision path that overflows to infinity after its check",
                    outcome="that batch is computed again in fp32; no NaN, the rerun counted")
 def test_half_precision_that_overflows_is_run_again_in_fp32() -> None:
-    device = backends.Device(name="cpu", about="")
+    device = Device(name="cpu", about="")
     runner = backends.Runner(
         device=device,
         path="test",
@@ -270,7 +267,8 @@ def test_half_precision_that_overflows_is_run_again_in_fp32() -> None:
         run=lambda x, f: torch.exp(x["x"].half() * 12).float(),
         exact=lambda x, f: torch.exp(x["x"] * 12),
     )
-    calm, loud = torch.full((2, 3), 0.1), torch.full((2, 3), 1.2)
+    calm = torch.full((2, 3), 0.1)
+    loud = torch.full((2, 3), 1.2)
     assert np.isfinite(runner({"x": calm})).all() and runner.half and runner.reruns == 0
     np.testing.assert_allclose(runner({"x": loud}), np.exp(14.4), rtol=1e-4)
     assert runner.reruns == 2
@@ -279,7 +277,7 @@ def test_half_precision_that_overflows_is_run_again_in_fp32() -> None:
 @pytest.mark.fault(row=76, injection="a half-precision path that disagrees with fp32 on the first batch",
                    outcome="fp32 for good, and a note")
 def test_half_precision_that_disagrees_is_given_up() -> None:
-    device = backends.Device(name="cpu", about="")
+    device = Device(name="cpu", about="")
     runner = backends.Runner(
         device=device, path="test", half=True, run=lambda x, f: x["x"] + 1, exact=lambda x, f: x["x"]
     )

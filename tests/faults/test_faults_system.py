@@ -1,6 +1,4 @@
-"""Faults of the machine around the run: few descriptors or threads, no network, no /dev/shm, read-only
-packages, other clocks.
-"""
+"""Faults of the machine around the run: descriptors, threads, network, read-only packages, other clocks."""
 from __future__ import annotations
 
 import sys
@@ -63,10 +61,8 @@ def test_no_connection_is_even_tried(tmp_path: Path, unharmed: GuardRun) -> None
 @pytest.mark.fault(row=26, injection="RLIMIT_NOFILE 64",
                    outcome="the same bytes: one spill file per front end, clips closed after use")
 def test_few_file_descriptors(tmp_path: Path, unharmed: GuardRun) -> None:
-    check(
-        run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=("prlimit", "--nofile=64:64")),
-        reference=unharmed,
-    )
+    limit = ("prlimit", "--nofile=64:64")
+    check(run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=limit), reference=unharmed)
 
 
 @pytest.mark.faults
@@ -92,10 +88,8 @@ def test_few_threads(tmp_path: Path, most: int) -> None:
     "mount", ["mount -t tmpfs -o size=1m none /dev/shm", "mount -t tmpfs -o ro,size=4k none /dev/shm"]
 )
 def test_without_shared_memory(tmp_path: Path, unharmed: GuardRun, mount: str) -> None:
-    check(
-        run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=in_mounts(mount)),
-        reference=unharmed,
-    )
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=in_mounts(mount))
+    check(run, reference=unharmed)
 
 
 @needs_namespaces
@@ -126,13 +120,8 @@ def test_another_origin_of_the_clock(tmp_path: Path, unharmed: GuardRun) -> None
 @pytest.mark.fault(row=49, injection="another time zone, locale and date format in the environment",
                    outcome="no change: realtime is only logged, numbers are written by format, not by locale")
 def test_another_locale_and_time_zone(tmp_path: Path, unharmed: GuardRun) -> None:
-    run = run_whole(
-        make_place(tmp_path),
-        faulty_build() / "bundle",
-        TZ="Pacific/Kiritimati",
-        LC_ALL="de_DE.UTF-8",
-        LANG="C",
-    )
+    other = {"TZ": "Pacific/Kiritimati", "LC_ALL": "de_DE.UTF-8", "LANG": "C"}
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", **other)
     check(run, reference=unharmed)
 
 
@@ -140,7 +129,6 @@ def test_another_locale_and_time_zone(tmp_path: Path, unharmed: GuardRun) -> Non
 @pytest.mark.fault(row=18, injection="every pwrite of the run takes 20 ms (strace)", outcome="the same bytes")
 @needs_strace
 def test_a_slow_private_folder(tmp_path: Path, unharmed: GuardRun) -> None:
-    run = run_whole(
-        make_place(tmp_path), faulty_build() / "bundle", prefix=inject("pwrite64:delay_enter=20000")
-    )
+    prefix = inject("pwrite64:delay_enter=20000")
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", prefix=prefix)
     check(run, reference=unharmed)

@@ -42,11 +42,13 @@ def browse(*arguments: str) -> str:
 
 
 def measure(page: Path, width: int) -> dict[str, int]:
-    """Sizes in px of a page in a window of `width`: inner and scroll width, height, and the widths of its
-    pictures in all.
-    """
-    figures = ("innerWidth", "document.documentElement.scrollWidth", "document.documentElement.scrollHeight",
-               "[...document.images].reduce((sum, image) => sum + image.naturalWidth, 0)")
+    """Sizes in px of a page in a window of `width`: its own, and the widths of its pictures in all."""
+    figures = (
+        "innerWidth",
+        "document.documentElement.scrollWidth",
+        "document.documentElement.scrollHeight",
+        "[...document.images].reduce((sum, image) => sum + image.naturalWidth, 0)",
+    )
     script = f"<script>document.title = [{','.join(figures)}]</script></body>"
     with tempfile.TemporaryDirectory(prefix="page-") as folder:
         copy = Path(folder) / "page.html"

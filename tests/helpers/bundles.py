@@ -14,10 +14,10 @@ from tests.helpers import TESTS
 TINY = TESTS / "ensembles" / "tiny.toml"
 
 
-def order(out: Path, **more: Any) -> assembly.Order:
-    return assembly.Order(
-        **{"ensemble": TINY, "out": out, "owner": "someone", "random_weights": True, **more}
-    )
+def order(out: Path, **more: Any) -> assembly.BuildRequest:
+    """A request to build the tiny ensemble with random weights; `more` replaces its fields."""
+    given = {"ensemble": TINY, "out": out, "owner": "someone", "random_weights": True}
+    return assembly.BuildRequest(**{**given, **more})
 
 
 @cache

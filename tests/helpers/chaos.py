@@ -1,8 +1,8 @@
-"""Ten random faults at random times in one run, all invariants checked: `python -m tests.helpers.chaos
---seeds 30` (or --seed N for one).
+"""Ten random faults at random times in one run, all invariants checked.
 
-The faults of a seed are the same everywhere; the instants at which signals strike depend on how fast the
-machine is. A seed that fails is printed with its faults, so that it can be run again alone.
+`python -m tests.helpers.chaos --seeds 30` runs thirty seeds, `--seed N` one. The faults of a seed are
+the same everywhere; the instants at which signals strike depend on how fast the machine is. A seed that
+fails is printed with its faults, so that it can be run again alone.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.guard_runs import GuardRun  # noqa: E402
-from tests.helpers.invariants import find_broken  # noqa: E402
+from tests.helpers.guard_runs import GuardRun
+from tests.helpers.invariants import find_broken
 from tests.helpers.whole_runs import (
     faulty_build,
     find_engine,
@@ -29,42 +29,31 @@ from tests.helpers.whole_runs import (
     make_place,
     run_whole,
     sleep_after_start,
-)  # noqa: E402
+)
 
-CLIPS, SECONDS, FAULTS = 16, 60.0, 10
+CLIPS = 16
+SECONDS = 60.0  # budget of a run
+FAULTS = 10
 DECODER_DEEDS = (
-    "kill",
-    "segv",
-    "abort",
-    "exit0",
-    "hang",
-    "stop",
-    "raise",
-    "strange",
-    "memory_error",
-    "sysexit",
-    "sleep",
-    "connect",
-    "grandchild",
-    "thread",
-    "deaf",
+    *("kill", "segv", "abort", "exit0", "hang", "stop", "raise", "strange", "memory_error", "sysexit"),
+    *("sleep", "connect", "grandchild", "thread", "deaf"),
 )
 NET_DEEDS = (
-    "nan",
-    "inf",
-    "huge",
-    "zeros",
-    "wide",
-    "raise",
-    "strange",
-    "kill",
-    "sleep",
-    "cuda_lost",
+    *("nan", "inf", "huge", "zeros", "wide", "raise", "strange", "kill", "sleep", "cuda_lost"),
     "hold_the_interpreter",
 )
-# cost their row
+# These cost their row.
 LASTING = {"nan", "inf", "huge", "zeros", "wide", "raise", "strange", "memory_error", "sysexit", "connect"}
 KINDS = ("decode", "decode", "decode", "forward", "forward", "outside", "before")
+OUTSIDE = (  # strikes while the run goes on
+    "kill engine",
+    "stop engine for 1 s",
+    "pause all for 3 s",
+    "delete clip {id}",
+    "truncate clip {id}",
+    "remove spill",
+)
+BEFORE = ("junk in clip {id}", "flip a bit of the sound net", "old temporary file")
 
 
 @dataclass
@@ -83,18 +72,22 @@ class Chaos:
     affected: set[str] = field(default_factory=set)
 
     def about(self) -> str:
-        inside = [
-            f"{s['do']} at {s['at']} of {s['id']}" + (f" x{s['times']}" if "times" in s else "")
-            for s in self.plan
-        ]
-        return "; ".join([*self.before, *inside, *(f"{what} after {at:.1f} s" for at, what in self.outside)])
+        """The faults in words."""
+        told = list(self.before)
+        for strike in self.plan:
+            times = f" x{strike['times']}" if "times" in strike else ""
+            told.append(f"{strike['do']} at {strike['at']} of {strike['id']}{times}")
+        told += [f"{what} after {at:.1f} s" for at, what in self.outside]
+        return "; ".join(told)
 
 
 def draw(seed: int) -> Chaos:
     """The ten faults of a seed."""
-    rng, chaos = random.Random(seed), Chaos()
+    rng = random.Random(seed)
+    chaos = Chaos()
     for _ in range(FAULTS):
-        id, kind = f"c{rng.randrange(CLIPS):02d}.wav", rng.choice(KINDS)
+        id = f"c{rng.randrange(CLIPS):02d}.wav"
+        kind = rng.choice(KINDS)
         if kind in ("decode", "forward"):
             deed = rng.choice(DECODER_DEEDS if kind == "decode" else NET_DEEDS)
             strike: dict[str, Any] = {"at": kind, "id": id, "do": deed, "seconds": 0.5}
@@ -104,28 +97,12 @@ def draw(seed: int) -> Chaos:
                 chaos.affected.add(id)
             chaos.plan.append(strike)
         elif kind == "outside":
-            chaos.outside.append(
-                (
-                    rng.uniform(0.2, 12.0),
-                    rng.choice(
-                        (
-                            "kill engine",
-                            "stop engine for 1 s",
-                            "pause all for 3 s",
-                            "delete clip " + id,
-                            "truncate clip " + id,
-                            "remove spill",
-                        )
-                    ),
-                )
-            )
+            at = rng.uniform(0.2, 12.0)
+            chaos.outside.append((at, rng.choice(OUTSIDE).format(id=id)))
         else:
-            chaos.before.append(
-                rng.choice(("junk in clip " + id, "flip a bit of the sound net", "old temporary file"))
-            )
-    chaos.affected |= {
-        text.rpartition(" ")[2] for text in chaos.before + [w for _, w in chaos.outside] if " clip " in text
-    }
+            chaos.before.append(rng.choice(BEFORE).format(id=id))
+    told = chaos.before + [what for _, what in chaos.outside]
+    chaos.affected |= {what.rpartition(" ")[2] for what in told if " clip " in what}
     return chaos
 
 
@@ -143,6 +120,7 @@ def harm_before(chaos: Chaos, folder: Path, bundle: Path) -> None:
 
 def harm_during(chaos: Chaos, folder: Path) -> Callable[[subprocess.Popen[str], Path], None]:
     """The faults that strike from outside at their times."""
+
     def harm(process: subprocess.Popen[str], working: Path) -> None:
         began = time.monotonic()
         for at, what in sorted(chaos.outside):
@@ -150,15 +128,19 @@ def harm_during(chaos: Chaos, folder: Path) -> Callable[[subprocess.Popen[str], 
             if process.poll() is not None:
                 return
             strike_outside(what, process, folder)
+
     return harm
 
 
 def strike_outside(what: str, process: subprocess.Popen[str], folder: Path) -> None:
+    """One fault of OUTSIDE, now."""
     engine = find_engine(process)
     if what.startswith(("delete", "truncate")):
         clip = folder / "in" / "test" / what.rpartition(" ")[2]
-        if clip.exists():
-            clip.unlink() if what.startswith("delete") else os.truncate(clip, 2000)
+        if clip.exists() and what.startswith("delete"):
+            clip.unlink()
+        elif clip.exists():
+            os.truncate(clip, 2000)
     elif what == "remove spill":
         for spill in (folder / "scratch").glob("*/spill"):
             shutil.rmtree(spill, ignore_errors=True)
@@ -167,10 +149,11 @@ def strike_outside(what: str, process: subprocess.Popen[str], folder: Path) -> N
             if what == "kill engine":
                 os.kill(engine, signal.SIGKILL)
                 return
-            group = [engine] if what.startswith("stop") else [process.pid, engine]
+            alone = what.startswith("stop")
+            group = [engine] if alone else [process.pid, engine]
             for pid in group:
                 os.kill(pid, signal.SIGSTOP)
-            time.sleep(1.0 if what.startswith("stop") else 3.0)
+            time.sleep(1.0 if alone else 3.0)
             for pid in reversed(group):
                 os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
@@ -179,7 +162,8 @@ def strike_outside(what: str, process: subprocess.Popen[str], folder: Path) -> N
 
 def run_seed(seed: int, folder: Path, reference: GuardRun | None = None) -> tuple[Chaos, GuardRun, list[str]]:
     """The faults of a seed, its run, and every invariant it breaks."""
-    chaos, place = draw(seed), make_place(folder, CLIPS)
+    chaos = draw(seed)
+    place = make_place(folder, CLIPS)
     bundle = Path(shutil.copytree(faulty_build() / "bundle", folder / "bundle"))
     harm_before(chaos, folder, bundle)
     run = run_whole(place, bundle, seconds=SECONDS, plan=chaos.plan, during=harm_during(chaos, folder))
@@ -190,9 +174,7 @@ def run_seed(seed: int, folder: Path, reference: GuardRun | None = None) -> tupl
 
 def main(arguments: list[str]) -> int:
     """0 when every seed keeps every invariant."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=30, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one only")
     chosen = parser.parse_args(arguments)
@@ -202,21 +184,23 @@ def main(arguments: list[str]) -> int:
         reference = run_whole(make_place(Path(top) / "unharmed", CLIPS), faulty_build() / "bundle")
         for seed in seeds:
             chaos, run, broken = run_seed(seed, Path(top) / str(seed), reference)
-            predicted = run.report.get("rows", 0) - run.report.get("prior_rows", 0)
-            verdict = "BROKEN " + "; ".join(broken) if broken else "kept"
-            print(
-                f"seed {seed:3d}: {verdict} | {predicted} of {CLIPS} rows predicted, "
-                f"{run.report.get('guard', {}).get('attempts', 0)} attempts, {run.wall_s:.1f} s | {chaos.about()}",
-                flush=True,
-            )
+            print_seed(seed, chaos, run, broken)
             if broken:
                 failed.append(seed)
-                print(run.out[-3000:])
-    print(
-        f"{len(seeds) - len(failed)} of {len(seeds)} seeds kept every invariant"
-        + (f"; broken: {failed}" if failed else "")
-    )
+    named = f"; broken: {failed}" if failed else ""
+    print(f"{len(seeds) - len(failed)} of {len(seeds)} seeds kept every invariant{named}")
     return 1 if failed else 0
+
+
+def print_seed(seed: int, chaos: Chaos, run: GuardRun, broken: list[str]) -> None:
+    """One line about a seed, and the end of its log where an invariant is broken."""
+    predicted = run.report.get("rows", 0) - run.report.get("prior_rows", 0)
+    attempts = run.report.get("guard", {}).get("attempts", 0)
+    verdict = "BROKEN " + "; ".join(broken) if broken else "kept"
+    counts = f"{predicted} of {CLIPS} rows predicted, {attempts} attempts, {run.wall_s:.1f} s"
+    print(f"seed {seed:3d}: {verdict} | {counts} | {chaos.about()}", flush=True)
+    if broken:
+        print(run.out[-3000:])
 
 
 if __name__ == "__main__":

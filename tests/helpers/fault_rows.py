@@ -1,8 +1,8 @@
-"""The rows of the fault matrix as data: tests/fault_rows.toml, read and checked.
+"""The rows of the fault matrix as data: tests/fault_rows.toml, read.
 
-Owns ROWS (what each row is), NOT_OURS (rows of another architecture) and ELSEWHERE (tests that cover a row
-beside their own module). Tests written for the matrix carry `@pytest.mark.fault(row=..., injection="...",
-outcome="...")` themselves.
+Owns ROWS (what each row is), NOT_OURS (rows that do not apply, and why) and ELSEWHERE (tests that cover a row
+and live with the room that they test). Tests written for the matrix alone lie in tests/faults/ and carry
+`@pytest.mark.fault(row=..., injection="...", outcome="...")` themselves.
 """
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""docs/faults.md out of the tests: every row of the fault matrix, how it is injected, what the user gets,
-which test shows it.
+"""docs/faults.md out of the tests: each row of the fault matrix, its injection, its outcome, its test.
 
 `python -m tests.helpers.faults_page` writes the page; `--check` only says whether it is up to date. Tests are
 read, not run or imported.
@@ -19,11 +18,12 @@ from tests.helpers.fault_rows import ELSEWHERE, NOT_OURS, ROWS
 PAGE = REPOSITORY / "docs" / "faults.md"
 HEAD = """# What goes wrong, and what you get
 
-Written by `python -m tests.helpers.faults_page` from the tests themselves; do not edit. `make test` runs the fast ones, `make faults`
-the slow ones (marked s), `make chaos` thirty seeds of ten random faults each. Whole runs are checked by one function,
-`tests/helpers/invariants.py`: a valid submission.csv at every instant, exit 0 before the limit, no process or file left behind, peak
-memory under the limit, every row that the fault does not touch equal to the byte, and the fault named in report.json. What a
-machine does not allow (namespaces, control groups, strace) is skipped and counted by reason at the end of the test run.
+Written by `python -m tests.helpers.faults_page` from the tests themselves; do not edit. `make test` runs
+the fast ones, `make faults` the slow ones (marked s), `make chaos` thirty seeds of ten random faults each.
+Whole runs are checked by one function, `tests/helpers/invariants.py`: a valid submission.csv at every
+instant, exit 0 before the limit, no process or file left behind, peak memory under the limit, every row that
+the fault does not touch equal to the byte, and the fault named in report.json. What a machine does not allow
+(namespaces, control groups, strace) is skipped and counted by reason at the end of the test run.
 
 | # | fault | how it is injected | what you get | test |
 | --- | --- | --- | --- | --- |
@@ -31,8 +31,9 @@ machine does not allow (namespaces, control groups, strace) is skipped and count
 FOOT = """
 ## Rows that do not apply
 
-The matrix was drawn up for any inference kernel, decode worker processes and shared memory among them. Hourglass has threads
-inside one engine process, so these rows have no counterpart; where a row speaks of a worker, the engine is meant:
+The matrix was drawn up for any inference kernel, decode worker processes and shared memory among them.
+Hourglass has threads inside one engine process, so these rows have no counterpart; where a row speaks of a
+worker, the engine is meant:
 
 """
 
@@ -56,22 +57,13 @@ def marked(path: Path) -> list[Case]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.FunctionDef):
             continue
-        marks = [(ast.unparse(d.func if isinstance(d, ast.Call) else d), d) for d in node.decorator_list]
-        slow = any(name == "pytest.mark.faults" for name, _ in marks)
-        for name, mark in marks:
-            if name == "pytest.mark.fault" and isinstance(mark, ast.Call):
-                given = {k.arg: _text(k.value) for k in mark.keywords}
-                cases.append(
-                    Case(
-                        row=int(given["row"]),
-                        file=path.name,
-                        line=node.lineno,
-                        test=node.name,
-                        slow=slow,
-                        injection=given["injection"],
-                        outcome=given["outcome"],
-                    )
-                )
+        slow = any(ast.unparse(mark) == "pytest.mark.faults" for mark in node.decorator_list)
+        for mark in node.decorator_list:
+            if not isinstance(mark, ast.Call) or ast.unparse(mark.func) != "pytest.mark.fault":
+                continue
+            given = {str(keyword.arg): _text(keyword.value) for keyword in mark.keywords}
+            row = int(given.pop("row"))
+            cases.append(Case(row=row, file=path.name, line=node.lineno, test=node.name, slow=slow, **given))
     return cases
 
 
@@ -105,17 +97,8 @@ def collect() -> list[Case]:
     """
     cases = [case for path in sorted(TESTS.rglob("test_*.py")) for case in marked(path)]
     for row, entries in ELSEWHERE.items():
-        cases += [
-            Case(
-                row=row,
-                file=e.file,
-                line=functions_of(e.file)[e.test],
-                test=e.test,
-                injection=e.injection,
-                outcome=e.outcome,
-            )
-            for e in entries
-        ]
+        for entry in entries:
+            cases.append(Case(row=row, line=functions_of(entry.file)[entry.test], **vars(entry)))
     return sorted(cases)
 
 
@@ -130,33 +113,31 @@ def page(cases: list[Case]) -> str:
             lines.append(f"| {row} | {title} | | does not apply, see below | |")
         for number, case in enumerate(by_row[row]):
             name = f"{case.file.removeprefix('test_').removesuffix('.py')}: {case.test.removeprefix('test_')}"
-            lines.append(
-                f"| {row if not number else ''} | {title if not number else ''} | {_cell(case.injection)} | "
-                f"{_cell(case.outcome)} | {name}{' (s)' if case.slow else ''} |"
-            )
+            begin = f"| {row} | {title} |" if number == 0 else "|  |  |"
+            slow = " (s)" if case.slow else ""
+            lines.append(f"{begin} {_cell(case.injection)} | {_cell(case.outcome)} | {name}{slow} |")
     left_out = [f"- {row}, {ROWS[row]}: {reason}" for row, reason in NOT_OURS.items()]
     return HEAD + "\n".join(lines) + "\n" + FOOT + "\n".join(left_out) + "\n"
 
 
 def _cell(text: str) -> str:
+    """A text that cannot end a cell of the table."""
     return text.replace("|", "\\|")
 
 
 def main(arguments: list[str]) -> int:
     """0, or 1 when --check finds the page out of date."""
-    text = page(collect())
+    cases = collect()
+    text = page(cases)
     if "--check" in arguments:
-        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
-        print(
-            f"{PAGE.name} is up to date"
-            if same
-            else f"{PAGE.name} is out of date: run python -m tests.helpers.faults_page"
-        )
-        return 0 if same else 1
+        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+            print(f"{PAGE.name} is up to date")
+            return 0
+        print(f"{PAGE.name} is out of date: run python -m tests.helpers.faults_page")
+        return 1
     PAGE.write_text(text, encoding="utf-8")
-    print(
-        f"{PAGE}: {len(collect())} cases, {len({c.row for c in collect()})} of {len(ROWS) - len(NOT_OURS)} rows"
-    )
+    covered = len({case.row for case in cases})
+    print(f"{PAGE}: {len(cases)} cases, {covered} of {len(ROWS) - len(NOT_OURS)} rows")
     return 0
 
 

@@ -1,5 +1,4 @@
-"""The Kaggle image as far as it can be had here: `python -m tests.helpers.image` (`make image`) runs a bundle
-in it.
+"""The Kaggle image as far as it can be had here, and a bundle run in it: `python -m tests.helpers.image`.
 
 Owns TABLE, the closure of what it brings, a virtual environment with its versions, and the comparison of the
 submission with the one of this environment. What could not be had (another Python, another torch) is printed,
@@ -40,7 +39,7 @@ TABLE = {
     "llvmlite": "0.43.0",
     "matplotlib": "3.10.0",
 }
-# torch comes first, for CPUs; timm wants torchvision, which would replace that torch
+# Torch comes first, for CPUs; timm wants torchvision, which would replace that torch.
 LEFT_OUT = ("torch", "timm")
 AGREEMENT = 1e-5  # between environments, as between back ends: largest difference of a score
 
@@ -58,9 +57,8 @@ def closure(names: list[str]) -> set[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         found.add(name)
-        pending += [
-            re.split(r"[\s\[<>=!~;(]", need, maxsplit=1)[0] for need in needs if "extra ==" not in need
-        ]
+        needed = [need for need in needs if "extra ==" not in need]
+        pending += [re.split(r"[\s\[<>=!~;(]", need, maxsplit=1)[0] for need in needed]
     return found
 
 
@@ -73,12 +71,8 @@ def importable(names: list[str]) -> set[str]:
 
 def pip(python: Path, *arguments: str) -> bool:
     """True when `pip install` with these arguments worked."""
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *arguments],
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode == 0
+    command = [python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *arguments]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def find_python() -> str:
@@ -96,12 +90,10 @@ def make_environment(folder: Path, base: str) -> Path:
     """
     subprocess.run([base, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    if not any(
-        pip(python, f"torch=={version}")
-        for version in (f"{TABLE['torch']}+cpu", importlib.metadata.version("torch"))
-    ):
+    versions = (f"{TABLE['torch']}+cpu", importlib.metadata.version("torch"))
+    if not any(pip(python, f"torch=={version}") for version in versions):
         if base == sys.executable:
-            raise SystemExit("no torch for CPUs can be installed; see the first lines of the Makefile")
+            raise SystemExit("no torch for CPUs can be installed: see the README, Two commands")
         print(f"the index has no torch for CPUs and {base}: starting from this interpreter", flush=True)
         shutil.rmtree(folder)
         return make_environment(folder, sys.executable)
@@ -132,29 +124,12 @@ def print_differences(found: dict[str, str]) -> None:
 
 def run(python: Path, kernel: Path, bundle: Path, place: Path, working: Path) -> dict[str, list[float]]:
     """Row id -> scores of a run of the pushed kernel by that interpreter, which must be clean."""
-    done = subprocess.run(
-        [
-            python,
-            kernel,
-            "--bundle",
-            bundle,
-            "--input",
-            place,
-            "--working",
-            working,
-            "--seconds",
-            "300",
-            "--strict",
-            "--device",
-            "cpu",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    places = ["--bundle", bundle, "--input", place, "--working", working]
+    command = [python, kernel, *places, "--seconds", "300", "--strict", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(
-            f"FAIL: exit code {done.returncode} under {python}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-        )
+        log = done.stdout[-3000:] + done.stderr[-3000:]
+        raise SystemExit(f"FAIL: exit code {done.returncode} under {python}\n{log}")
     with open(working / "submission.csv", newline="") as file:
         return {row[0]: [float(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]}
 
@@ -162,12 +137,8 @@ def run(python: Path, kernel: Path, bundle: Path, place: Path, working: Path) ->
 def main() -> None:
     """Build the environment, run the bundle in it and here, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--environment", type=Path, help="where to make the environment, and keep it (default: nowhere)"
-    )
-    parser.add_argument(
-        "--python", default=find_python(), help=f"interpreter to start from (python{PYTHON} if it is there)"
-    )
+    parser.add_argument("--environment", type=Path, help="where to make it and keep it (default: nowhere)")
+    parser.add_argument("--python", default=find_python(), help="interpreter to start from")
     chosen = parser.parse_args()
     from tests.helpers.bundles import built_once
     from tests.helpers.whole_runs import make_place
@@ -175,28 +146,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="image-") as temporary:
         folder = Path(temporary)
         environment = chosen.environment or folder / "environment"
-        python = (
-            environment / "bin" / "python"
-            if environment.exists()
-            else make_environment(environment, chosen.python)
-        )
+        python = environment / "bin" / "python"
+        if not environment.exists():
+            python = make_environment(environment, chosen.python)
         print_differences(installed(python))
-        place = make_place(folder / "place")
-        out = built_once()
-        here, there = (
-            run(
-                interpreter,
-                out / "push" / "infer_kernel.py",
-                out / "bundle",
-                place.folder / "in",
-                folder / name,
-            )
-            for interpreter, name in ((Path(sys.executable), "here"), (python, "there"))
-        )
+        clips = make_place(folder / "place").folder / "in"
+        kernel = built_once() / "push" / "infer_kernel.py"
+        bundle = built_once() / "bundle"
+        here = run(Path(sys.executable), kernel, bundle, clips, folder / "here")
+        there = run(python, kernel, bundle, clips, folder / "there")
     worst = max(float(np.abs(np.subtract(here[id], there[id])).max()) for id in here)
-    print(
-        f"{'PASS' if worst <= AGREEMENT else 'FAIL'}: {len(there)} rows, largest difference to this environment {worst:.1e}"
-    )
+    verdict = "PASS" if worst <= AGREEMENT else "FAIL"
+    print(f"{verdict}: {len(there)} rows, largest difference to this environment {worst:.1e}")
     if worst > AGREEMENT:
         raise SystemExit(1)
 

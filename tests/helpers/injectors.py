@@ -1,5 +1,4 @@
-"""What this machine lets a test do to a run: namespaces, control groups, strace. Each is tried by doing it
-once.
+"""What this machine lets a test do to a run: namespaces, control groups, strace. Each is tried once.
 
 Owns the command words that are put before a run, the marks that skip a test with its reason, and `describe`.
 """
@@ -30,11 +29,10 @@ def allowed(*command: str) -> bool:
 
 NAMESPACES = ("unshare", "-Urm")
 TIME_NAMESPACE = ("unshare", "-UrT", "--monotonic", "9000", "--boottime", "9000")
+STRACE = ("strace", "-qq", "-o", os.devnull)
 needs_namespaces = pytest.mark.skipif(not allowed(*NAMESPACES), reason="user namespaces are not allowed here")
 needs_time = pytest.mark.skipif(not allowed(*TIME_NAMESPACE), reason="time namespaces are not allowed here")
-needs_strace = pytest.mark.skipif(
-    not allowed("strace", "-qq", "-o", os.devnull), reason="strace is missing or not allowed here"
-)
+needs_strace = pytest.mark.skipif(not allowed(*STRACE), reason="strace is missing or not allowed here")
 
 
 def describe() -> str:
@@ -42,7 +40,7 @@ def describe() -> str:
     found = {
         "namespaces": allowed(*NAMESPACES),
         "time namespaces": allowed(*TIME_NAMESPACE),
-        "strace": allowed("strace", "-qq", "-o", os.devnull),
+        "strace": allowed(*STRACE),
         "prlimit": shutil.which("prlimit") is not None,
     }
     for controller, file, value in (("memory", "memory.limit_in_bytes", 10**9), ("pids", "pids.max", 100)):
@@ -60,20 +58,9 @@ def in_mounts(script: str) -> tuple[str, ...]:
 
 
 def inject(what: str) -> tuple[str, ...]:
-    """Command words that run what follows under strace with one injection, e.g.
-    "pwrite64:error=EIO:when=3".
-    """
-    return (
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        os.devnull,
-        "-e",
-        f"trace={what.partition(':')[0]}",
-        "-e",
-        f"inject={what}",
-    )
+    """Command words that run what follows under strace, e.g. with "pwrite64:error=EIO:when=3" injected."""
+    traced = what.partition(":")[0]
+    return ("strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={traced}", "-e", f"inject={what}")
 
 
 @contextmanager
@@ -82,10 +69,8 @@ def control_group(controller: str, name: str, value: int) -> Iterator[Path]:
 
     name  of the v1 file; the v2 twins are tried first
     """
-    own = {
-        line.split(":")[1]: line.split(":", 2)[2]
-        for line in Path("/proc/self/cgroup").read_text().splitlines()
-    }
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = {line.split(":")[1]: line.split(":", 2)[2] for line in lines}  # controller -> our group
     twin = {"memory.limit_in_bytes": "memory.max"}.get(name, name)
     places = [(Path("/sys/fs/cgroup") / own.get("", "/").lstrip("/"), twin),
               (Path("/sys/fs/cgroup") / controller / own.get(controller, "/").lstrip("/"), name),

@@ -1,5 +1,6 @@
-"""What must hold after every run of the kernel, whatever was done to it: one function, used by every fault
-test.
+"""What must hold after every run of the kernel, whatever was done to it.
+
+Owns `find_broken`, which every fault test uses.
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tests.helpers.guard_runs import GuardRun
 
-# all that a run may leave in the working folder
+# All that a run may leave in the working folder
 LEFT_BEHIND = {"submission.csv", "report.json", "report.html", "report.png"}
 
 
@@ -50,7 +51,8 @@ def _submission(run: GuardRun, labels: Collection[str] | None) -> Iterator[str]:
     raw = path.read_bytes()
     if raw.startswith(b"\xef\xbb\xbf") or not raw.endswith(b"\n") or b"\0" in raw:
         yield "submission.csv is not plain UTF-8 text that ends with a newline"
-    sample, table = read_table(run.sample), read_table(path)
+    sample = read_table(run.sample)
+    table = read_table(path)
     if not table or table[0] != sample[0]:
         yield "the header differs from the sample's"
         return

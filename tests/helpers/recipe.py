@@ -1,24 +1,29 @@
-"""Deterministic weights, inputs and waves for the parity goldens, by which two machines agree on a checkpoint
-without a file.
+"""Deterministic weights, inputs and waves for the goldens: two machines agree on a checkpoint without a file.
 
 All numbers come from np.random.RandomState (numpy keeps its streams frozen), seeded by the CRC-32 of a key or
 name.
 """
+from __future__ import annotations
+
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 
-def _rng(name):
+def _rng(name: str) -> np.random.RandomState:
     return np.random.RandomState(zlib.crc32(name.encode()))
 
 
-def fill_state_dict(state_dict, gain=1.4):
-    """{key: tensor or shape} -> {key: tensor}; a value depends on its key, its shape, its sibling keys and
-    `gain` only.
+def fill_state_dict(state_dict: Mapping[str, Any], gain: float = 1.4) -> dict[str, torch.Tensor]:
+    """Key -> tensor, of a state dict of tensors or shapes.
+
+    A value depends on its key, its shape, its sibling keys and `gain` only.
     """
-    shapes, out = {k: tuple(getattr(v, "shape", v)) for k, v in state_dict.items()}, {}
+    shapes = {key: tuple(getattr(value, "shape", value)) for key, value in state_dict.items()}
+    out = {}
     for key, shape in shapes.items():
         short = key.removeprefix("base_model.")  # OsciiArt ResNet: one tensor under two keys, filled alike
         name = short if shapes.get(short) == shape else key
@@ -27,9 +32,8 @@ def fill_state_dict(state_dict, gain=1.4):
         if leaf == "running_var":
             value = rng.uniform(0.5, 1.5, shape)
         elif len(shape) >= 2:  # convolutions, linears and recurrent matrices
-            value = (
-                rng.standard_normal(shape) * (1.0 if "_l0" in leaf else gain) / np.sqrt(np.prod(shape[1:]))
-            )
+            own_gain = 1.0 if "_l0" in leaf else gain
+            value = rng.standard_normal(shape) * own_gain / np.sqrt(np.prod(shape[1:]))
         elif leaf == "weight":  # batch/layer norm has a bias beside it, PReLU has none
             value = rng.uniform(0.8, 1.2, shape) if stem + ".bias" in shapes else rng.uniform(0.1, 0.4, shape)
         else:  # biases and running means
@@ -40,11 +44,11 @@ def fill_state_dict(state_dict, gain=1.4):
     return out
 
 
-def make_input(name, channels, bins, frames):
-    """f32[channels, bins, frames], about zero mean and unit spread: a tilted, humming, eventful
-    spectrogram.
-    """
-    m, t, layers = np.arange(bins)[:, None] / bins, np.arange(frames)[None, :], []
+def make_input(name: str, channels: int, bins: int, frames: int) -> np.ndarray:
+    """f32[channels, bins, frames] of about zero mean and unit spread: a tilted, humming spectrogram."""
+    m = np.arange(bins)[:, None] / bins
+    t = np.arange(frames)[None, :]
+    layers = []
     for channel in range(channels):
         rng = _rng(f"{name}/{channel}")
         level, tilt, hum, beat, pitch, pace = rng.uniform(-1, 1, 6)
@@ -56,17 +60,18 @@ def make_input(name, channels, bins, frames):
     return np.stack(layers).astype(np.float32)
 
 
-def make_probs(name, rows, features):
+def make_probs(name: str, rows: int, features: int) -> np.ndarray:
     """f32[rows, features] in (0, 1), mostly small, like class probabilities."""
     return (_rng(name).uniform(0.001, 0.999, (rows, features)) ** 3).astype(np.float32)
 
 
-def make_wave(name, seconds, rate, begin=0.1, end=0.85):
-    """f32[round(seconds * rate)], peak 0.5: chirps and noise bursts from share `begin` to share `end`, faint
-    hiss all over.
-    """
-    rng, n = _rng(name), int(round(seconds * rate))
-    t, span, wave = np.arange(n) / rate, (end - begin) * seconds, np.zeros(n)
+def make_wave(name: str, seconds: float, rate: int, begin: float = 0.1, end: float = 0.85) -> np.ndarray:
+    """f32[round(seconds * rate)] of peak 0.5: hiss, with chirps and bursts between two shares of it."""
+    rng = _rng(name)
+    n = int(round(seconds * rate))
+    t = np.arange(n) / rate
+    span = (end - begin) * seconds
+    wave = np.zeros(n)
     u = (t - begin * seconds) / span
     for k in range(4):
         f0, f1, amp, lag = rng.uniform((80, 80, 0.2, 0), (3000, 7000, 1, 6))

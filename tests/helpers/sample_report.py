@@ -1,13 +1,25 @@
 """A report as the engine and the guard leave it, small and made up: for tests of what reads reports."""
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from kernel.limits import limits, marks
+from kernel.report.contents import Report, load_report
 
-def make_report(**changes: Any) -> dict[str, Any]:
-    """100 rows of 5 s on one CPU: two nets of 10 s and 20 s, 5 s of loading, 4 s of start, 1 s to read
-    headers.
+
+def make_report(**changes: Any) -> Report:
+    """100 rows of 5 s on one CPU: nets of 10 s and 20 s, 5 s of loading, 4 s of start, 1 s to read headers.
+
+    changes  keys of report.json with other values
     """
+    report = load_report(json.dumps(make_json() | changes, default=vars).encode())
+    assert isinstance(report, Report)
+    return report
+
+
+def make_json() -> dict[str, Any]:
+    """The same as plain values, as they stand in report.json."""
     nets = [
         {
             "id": f"cnn.{i}",
@@ -37,15 +49,10 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "random_weights": False,
         "bundle": "abc",
         "attempt": 1,
-        "limits": {
-            "name": "fat2019",
-            "seconds": 3600.0,
-            "ram_bytes": 14 * 10**9,
-            "disk_bytes": 5 * 10**9,
-            "cores": 2,
-            "gpu": True,
-        },
-        "marks": {"stop_s": 3420.0, "term_s": 3465.0, "kill_s": 3470.0, "exit_s": 3510.0},
+        "crashes": [],
+        "quarantined": [],
+        "limits": vars(limits("fat2019")),
+        "marks": vars(marks(3600.0)),
         "device": {"names": ["cpu"], "about": "2 CPU threads", "path": "torch cpu"},
         "meter": "/proc/meminfo",
         "members": [
@@ -61,9 +68,25 @@ def make_report(**changes: Any) -> dict[str, Any]:
         ],
         "store": {
             "hits": {"ram": 150, "disk": 40, "recompute": 10},
+            "produced": 110,
+            "recomputes": 10,
+            "spilled": 40,
+            "moved": 0,
+            "dropped": 0,
+            "corrupt": 0,
+            "lost": 0,
+            "rows_ram": 0,
+            "rows_disk": 0,
             "ram_bytes": 0,
             "ram_peak_bytes": 100_000_000,
+            "reserved_bytes": 0,
+            "hand_bytes": 0,
+            "mark_bytes": 13_300_000_000,
+            "used_peak_bytes": 600_000_000,
+            "disk_bytes": 0,
             "disk_peak_bytes": 20_000_000,
+            "disk_rejected": None,
+            "disk_errors": {},
             "first_spill_s": 3.5,
             "stored_bytes": 120_000_000,
             "notes": [],
@@ -92,7 +115,13 @@ def make_report(**changes: Any) -> dict[str, Any]:
             {"name": "publish", "device": "main", "start_s": 42.0, "end_s": 43.0},
         ],
         "timeline": [
-            {"t": float(t), "used": 4e8 + 5e6 * t, "store": 2e6 * t, "limit": 14e9, "disk": 5e5 * t}
+            {
+                "t": float(t),
+                "used": 400_000_000 + 5_000_000 * t,
+                "store": 2_000_000 * t,
+                "limit": 14_000_000_000,
+                "disk": 500_000 * t,
+            }
             for t in range(43)
         ],
         "publications": [21.2, 43.0],
@@ -131,13 +160,18 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "extra_clips": 0,
         "remarks": [],
         "guard": {
-            "attempts": 1,
             "prior_s": 0.02,
-            "pinned": True,
-            "exit_code": 0,
-            "finished": True,
-            "peak_bytes": 15_000_000,
+            "attempts": 1,
+            "deaths": [],
             "faults": [],
+            "finished": True,
+            "pinned": True,
+            "bundle": "/kaggle/input/datasets/owner/bundle",
+            "offset_s": 0.0,
+            "peak_bytes": 15_000_000,
+            "sample": "/kaggle/input/competitions/rehearsal/sample_submission.csv",
+            "stacks": "",
+            "signal": 0,
+            "exit_code": 0,
         },
-        **changes,
     }

@@ -10,70 +10,55 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from kernel.cache.store import Store, StoreLimits
-from kernel.sound.decode import Clip, Row
+from kernel.cache.ram import StoreLimits
+from kernel.cache.store import Store
+from kernel.sound.rows import Row
+from tests.helpers.stores import BINS, FakeFrontEnd, FakeMeter, array_of, row_of
 
-
-@dataclass(frozen=True)
-class FrontEnd:
-    """Arrays f32[1, 64, samples]: a stand-in for kernel.sound.frontends.FrontEnd."""
-
-    key: str
-    rate: int = 100
-    dtype: np.dtype = np.dtype(np.float32)
-
-    def max_bytes(self, samples: int) -> int:
-        return 64 * samples * self.dtype.itemsize
-
-
-def array_of(fe: FrontEnd, row: Row) -> np.ndarray:
-    seed = int.from_bytes(f"{fe.key}/{row.id}".encode(), "big") % 2**32
-    return np.random.default_rng(seed).random((1, 64, row.clip.samples_claimed), dtype=np.float32)
+DEFAULTS: dict[str, Any] = {
+    "rows": 24,
+    "kilobytes": 256,
+    "ram": 0,
+    "disk": 10**9,
+    "frontends": 1,
+    "seconds": 0.0,
+    "any_filesystem": True,
+}
 
 
 def main(folder: str, text: str) -> int:
-    chosen: dict[str, Any] = {
-        "rows": 24,
-        "kilobytes": 256,
-        "ram": 0,
-        "disk": 10**9,
-        "frontends": 1,
-        "seconds": 0.0,
-        "any_filesystem": True,
-        **json.loads(text),
-    }
+    chosen = DEFAULTS | json.loads(text)
 
-    def produce(fe: Any, rows: Any) -> Any:
+    def produce(fe: Any, rows: Sequence[Row]) -> Iterator[tuple[Row, np.ndarray]]:
         for row in rows:
             time.sleep(chosen["seconds"])
             yield row, array_of(fe, row)
 
-    meter = SimpleNamespace(read=lambda: SimpleNamespace(limit_bytes=10**9, used_bytes=0))
-    limits = StoreLimits(ram_bytes=chosen["ram"], disk_bytes=chosen["disk"], keep_free_bytes=0,
-                         any_filesystem=chosen["any_filesystem"])
+    limits = StoreLimits(
+        ram_bytes=chosen["ram"],
+        disk_bytes=chosen["disk"],
+        keep_free_bytes=0,
+        any_filesystem=chosen["any_filesystem"],
+    )
+    meter: Any = FakeMeter()
     store = Store(produce=produce, meter=meter, limits=limits, scratch=Path(folder), loaders=2)
-    samples = chosen["kilobytes"] * 1024 // 256
-    rows = [
-        Row(id=f"r{i}", clip=Clip(id=f"c{i}", rate=100, samples_claimed=samples, channels=1))
-        for i in range(chosen["rows"])
-    ]
+    rows = [row_of(i, samples=chosen["kilobytes"] * 1024 // (4 * BINS)) for i in range(chosen["rows"])]
     wrong = 0
     for _ in range(2):
         for number in range(chosen["frontends"]):
-            fe: Any = FrontEnd(f"mel{number}")
+            fe = FakeFrontEnd(f"mel{number}")
             store.warm(fe, rows)
             wrong += sum(not np.array_equal(store.get(fe, row), array_of(fe, row)) for row in rows)
     stats = store.stats()
     store.close()
-    stats["left"] = sorted(p.name for p in Path(folder).rglob("*"))
-    print(json.dumps(stats))
+    left = sorted(path.name for path in Path(folder).rglob("*"))
+    print(json.dumps({**vars(stats), "left": left}))
     return int(wrong > 0)
 
 

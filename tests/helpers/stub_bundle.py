@@ -1,7 +1,7 @@
 """A bundle whose engine is a few lines, so that the guard can be tested alone: no numpy, no torch.
 
-Owns `make_bundle`, `pin` and `make_input`. The stub's behaviour is the test's own source text, run as
-kernel/run.py.
+Owns `make_bundle`, `pin` and `make_input`, and `check`, what must hold after a run of the guard with such a
+bundle. The stub's behaviour is the test's own source text, run as kernel/run.py.
 """
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.guard_runs import KERNEL
+from tests.helpers.guard_runs import KERNEL, GuardRun
+from tests.helpers.invariants import find_broken
 
 CLASSES = ("Bark", "Meow", "Run, water")
 PRIOR = (0.5, 0.25, 0.125)
+PRIOR_CELLS = ",".join(f"{p:.6e}" for p in PRIOR)  # what the prior writes in a row,
+STUB_CELLS = ",".join(["7.000000e-01"] * 3)  # and what the stub's publish() does
 PROFILES = {
     "fat2019": {"seconds": 3600.0, "ram_bytes": 14 * 10**9, "disk_bytes": 5 * 10**9, "cores": 2, "gpu": True},
     "code-cpu": {
@@ -28,6 +31,7 @@ PROFILES = {
     },
 }
 EMPTY = "CONSTANT = None  # filled by build_dataset.py"
+WHEEL = "hourglass-0-py3-none-any.whl"
 
 # What every stub engine can use: the run, a heartbeat, a submission and a report.
 PRELUDE = """
@@ -49,8 +53,8 @@ def publish(value="7.000000e-01", name="submission.csv"):
     os.replace(path, Path(RUN["working"]) / name)
 def report(prior_rows=0, **more):
     rows = len(RUN["sample"]["ids"])
-    (Path(RUN["working"]) / "report.json").write_text(json.dumps(
-        {"rows": rows, "prior_rows": prior_rows, "partial_rows": 0, "faults": [], "fault_counts": {}, **more}))
+    told = {"rows": rows, "prior_rows": prior_rows, "partial_rows": 0, "faults": [], "fault_counts": {}}
+    (Path(RUN["working"]) / "report.json").write_text(json.dumps({**told, **more}))
 def count(name):
     path = Path(RUN["state"]) / name
     number = int(path.read_text()) + 1 if path.exists() else 1
@@ -88,9 +92,26 @@ def make_bundle(
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in sources.items():
             archive.writestr(zipfile.ZipInfo(name), text)
-    wheel = "hourglass-0-py3-none-any.whl"
-    (folder / wheel).write_bytes(raw.getvalue())
-    data = {
+    (folder / WHEEL).write_bytes(raw.getvalue())
+    data = {**describe_bundle(raw.getvalue(), sources), **manifest}
+    text = json.dumps(data).encode()
+    (folder / "manifest.json").write_bytes(text)
+    constant = {
+        "manifest_sha256": hashlib.sha256(text).hexdigest(),
+        "bundle": "stub",
+        "classes": data["ensemble"]["classes"],
+        "prior": data["prior"],
+        "profile": {"name": "fat2019", **PROFILES["fat2019"]},
+        "device": "auto",
+        "slug": "stub-data",
+        "output": data["ensemble"]["output"],
+    }
+    return Bundle(folder=folder, constant=constant)
+
+
+def describe_bundle(wheel: bytes, sources: dict[str, str]) -> dict[str, Any]:
+    """The manifest of a wheel with these files, as far as the guard reads it."""
+    return {
         "format": 1,
         "bundle": "stub",
         "version": "0",
@@ -107,25 +128,11 @@ def make_bundle(
             "windows": None,
         },
         "wheel": {
-            "file": wheel,
-            "entry": entry(raw.getvalue()),
-            "files": {n: entry(t.encode()) for n, t in sources.items()},
+            "file": WHEEL,
+            "entry": entry(wheel),
+            "files": {name: entry(text.encode()) for name, text in sources.items()},
         },
-        **manifest,
     }
-    text = json.dumps(data).encode()
-    (folder / "manifest.json").write_bytes(text)
-    constant = {
-        "manifest_sha256": hashlib.sha256(text).hexdigest(),
-        "bundle": "stub",
-        "classes": data["ensemble"]["classes"],
-        "prior": data["prior"],
-        "profile": {"name": "fat2019", **PROFILES["fat2019"]},
-        "device": "auto",
-        "slug": "stub-data",
-        "output": data["ensemble"]["output"],
-    }
-    return Bundle(folder=folder, constant=constant)
 
 
 def entry(data: bytes) -> dict[str, Any]:
@@ -151,3 +158,21 @@ def make_input(
     lines += [i + ",0" * (len(header) - 1) for i in ids]
     (folder / "sample_submission.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def check(run: GuardRun, fault: str | None = None, **more: Any) -> None:
+    """Nothing, when the run broke no invariant and named `fault`, or no fault at all."""
+    assert find_broken(run, fault=fault, **more) == [], run.out
+    if fault is None:
+        assert run.faults == [], run.out
+
+
+def is_prior(run: GuardRun) -> bool:
+    """True when every row holds the prior of the bundle."""
+    return all(line.endswith(PRIOR_CELLS) for line in run.submission.splitlines()[1:])
+
+
+def has_published(working: Path) -> bool:
+    """True once the stub's own scores are in the submission."""
+    path = working / "submission.csv"
+    return path.exists() and STUB_CELLS in path.read_text()

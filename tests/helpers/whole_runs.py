@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 import soundfile
 
-from builder import assembly, wheel
+from builder import assembly, code_wheel
 from tests.helpers import TESTS
 from tests.helpers.bundles import order
 from tests.helpers.guard_runs import GuardRun, run_guard, wait_for
@@ -47,7 +47,7 @@ def decode(clip, max_seconds):
     _strike("decode", clip.id)
     return _decode(clip, max_seconds)
 """,
-    "kernel/inference/net.py": """
+    "kernel/inference/member.py": """
 import sys as _sys
 _row_inputs = row_inputs
 def row_inputs(net, store, row):
@@ -67,13 +67,13 @@ def strikes(*plan: dict[str, Any]) -> dict[str, str]:
 @cache
 def faulty_build() -> Path:
     """OUT of the bundle that can be struck; shared: read only."""
-    plain = wheel.kernel_files
+    plain = code_wheel.kernel_files
 
     def with_tails(root: Path) -> dict[str, bytes]:
         files = plain(root)
         return files | {name: files[name] + tail.encode() for name, tail in TAILS.items()}
 
-    with mock.patch.object(wheel, "kernel_files", with_tails):
+    with mock.patch.object(code_wheel, "kernel_files", with_tails):
         return _build("faulty")
 
 
@@ -94,9 +94,8 @@ def render_clip(path: Path, seconds: float, seed: int, rate: int = RATE, **form:
     """A seeded chirp in noise, written as 16-bit sound."""
     rng = np.random.default_rng(seed)
     t = np.arange(max(1, int(seconds * rate))) / rate
-    wave = 0.4 * np.sin(2 * np.pi * (200 + 100 * seed % 1700) * t * (1 + t)) + 0.05 * rng.standard_normal(
-        len(t)
-    )
+    wave = 0.4 * np.sin(2 * np.pi * (200 + 100 * seed % 1700) * t * (1 + t))
+    wave += 0.05 * rng.standard_normal(len(t))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wave, rate, **form)
     return path
@@ -195,7 +194,9 @@ def run_whole(
 
 def _watch_submission(place: Place, ended: threading.Event, torn: list[str]) -> None:
     """Every 50 ms: the submission, once there, stays there and is whole."""
-    path, ids, last = place.folder / "out" / "submission.csv", place.ids, 0
+    path = place.folder / "out" / "submission.csv"
+    ids = place.ids
+    last = 0
     while not ended.wait(0.05):
         try:
             found = path.stat()

@@ -15,9 +15,10 @@ from torch import nn
 from kernel import models
 from kernel.errors import DeviceError, SpecError
 from kernel.inference import backends, onnx
+from kernel.inference.devices import Device, find_devices, is_lost, is_out_of_memory, probe
 from kernel.models import FAMILIES
 
-CPU = backends.Device(name="cpu", about="test")
+CPU = Device(name="cpu", about="test")
 CASES = [
     pytest.param(name, dict(params), id=f"{name}-{number}")
     for name, family in FAMILIES.items()
@@ -128,7 +129,7 @@ def test_every_family_is_exported_with_free_time(
 ) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    from builder.graphs import export_net
+    from builder.onnx_export import export_net
 
     net = build_tiny(name, params)
     fixed = getattr(net, "fixed_frames", None) is not None
@@ -223,10 +224,10 @@ def test_rows_that_overflow_half_precision_are_computed_again_alone() -> None:
 def test_a_missing_gpu_is_a_note_and_the_cpu_is_used() -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is present")
-    devices, notes = backends.find_devices("cuda")
+    devices, notes = find_devices("cuda")
     assert [d.name for d in devices] == ["cpu"] and "running on the CPU" in notes[-1]
     with pytest.raises(DeviceError, match="not used"):
-        backends.probe("cuda:0")
+        probe("cuda:0")
 
 
 @pytest.mark.parametrize(("error", "memory", "lost"), [
@@ -237,7 +238,7 @@ def test_a_missing_gpu_is_a_note_and_the_cpu_is_used() -> None:
     (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False)])
 def test_errors_are_told_apart(error: Exception, memory: bool, lost: bool) -> None:
-    assert backends.is_out_of_memory(error) is memory and backends.is_lost(error) is lost
+    assert is_out_of_memory(error) is memory and is_lost(error) is lost
 
 
 def test_the_runtime_takes_a_core_for_each_caller_and_does_not_spin() -> None:
@@ -246,7 +247,7 @@ def test_the_runtime_takes_a_core_for_each_caller_and_does_not_spin() -> None:
     seen: list[Any] = []
 
     class Session:
-        def __init__(self, graph: bytes, options: Any, providers: list[str]):
+        def __init__(self, graph: bytes, options: Any, providers: list[str]) -> None:
             seen.append(options)
 
         def get_inputs(self) -> list[Any]:

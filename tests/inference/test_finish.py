@@ -1,4 +1,4 @@
-"""Finishes: shapes as declared, clips kept apart, numbers as written; runs over STEPS."""
+"""Finishes: shapes as declared, clips kept apart, numbers as written; runs over OPERATIONS."""
 from __future__ import annotations
 
 from typing import Any
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from kernel.errors import SpecError
-from kernel.inference.finish import STEPS, build, delta
+from kernel.inference.finish import OPERATIONS, build, delta
 from kernel.sound.frontends import build as front_end
 
 ARGUS = front_end({"preset": "argus"})
-# smallest table of every step and a front end it fits
+# Smallest table of every step and a front end it fits
 EXAMPLES: dict[str, tuple[dict[str, Any], str]] = {
     "scale": ({"divide": 255.0}, "daisukelab"),
     "normalise": ({"mean": [0.3], "std": [0.5]}, "simongrest"),
@@ -22,7 +22,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("kind", OPERATIONS)
 @pytest.mark.parametrize("frames", [1, 4, 300])
 def test_every_step_keeps_its_shape_promise_and_keeps_cuts_apart(kind: str, frames: int) -> None:
     table, preset = EXAMPLES.get(kind, ({}, "viel"))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from builder import assembly
-from builder import graphs as exporter
+from builder import onnx_export as exporter
 from kernel import models
 from kernel.bundle import Bundle, open_bundle
 from kernel.errors import BundleError, BundleHashMismatch, DeviceError, SpecError

@@ -40,7 +40,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 # Contract of every kind
-# -----------------------------------------------------------------------------------------------------
+
 
 @views
 @pytest.mark.parametrize("frames", [1, 127, 128, 129, 700])
@@ -83,8 +83,7 @@ def test_known_random_start_never_moves() -> None:
 def test_every_key_is_listed_and_loads(kind: str) -> None:
     listed = keys(kind)
     assert {"merge", "pass_weights", "flip", "domain"} <= set(listed)
-    values = {key: default for key, (_, default) in listed.items()}
-    assert build({"kind": kind, **values}, ARGUS) == build({"kind": kind}, ARGUS)
+    assert build({"kind": kind, **listed}, ARGUS) == build({"kind": kind}, ARGUS)
     assert VIEWS[kind].__doc__ and not VIEWS[kind].__doc__.startswith(kind)
 
 
@@ -97,7 +96,6 @@ def test_arrays_without_time_are_left_alone() -> None:
 
 
 # Single kinds
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,7 +140,7 @@ def test_positions_choose_start_middle_end_or_the_left_pad() -> None:
 
 def test_strength_crops_prefer_loud_parts_and_take_the_start_of_flat_clips() -> None:
     view = build({"kind": "strength_crops", "frames": 128, "passes": 200}, IMAGE)
-    # rows 84 and up do not count
+    # Rows 84 and up do not count
     flat = np.concatenate([np.full((1, 84, 2000), 7, np.float32), ramp(2000, 44)], axis=1)
     assert (view.cut(flat, "a")[:, 0, -1, 0] == 0).all()
     x = np.zeros((1, 128, 2000), np.uint8)
@@ -224,7 +222,6 @@ def test_wave_domain_cuts_samples_before_the_front_end() -> None:
 
 
 # Merges
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_merges() -> None:
@@ -270,7 +267,7 @@ def test_wrong_views_are_named(spec: dict[str, Any], word: str) -> None:
 
 
 # argus, whole
-# ---------------------------------------------------------------------------------------------------------------
+
 
 END_TO_END = json.loads((contracts.GOLDENS / "argus_end_to_end.json").read_text())
 

@@ -79,7 +79,7 @@ def test_swapped_files_are_named(tmp_path: Path) -> None:
     one.rename(tmp_path / "x")
     two.rename(one)
     (tmp_path / "x").rename(two)
-    # the right bytes lie under the other name
+    # The right bytes lie under the other name
     assert bundle.load_state(bundle.manifest.nets[0])["count"] == 7
     assert bundle.moved[bundle.manifest.nets[0].file] == two
 

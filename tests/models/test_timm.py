@@ -113,7 +113,7 @@ def test_fastai_2_heads_have_no_linear_bias() -> None:
         "concat_head.2.bias", "concat_head.6.bias"]  # the batch norms
 
 
-# sed
+# Sed
 
 def test_clip_and_frame_wise_outputs() -> None:
     net = models.build("sed", {"model": "resnet10t", "bins": 64}, CLASSES).eval()
@@ -122,7 +122,7 @@ def test_clip_and_frame_wise_outputs() -> None:
         clip, frames = net.clip_and_frames(x)
         assert torch.equal(net(x), clip)
     assert clip.shape == (2, CLASSES) and frames.shape == (2, CLASSES, 200)
-    # a weighted mean of its frames
+    # A weighted mean of its frames
     assert (frames.amin(-1) <= clip).all() and (clip <= frames.amax(-1)).all()
     assert len(frames[0, 0].unique()) == 7  # 200 frames at stride 32, rounded up
 
@@ -142,7 +142,8 @@ def test_sed_scores_of_one_net_agree() -> None:
 
 def test_the_attention_head_follows_its_formula() -> None:
     net = models.build("sed", {"model": "test_efficientnet", "bins": 32}, CLASSES).eval()
-    x, head = torch.randn(2, net.fc1.in_features, 9), net.att_block
+    x = torch.randn(2, net.fc1.in_features, 9)
+    head = net.att_block
     with torch.no_grad():
         clip, frames = head(x)
         scores = F.conv1d(x, head.att.weight, head.att.bias).tanh().exp()
@@ -163,7 +164,7 @@ def test_wrong_parameters_are_named(name: str, params: dict[str, Any], message: 
         models.build(name, params, CLASSES)
 
 
-# timm where it is absent or half installed
+# Timm where it is absent or half installed
 
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from kernel.rehearsal import command
+from kernel.report.contents import Report, encode_report, load_report
 from tests.helpers.guard_runs import KERNEL, GuardRun, run_guard
 
 LENGTHS_S = (0.4, 0.7, 1.1, 0.5, 0.9, 1.6)
@@ -29,8 +31,8 @@ def fill(folder: Path, names: list[str]) -> None:
         soundfile.write(folder / name, wave, 22_050)
 
 
-def rehearse(tmp_path: Path, kernel: Path, bundle: Path, *arguments: str) -> tuple[int, str, dict]:
-    """(exit code, output, report) of a rehearsal on six clips."""
+def rehearse(tmp_path: Path, kernel: Path, bundle: Path, *arguments: str) -> tuple[int, str]:
+    """(exit code, output) of a rehearsal on six clips, in tmp_path/working."""
     if not (tmp_path / "clips").exists():
         fill(tmp_path / "clips", [f"c{i}.wav" for i in range(6)])
     done = subprocess.run(
@@ -54,32 +56,31 @@ def rehearse(tmp_path: Path, kernel: Path, bundle: Path, *arguments: str) -> tup
         text=True,
         timeout=110,
     )
-    report = tmp_path / "working/report.json"
-    return (
-        done.returncode,
-        done.stdout + done.stderr,
-        json.loads(report.read_text()) if report.exists() else {},
-    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def read_report(tmp_path: Path) -> Report:
+    """The report of that rehearsal, which has been loaded strictly and would be written as it is."""
+    text = (tmp_path / "working/report.json").read_bytes()
+    report = load_report(text)
+    assert isinstance(report, Report) and json.loads(encode_report(report)) == json.loads(text)
+    return report
 
 
 def test_a_hidden_set_too_large_fails_the_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
-    """The repository's own kernel file, a bundle without its push folder: the pushed form runs all the
-    same.
-    """
+    """The repository's own kernel file and a bundle without its push folder: the pushed form runs."""
     bundle = Path(shutil.copytree(tiny_bundle / "bundle", tmp_path / "elsewhere"))
-    code, out, report = rehearse(
-        tmp_path, KERNEL, bundle, "--expect-clips", "3000000", "--expect-hours", "9000"
-    )
+    code, out = rehearse(tmp_path, KERNEL, bundle, "--expect-clips", "3000000", "--expect-hours", "9000")
     assert code == 1, out
-    assert "UNPINNED" not in out and report["guard"]["pinned"]
+    report = read_report(tmp_path)
+    assert report.guard is not None and report.rehearsal is not None
+    assert "UNPINNED" not in out and report.guard.pinned
     assert "FAIL  time of everything" in out and "x 1.3 slower" in out
-    failed = [line for line in report["rehearsal"]["verdict"] if not line["passed"]]
-    assert {"time of everything", "spill to disk"} <= {line["what"] for line in failed} and failed[0][
-        "margin"
-    ] < 0
-    assert all(word in out for word in ("network:", "input:", "memory:", "disk:", "cores:")), (
-        "every wall, enforced or not"
-    )
+    failed = [line for line in report.rehearsal.verdict if not line.passed]
+    assert {"time of everything", "spill to disk"} <= {line.what for line in failed}
+    assert failed[0].margin < 0
+    for word in ("network:", "input:", "memory:", "disk:", "cores:"):
+        assert word in out, "every limit has its line, enforced or not"
     page = (tmp_path / "working/report.html").read_text()
     assert ">FAIL<" in page and "3,000,000" in page and page.count("<img") == 6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clips", "elsewhere", "working"], (
@@ -89,14 +90,12 @@ def test_a_hidden_set_too_large_fails_the_rehearsal(tmp_path: Path, tiny_bundle:
 
 @pytest.mark.faults
 def test_a_full_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
-    """Save Version with an empty test folder, then 20 rows out of 6 clips with the expected hours, scored
-    against labels.
-    """
+    """Save Version with an empty test folder, then 20 rows out of 6 clips, scored against labels."""
     labels = tmp_path / "labels.csv"
     labels.write_text(
         "fname,labels\n" + "".join(f"c{i}.wav,{('bark', 'meow', 'hiss')[i % 3]}\n" for i in range(6))
     )
-    code, out, report = rehearse(
+    code, out = rehearse(
         tmp_path,
         tiny_bundle / "push/infer_kernel.py",
         tiny_bundle / "bundle",
@@ -112,13 +111,13 @@ def test_a_full_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
     )
     assert code == 0, out
     assert "no clip of the sample is there" in out and "valid submission of three prior rows" in out
-    assert report["rows"] == 20 and report["seconds_of_audio"] == pytest.approx(36, rel=0.01)
-    assert 0 < report["rehearsal"]["lwlrap"] <= 1 and len(report["worst"]) == 8
-    assert all(entry["truth"] for entry in report["worst"])
-    forecast = report["rehearsal"]["verdict"][0]["raw"]
-    assert forecast == pytest.approx(report["wall_s"], rel=0.15), (
-        "the forecast for the very set that ran is its own time"
-    )
+    report = read_report(tmp_path)
+    assert report.rehearsal is not None and report.rehearsal.lwlrap is not None and report.worst is not None
+    assert report.rows == 20 and report.seconds_of_audio == pytest.approx(36, rel=0.01)
+    assert 0 < report.rehearsal.lwlrap <= 1 and len(report.worst) == 8
+    assert all(row.truth for row in report.worst)
+    forecast = report.rehearsal.verdict[0].raw
+    assert forecast == pytest.approx(report.wall_s, rel=0.15), "the very set that ran takes its own time"
     assert "Worst predictions" in (tmp_path / "working/report.html").read_text()
 
 
@@ -126,12 +125,19 @@ def test_a_bundle_that_is_not_the_kernels_own(tmp_path: Path, tiny_bundle: Path)
     bundle = Path(shutil.copytree(tiny_bundle / "bundle", tmp_path / "bundle"))
     manifest = bundle / "manifest.json"
     manifest.write_bytes(manifest.read_bytes() + b"\n")
-    code, out, _ = rehearse(tmp_path, tiny_bundle / "push/infer_kernel.py", bundle)
+    code, out = rehearse(tmp_path, tiny_bundle / "push/infer_kernel.py", bundle)
     assert code == 2 and "BundleHashMismatch" in out
 
 
+def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = command.main(["--bundle", "b", "--clips", "c", "--ram", "1 elephant"], str(KERNEL))
+    except SystemExit as error:  # argparse's own way to refuse an argument
+        code = int(error.code or 0)
+    assert code == 2 and "'1 elephant' is no amount of memory" in capsys.readouterr().err
+
+
 # -- the rerun's traps
-# ----------------------------------------------------------------------------------------------------
 
 
 def rerun(place: Path, bundle: Path, header: str, ids: list[str], clips: list[str]) -> GuardRun:
@@ -150,9 +156,7 @@ def cells(run: GuardRun) -> dict[str, dict[str, str]]:
 
 
 def test_the_rerun_is_another_set(tmp_path: Path, tiny_bundle: Path) -> None:
-    """Commit: three clips. Rerun: more rows in another order, other column order, clips missing, clips nobody
-    asked for.
-    """
+    """The rerun has more rows, another order of rows and columns, clips missing, clips nobody asked for."""
     ids = [f"c{i}.wav" for i in range(3)]
     commit = rerun(tmp_path / "commit", tiny_bundle / "bundle", "fname,bark,meow,hiss", ids, ids)
     hidden = ["c7.wav", "c1.wav", "gone1.wav", "c2.wav", "c5.wav", "c0.wav", "gone2.wav"]

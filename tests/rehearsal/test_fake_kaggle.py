@@ -26,7 +26,7 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def seconds_of(laid: fake_kaggle.Replica) -> list[float]:
+def seconds_of(laid: fake_kaggle.FakeKaggle) -> list[float]:
     return [soundfile.info(laid.test / id).duration if "broken" not in id else 0.0 for id in laid.ids]
 
 
@@ -87,7 +87,7 @@ def test_windows_give_several_rows_per_clip(tmp_path: Path, clips: Path) -> None
 
 def test_rows_can_be_found_again(tmp_path: Path, clips: Path) -> None:
     laid = fake_kaggle.lay_clips(tmp_path / "in", clips, TINY, repeat_to=6)
-    rows = fake_kaggle.rows_of(laid, TINY, {"deep/again1-b.flac", "a.wav"})
+    rows = fake_kaggle.find_rows(laid, TINY, {"deep/again1-b.flac", "a.wav"})
     assert [row.id for row in rows] == ["a.wav", "deep/again1-b.flac"] and all(
         row.clip.error is None for row in rows
     )

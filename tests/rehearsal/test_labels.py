@@ -1,14 +1,14 @@
 """Score and worst rows of a rehearsed submission."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kernel import spec
 from kernel.errors import SpecError
-from kernel.rehearsal.labels import add_truth
+from kernel.rehearsal.labels import score_submission
 from tests.helpers import TESTS
 
 TINY = spec.load_ensemble(TESTS / "ensembles" / "tiny.toml")
@@ -27,39 +27,45 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return labels, submission
 
 
-def empty(broken: dict[str, str] | None = None) -> dict[str, Any]:
-    return {"rehearsal": {"notes": []}, "broken_rows": broken or {}}
-
-
 def test_worst_rows_come_first(files: tuple[Path, Path]) -> None:
-    files[0].write_text(files[0].read_text().replace("x/b.wav", "b.wav"))
-    report = empty()
-    add_truth(report, *files, TINY)
-    assert [(e["row"], e["rank"], e["truth"]) for e in report["worst"]] == [
-        ("d.wav", 3, ["hiss"]),
-        ("e.wav", 3, ["bark"]),
-        ("again1-b.wav", 2, ["meow", "hiss"]),
-        ("a.wav", 1, ["bark"]),
+    labels, submission = files
+    labels.write_text(labels.read_text().replace("x/b.wav", "b.wav"))
+    score = score_submission(submission, labels, TINY, broken=())
+    assert score.worst is not None
+    assert [(row.row, row.rank, row.truth) for row in score.worst] == [
+        ("d.wav", 3, ("hiss",)),
+        ("e.wav", 3, ("bark",)),
+        ("again1-b.wav", 2, ("meow", "hiss")),
+        ("a.wav", 1, ("bark",)),
     ]
-    assert report["worst"][2]["best"] == ["bark", "meow", "hiss"]
+    assert score.worst[2].best == ("bark", "meow", "hiss")
     # a: 1; b: 1/2 and 2/3; d: 1/3; e: 1/3, over five labels
-    assert report["rehearsal"]["lwlrap"] == pytest.approx((1 + 1 / 2 + 2 / 3 + 1 / 3 + 1 / 3) / 5)
-    assert "over 4 labelled rows of 5" in report["rehearsal"]["notes"][0]
+    assert score.lwlrap == pytest.approx((1 + 1 / 2 + 2 / 3 + 1 / 3 + 1 / 3) / 5)
+    assert "over 4 labelled rows of 5" in score.notes[0]
 
 
 def test_broken_rows_count_but_are_not_shown(files: tuple[Path, Path]) -> None:
-    report = empty({"e.wav": "ClipEmpty"})
-    add_truth(report, *files, TINY)
-    assert "e.wav" not in [e["row"] for e in report["worst"]]
+    labels, submission = files
+    score = score_submission(submission, labels, TINY, broken={"e.wav": "ClipEmpty"})
+    assert score.worst and "e.wav" not in [row.row for row in score.worst]
+
+
+def test_a_submission_of_labels_is_not_scored(files: tuple[Path, Path]) -> None:
+    labels, submission = files
+    named = replace(TINY, output=spec.Output(format="label"))
+    score = score_submission(submission, labels, named, broken=())
+    assert score.lwlrap is None and score.worst is None and "only submissions" in score.notes[0]
 
 
 def test_labels_nobody_knows_are_refused(files: tuple[Path, Path]) -> None:
-    files[0].write_text("fname,labels\na.wav,thunder\n")
+    labels, submission = files
+    labels.write_text("fname,labels\na.wav,thunder\n")
     with pytest.raises(SpecError, match="no clip has a label"):
-        add_truth(empty(), *files, TINY)
+        score_submission(submission, labels, TINY, broken=())
 
 
 def test_a_labels_file_needs_its_columns(files: tuple[Path, Path]) -> None:
-    files[0].write_text("file,label\na.wav,bark\n")
+    labels, submission = files
+    labels.write_text("file,label\na.wav,bark\n")
     with pytest.raises(SpecError, match="needs fname and labels"):
-        add_truth(empty(), *files, TINY)
+        score_submission(submission, labels, TINY, broken=())

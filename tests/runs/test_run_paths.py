@@ -1,6 +1,4 @@
-"""Whole runs take the fast way: the environment set before anything loads, exported graphs where the bundle
-holds them.
-"""
+"""Whole runs take the fast way: the environment is set before anything loads, exported graphs are used."""
 from __future__ import annotations
 
 import csv
@@ -36,9 +34,8 @@ def make_place(where: Path) -> Path:
 
 
 def scores(run: GuardRun) -> np.ndarray:
-    return np.array(
-        [[float(v) for v in row[1:]] for row in list(csv.reader(run.submission.splitlines()))[1:]]
-    )
+    _, *rows = csv.reader(run.submission.splitlines())
+    return np.array([row[1:] for row in rows], float)
 
 
 def test_graphs_of_the_bundle_run_and_agree_with_torch(tmp_path: Path) -> None:
@@ -56,7 +53,7 @@ def test_graphs_of_the_bundle_run_and_agree_with_torch(tmp_path: Path) -> None:
 
 
 def test_pools_of_threads_are_bounded_before_anything_loads(tmp_path: Path, tiny_bundle: Path) -> None:
-    """performance notes, traps 1 and 2: two pools clash, waiting threads spin."""
+    """Two pools of threads would fight for the cores, and threads that wait would spin on them."""
     seen: list[dict[str, str]] = []
 
     def look(process: Any, working: Path) -> None:

@@ -1,4 +1,4 @@
-"""Means against numpy one-liners; the ensemble with everything that may be missing."""
+"""The board, and the ensemble's scores with everything that may be missing."""
 from __future__ import annotations
 
 import numpy as np
@@ -7,14 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel import spec
-from kernel.errors import SpecError
 from kernel.scores import blend
 from kernel.scores.blend import Board
 
 K = 4
 RNG = np.random.default_rng(5)
 STACK = RNG.uniform(0.01, 0.99, (3, 6, K))
-WEIGHTS = [1.0, 2.0, 0.5]
 
 
 def member(name, weight=1.0, folds=(0,), **more):
@@ -32,117 +30,6 @@ def board_of(scores):
     for net_id, values in scores.items():
         board.load(net_id, values)
     return board
-
-
-def minmax_of(part):
-    return (part - part.min(0)) / (part.max(0) - part.min(0))
-
-
-def ranks_of(part):
-    return (part.argsort(0).argsort(0) + 1) / len(part)
-
-
-def logit_of(p):
-    return np.log(p / (1 - p))
-
-
-ONE_LINERS = {
-    "geometric": lambda s, w: np.exp(np.average(np.log(s), axis=0, weights=w)),
-    "arithmetic": lambda s, w: np.average(s, axis=0, weights=w),
-    "logit": lambda s, w: 1 / (1 + np.exp(-np.average(logit_of(s), axis=0, weights=w))),
-    "power": lambda s, w: np.average(s**3, axis=0, weights=w) ** (1 / 3),
-    "rank": lambda s, w: np.average(np.stack([ranks_of(p) for p in s]), axis=0, weights=w),
-    "minmax": lambda s, w: np.average(np.stack([minmax_of(p) for p in s]), axis=0, weights=w),
-    "min": lambda s, w: s.min(axis=0),
-    "max": lambda s, w: s.max(axis=0),
-}
-
-
-@pytest.mark.parametrize("weights", [(), WEIGHTS])
-@pytest.mark.parametrize("name", ONE_LINERS)
-def test_mean_equals_its_numpy_one_liner(name, weights):
-    expected = ONE_LINERS[name](STACK, weights or [1.0] * 3)
-    np.testing.assert_allclose(blend.mean(name, STACK, weights, 3.0), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 4, 5])
-def test_median_of_equal_weights_is_numpy_s(parts):
-    stack = RNG.uniform(size=(parts, 7, K))
-    np.testing.assert_allclose(blend.mean("median", stack), np.median(stack, axis=0), rtol=1e-15)
-
-
-def test_weighted_median_equals_the_median_of_repeated_parts():
-    repeated = STACK[[0, 1, 1, 2, 2, 2]]
-    np.testing.assert_allclose(
-        blend.mean("median", STACK, [1, 2, 3]), np.median(repeated, axis=0), rtol=1e-15
-    )
-
-
-def test_every_mean_of_the_spec_has_a_function():
-    assert set(blend.MEANS) == set(spec.MEANS)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-@pytest.mark.parametrize("name", [m for m in spec.MEANS if m not in spec.ROW_DEPENDENT_MEANS])
-def test_a_missing_part_counts_as_if_it_had_never_been_there(name, data):
-    there = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
-    weights = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=3, max_size=3))
-    stack = STACK.copy()
-    stack[np.flatnonzero(~np.array(there)), 2, 1] = np.nan  # one NaN makes the row missing
-    out = blend.mean(name, stack, weights, 2.0)
-    kept = [i for i in range(3) if there[i] and weights[i] > 0]
-    if not kept:
-        assert np.isnan(out[2]).all()
-    else:
-        alone = blend.mean(name, STACK[kept][:, 2:3], [weights[i] for i in kept], 2.0)
-        np.testing.assert_allclose(out[2], alone[0], rtol=1e-12)
-    assert np.isfinite(out[[0, 1, 3, 4, 5]]).all() == (sum(weights) > 0)
-
-
-def test_an_exact_zero_does_not_wipe_out_the_geometric_mean():
-    stack = np.array([[[0.0, 0.0, 0.5, 0.5]], [[0.9, 0.1, 0.5, 0.5]]])
-    out = blend.mean("geometric", stack)[0]
-    assert out[0] > out[1] > 0 and out[2] == 0.5
-
-
-def test_logit_mean_survives_exact_zero_and_one():
-    out = blend.mean("logit", np.array([[[0.0, 1.0, 0.5, 0.2]], [[0.5, 0.5, 0.5, 0.2]]]))[0]
-    assert np.isfinite(out).all() and out[0] < out[3] < out[2] < out[1]
-
-
-def test_vote_is_the_majority_and_ties_go_to_the_better_mean_probability():
-    a, b, c = [0.9, 0.1, 0.0, 0.0], [0.2, 0.6, 0.1, 0.1], [0.3, 0.4, 0.2, 0.1]
-    assert blend.mean("vote", np.array([[a], [b], [c]]))[0].argmax() == 1  # two votes beat one confident one
-    tie = blend.mean("vote", np.array([[a], [b]]))[0]
-    assert tie.argmax() == 0 and tie[1] > tie[2]  # one vote each: mean 0.55 against 0.35
-    assert blend.mean("vote", np.array([[a], [b]]), [1, 1.01])[0].argmax() == 1
-    # equals: the lowest class number
-    assert blend.mean("vote", np.array([[[0.5, 0.5, 0, 0]]]))[0].argmax() == 0
-
-
-def test_ranks_share_ties_and_skip_missing_rows():
-    part = np.array([[0.1] * K, [0.5] * K, [0.5] * K, [np.nan] * K])
-    np.testing.assert_allclose(blend.mean("rank", part[None])[:3, 0], [1 / 3, 2.5 / 3, 2.5 / 3])
-
-
-def test_a_constant_class_keeps_its_value_under_minmax():
-    part = np.array([[0.2, 0.3, 0.4, 0.5], [0.6, 0.3, 0.2, 0.5]])
-    np.testing.assert_allclose(blend.mean("minmax", part[None]), [[0, 0.3, 1, 0.5], [1, 0.3, 0, 0.5]])
-
-
-@pytest.mark.parametrize(
-    ("call", "text"),
-    [
-        (lambda: blend.mean("geomtric", STACK), "geometric"),
-        (lambda: blend.mean("max", STACK, [1.0]), "1 weights for 3"),
-        (lambda: blend.mean("max", STACK, [1.0, -1.0, 1.0]), "negative"),
-        (lambda: blend.mean("power", STACK, (), 0.0), "root"),
-    ],
-)
-def test_wrong_means_are_named(call, text):
-    with pytest.raises(SpecError, match=text):
-        call()
 
 
 def test_board_keeps_what_was_added_and_nothing_else():
@@ -185,7 +72,7 @@ def test_argus_levels_equal_a_hand_computation():
     expected = np.exp(np.mean([np.log(folds(p.name)) for p in [*members, *stackers]], axis=0))
     done = blend.blend(ensemble(members, stackers), board, np.full(K, 0.25))
     np.testing.assert_allclose(done.values, expected, rtol=1e-12)
-    assert done.full.all() and (done.parts == 10).all() and not done.prior_rows.any()
+    assert done.full.all() and not done.prior_rows.any()
 
 
 def test_rows_take_what_is_there_and_only_rows_without_anything_the_prior():
@@ -198,7 +85,7 @@ def test_rows_take_what_is_there_and_only_rows_without_anything_the_prior():
     np.testing.assert_allclose(done.values[1], a[1])
     np.testing.assert_allclose(done.values[2], b[2])
     np.testing.assert_allclose(done.values[3], [0.4, 0.3, 0.2, 1e-30])
-    assert done.parts.tolist() == [2, 1, 1, 0] and done.full.tolist() == [True, False, False, False]
+    assert done.full.tolist() == [True, False, False, False]
     assert done.prior_rows.tolist() == [False, False, False, True]
 
 
@@ -209,7 +96,7 @@ def test_members_of_weight_zero_speak_equally_until_the_stacker_does():
     whole = ensemble([member("a", 0.0), member("b", 0.0)], [stacker], mean="arithmetic")
     done = blend.blend(whole, board_of({"a.0": a, "b.0": b, "s.0": s}), np.full(K, 0.1))
     np.testing.assert_allclose(done.values, [s[0], (a[1].astype(float) + b[1]) / 2], rtol=1e-6)
-    assert done.parts.tolist() == [1, 2] and done.full.tolist() == [True, False] and not done.prior_rows.any()
+    assert done.full.tolist() == [True, False] and not done.prior_rows.any()
 
 
 def test_means_that_compare_rows_take_complete_members_only():
@@ -222,16 +109,18 @@ def test_means_that_compare_rows_take_complete_members_only():
     alone = blend.blend(whole, board_of({"a.0": a}), prior).values
     assert not np.allclose(both, alone)
     np.testing.assert_array_equal(blend.blend(whole, board_of({"a.0": a, "b.0": half}), prior).values, alone)
-    told = blend.blend(whole, board_of({"a.0": a, "b.0": half}), prior, finished={"a.0", "b.0"})
-    assert told.parts.tolist() == [2, 2, 1, 1]  # the engine knows that the missing rows of b will never come
+    told = blend.blend(whole, board_of({"a.0": a, "b.0": half}), prior, finished={"a.0", "b.0"}).values
+    # The engine knows that the missing rows of b will never come: the others take both
+    assert not np.allclose(told[:2], alone[:2])
+    np.testing.assert_array_equal(told[2:], alone[2:])
     first = blend.blend(whole, board_of({"b.0": half}), prior)
-    # nothing complete yet: better than the prior
+    # Nothing complete yet: better than the prior
     assert first.prior_rows.tolist() == [False, False, True, True]
 
 
 def test_fold_weights_are_used():
     part = member("m", folds=(0, 1), fold_weights=(3.0, 1.0), fold_mean="arithmetic")
-    x, y = STACK[0].astype(np.float32), STACK[1].astype(np.float32)
+    x, y, _ = STACK.astype(np.float32)
     np.testing.assert_allclose(
         blend.merge_folds(part, board_of({"m.0": x, "m.1": y})), (3 * x.astype(float) + y) / 4
     )
@@ -258,14 +147,6 @@ def test_an_incomplete_fold_keeps_a_row_from_the_stacker():
     assert len(rows) == 0 and x.shape == (0, K)
 
 
-def test_smoothing_mixes_neighbours_of_one_recording_only():
-    values = np.arange(5.0)[:, None] * np.ones((1, K))
-    out = blend.smooth(values, [[0, 1, 2], [3], [4]], [1.0, 2.0, 1.0])
-    np.testing.assert_allclose(out[:, 0], [(2 * 0 + 1) / 3, (0 + 2 * 1 + 2) / 4, (1 + 2 * 2) / 3, 3, 4])
-    with pytest.raises(SpecError, match="smoothing"):
-        blend.smooth(values, [[0]], [1.0, 1.0])
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(spec.MEANS), st.booleans())
 def test_a_blend_is_always_finite_and_in_range(seed, mean, row_independent):
@@ -277,4 +158,4 @@ def test_a_blend_is_always_finite_and_in_range(seed, mean, row_independent):
     whole = ensemble(members, mean=mean, row_independent=row_independent)
     done = blend.blend(whole, board_of(scores), rng.choice([0.0, 0.5], K))
     assert np.isfinite(done.values).all() and (done.values >= 1e-30).all() and (done.values <= 1).all()
-    assert ((done.parts == 0) == done.prior_rows).all() and not (done.full & done.prior_rows).any()
+    assert not (done.full & done.prior_rows).any()

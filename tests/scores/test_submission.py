@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import infer_kernel
 from kernel.errors import CandidateRejected, OutputUnwritable, SampleMissing
 from kernel.scores.submission import Publisher, Sample, quote, read_sample, validate
-from kernel.spec import Output
+from kernel.spec import LEAST_PROBABILITY, Output
 
 CLASSES = ("Bark", "Meow", "Run, water")
 TRICKY = (
@@ -101,6 +102,14 @@ def test_any_ids_and_scores_round_trip_in_exactly_the_reserved_size(
     np.testing.assert_allclose(written, np.maximum(values.reshape(len(ids), 3), 1e-30), rtol=6e-7)
 
 
+def test_the_guard_writes_the_same_smallest_value(tmp_path: Path) -> None:
+    assert infer_kernel.LEAST == LEAST_PROBABILITY
+    publisher = Publisher(tmp_path / "o.csv", make_sample(), Output(), CLASSES)
+    publisher.publish(ones(2, 0.0))
+    cells = {float(cell) for row in read_back(tmp_path / "o.csv")[1:] for cell in row[1:]}
+    assert cells == {LEAST_PROBABILITY}
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"fname\na\n", b"\xef\xbb\xbf"])
 def test_a_file_without_header_is_no_sample(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.csv").write_bytes(content)
@@ -122,7 +131,6 @@ def test_columns_follow_the_samples_header_by_name(tmp_path: Path) -> None:
         pytest.approx(1 / 3, rel=1e-6),
         0.1,
     ]
-    assert publisher.unknown == ("Quack",) and publisher.absent == ("Run, water",)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1.0000011, -1e-6])
@@ -251,7 +259,8 @@ def test_a_reader_never_sees_a_torn_file(tmp_path: Path) -> None:
     sample = make_sample(tuple(map(str, range(50))))
     publisher = Publisher(tmp_path / "o.csv", sample, Output(), CLASSES)
     publisher.publish(ones(50))
-    seen, done = [], threading.Event()
+    seen: list[bytes] = []
+    done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
@@ -292,11 +301,9 @@ publisher.publish(np.full((2, 1), 0.75))
 """
 
 
-NEITHER, OLD, NEW = (
-    None,
-    b"fname,A\nx,2.500000e-01\ny,2.500000e-01\n",
-    b"fname,A\nx,7.500000e-01\ny,7.500000e-01\n",
-)
+NEITHER = None
+OLD = b"fname,A\nx,2.500000e-01\ny,2.500000e-01\n"
+NEW = b"fname,A\nx,7.500000e-01\ny,7.500000e-01\n"
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -312,7 +319,7 @@ NEITHER, OLD, NEW = (
         ("fsync", "error=EIO:when=3", OLD),
         ("rename", "error=EDQUOT:when=2", OLD),
         ("fallocate", "error=ENOSPC:when=1", NEW),
-        # the last: a write that lied
+        # The last: a write that lied
         ("fallocate", "error=ENOSPC:when=2+", OLD),
         ("pwrite64", "retval=10:when=2", OLD),
     ],

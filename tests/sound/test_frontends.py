@@ -1,6 +1,4 @@
-"""Front ends give the originals' pictures, whatever the clip and the thread count; runs over PRESETS and
-FRONTENDS.
-"""
+"""Front ends give the originals' pictures, whatever the clip and the thread count; runs over PRESETS."""
 from __future__ import annotations
 
 import json
@@ -15,8 +13,10 @@ from hypothesis import strategies as st
 
 from kernel.errors import ClipEmpty, SpecError
 from kernel.inference import finish
-from kernel.sound import filter_banks, frontends, spectra
-from kernel.sound.frontends import PRESETS, build
+from kernel.sound import filter_banks, scales, spectra, waves
+from kernel.sound.__main__ import table
+from kernel.sound.frontends import build
+from kernel.sound.presets import PRESETS
 from tests import contracts
 from tests.helpers import recipe
 
@@ -36,14 +36,14 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
 
 
 # Goldens
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, case", CASES, ids=[f"{name}-{case['wave']}" for name, case in CASES])
 def test_golden(name: str, case: dict[str, Any]) -> None:
     array = contracts.FRONTENDS[name](make_wave(case["wave"], GOLDEN["frontends"][name]["rate"]))
     assert list(array.shape) == case["shape"] and array.dtype == case["dtype"]
-    got, want = array.reshape(-1)[case["probe_index"]].astype(np.float64), np.array(case["probe_value"])
+    got = array.reshape(-1)[case["probe_index"]].astype(np.float64)
+    want = np.array(case["probe_value"])
     if array.dtype == np.uint8:
         assert np.abs(got - want).max() <= 1 and (got != want).mean() <= 0.05
     elif array.dtype == np.float16:
@@ -75,12 +75,14 @@ def test_every_golden_has_a_front_end() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN["trim"])
 def test_trim_points(name: str) -> None:
-    wave, want = make_wave(name.split("@")[0], int(name.split("@")[1])), GOLDEN["trim"][name]
-    assert (len(wave), *spectra.trim_bounds(wave)) == (want["samples"], want["start"], want["stop"])
+    kind, rate = name.split("@")
+    wave = make_wave(kind, int(rate))
+    want = GOLDEN["trim"][name]
+    assert (len(wave), *waves.trim_bounds(wave)) == (want["samples"], want["start"], want["stop"])
 
 
 # Contract of every preset
-# ---------------------------------------------------------------------------------------------------
+
 
 @presets
 @pytest.mark.parametrize("samples", [1, 2, 100, 1300, 40000])
@@ -106,7 +108,8 @@ def test_short_and_silent_clips_are_finite(preset: str, samples: int, kind: str)
 @presets
 def test_thread_count_changes_no_bit(preset: str) -> None:
     fe = build({"preset": preset})
-    wave, before = noise(round(2.3 * fe.rate)), torch.get_num_threads()
+    wave = noise(round(2.3 * fe.rate))
+    before = torch.get_num_threads()
     try:
         arrays = []
         for threads in (1, 2, 5):
@@ -159,12 +162,12 @@ def test_wrong_specs_are_named(spec: dict[str, Any], word: str) -> None:
 
 
 def test_table_lists_every_preset() -> None:
-    text = frontends.table()
+    text = table()
     assert all(f"\n{name} " in text for name in PRESETS)
 
 
 # Against librosa
-# ------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     "rate, n_fft, hop, mels", [(44100, 2560, 690, 128), (16000, 1024, 250, 128), (44100, 1920, 690, 64)]
@@ -173,7 +176,7 @@ def test_table_lists_every_preset() -> None:
 def test_log_mel_equals_librosa(
     rate: int, n_fft: int, hop: int, mels: int, edges: str, pad_mode: str
 ) -> None:
-    # its quiet cells lie 75 dB below loud neighbours: the hard case for single precision
+    # Its quiet cells lie 75 dB below loud neighbours: the hard case for single precision
     clean = make_wave("wave-c", rate)
     fe = {"rate": rate, "n_fft": n_fft, "hop": hop, "mels": mels, "edges": edges}
     for wave, precision, tolerance in (
@@ -210,14 +213,15 @@ def test_pcen_equals_librosa_from_zero_state() -> None:
         eps=1e-9,
         zi=np.zeros((256, 1)),
     )
-    got = spectra.pcen(power, frames_per_second=44100 / 689)
+    got = scales.pcen(power, frames_per_second=44100 / 689)
     assert np.abs(got - want).max() <= 1e-5 * want.max()
 
 
 def test_chroma_equals_librosa_at_zero_tuning() -> None:
     power = np.abs(librosa.stft(noise(30000), n_fft=2048, hop_length=512)) ** 2
     power[:, 3] = 0
-    got = spectra.chroma(torch.from_numpy(np.ascontiguousarray(power.T)), spectra.chroma_bank(44100, 2048))
+    bank = filter_banks.chroma_bank(44100, 2048)
+    got = spectra.chroma(torch.from_numpy(np.ascontiguousarray(power.T)), bank)
     assert np.abs(got.numpy().T - librosa.feature.chroma_stft(S=power, sr=44100, tuning=0)).max() <= 1e-5
 
 
@@ -231,11 +235,11 @@ def test_delta_equals_librosa(order: int, frames: int) -> None:
 
 def test_trim_equals_librosa_away_from_the_edges() -> None:
     wave = np.concatenate([np.zeros(20000), noise(9000), np.zeros(15001)]).astype(np.float32)
-    assert spectra.trim_bounds(wave) == tuple(librosa.effects.trim(wave)[1])
+    assert waves.trim_bounds(wave) == tuple(librosa.effects.trim(wave)[1])
 
 
 def test_all_silent_clip_is_not_trimmed() -> None:
-    assert spectra.trim_bounds(np.zeros(5000, np.float32)) == (0, 5000)
+    assert waves.trim_bounds(np.zeros(5000, np.float32)) == (0, 5000)
 
 
 @pytest.mark.filterwarnings("ignore:Empty filters")
@@ -263,17 +267,17 @@ def test_filter_banks_are_librosa_s_to_the_last_bit(rate: int, n_fft: int) -> No
 def test_mel_bands_equal_the_dense_bank(rate: int, n_fft: int, mels: int, fmin: float) -> None:
     dense = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=mels, fmin=fmin, fmax=rate / 2)
     out = torch.empty(n_fft // 2 + 1, mels)
-    spectra.mel_bank(rate, n_fft, mels, fmin, rate / 2)(torch.eye(n_fft // 2 + 1), out)
+    filter_banks.mel_bank(rate, n_fft, mels, fmin, rate / 2)(torch.eye(n_fft // 2 + 1), out)
     assert np.array_equal(out.numpy().T, dense)
 
 
 # Rules of single systems
-# ----------------------------------------------------------------------------------------------------
+
 
 def test_argus_half_second_window_ignores_the_trim_start() -> None:
     wave = np.zeros(60000, np.float32)
     wave[40000:50000] = noise(10000)
-    start, stop = spectra.trim_bounds(wave)
+    start, stop = waves.trim_bounds(wave)
     assert stop - start < 22050
     fe = build({"preset": "argus", "spectrum": "wave"})
     centre = (stop - start) // 2
@@ -290,7 +294,8 @@ def test_canvas_is_filled_with_zero_decibels() -> None:
 
 
 def test_long_canvas_keeps_its_first_frames_but_the_range_of_the_whole_clip() -> None:
-    quiet, loud = noise(300000) * 1e-3, noise(100000)
+    quiet = noise(300000) * 1e-3
+    loud = noise(100000)
     fe = build({"preset": "hackerearth", "norm": "none", "stored": "float32"})
     assert fe(np.concatenate([quiet, loud])).shape == (1, 128, 455)
     assert fe(np.concatenate([quiet, 100 * loud])).min() > fe(quiet).min()

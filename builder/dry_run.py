@@ -1,0 +1,158 @@
+"""The dry run: every member and stacker of an ensemble is run once before anything is written.
+
+Owns the trial of front ends, views, finishes and nets: the kernel's own code takes three seconds of synthetic
+sound from waveform to probabilities. Does not judge scores: a member that passes can still be badly trained.
+"""
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from kernel import models
+from kernel.bundle import parse_state
+from kernel.errors import SpecError
+from kernel.inference import backends
+from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
+from kernel.inference.recipe import Recipe, build_recipe
+from kernel.sound.decode import Clip
+from kernel.sound.rows import Row
+from kernel.sound.source import Source
+from kernel.spec import Cost, Ensemble, Member, Stacker
+
+SECONDS = 3.0
+ROW = Row(id="trial", clip=Clip(id="trial"))
+ONNX = "onnx"
+
+
+class SyntheticClip:
+    """Stands for the store: one clip of a chirp in noise, silent at both ends, the same on every machine."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def get(self, fe: Source, row: Row) -> np.ndarray:
+        """The front end's array of the clip, whose peak is 0.5."""
+        t = np.arange(int(self.seconds * fe.rate)) / fe.rate
+        noise = np.random.RandomState(0).standard_normal(len(t))
+        x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * noise
+        x *= np.clip(np.minimum(t - 0.1, self.seconds - 0.2 - t) / 0.05, 0, 1)
+        wave = (0.5 * x / np.abs(x).max()).astype(np.float32)
+        return fe.of_row(wave, row.id)
+
+
+def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> dict[str, torch.Tensor]:
+    """The net's inputs for the first pass of the synthetic clip, f32[1, C, M, T] each."""
+    run = partial(backends.call_net, module)
+    runner = backends.Runner(device=backends.Device(name="cpu", about=""), path="dry run", run=run, exact=run)
+    net = LoadedNet(module=module, runner=runner, recipe=recipe, activate=ACTIVATIONS["none"], cost=Cost())
+    made = row_inputs(net, SyntheticClip(seconds), ROW)
+    return {name: value[:1].contiguous() for name, value in made.items()}
+
+
+def _check_answer(where: str, shape: Sequence[int], finite: bool, classes: int) -> None:
+    """Raises SpecError when a net does not give one finite value per class."""
+    if tuple(shape) != (1, classes) or not finite:
+        raise SpecError(f"{where}: gave {list(shape)}, expected [1, {classes}] finite values")
+
+
+def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Module) -> Cost:
+    """Cost of a member whose stages fit together and give one finite value per class.
+
+    Raises  SpecError or ModelLoadFailed naming the member
+    """
+    recipe = build_recipe(ensemble, member)
+    try:
+        inputs = make_inputs(recipe, module)
+        state = parse_state(blob, member.name)
+        module.load_state_dict(models.rename(member.family, dict(member.params), state))
+        with torch.no_grad():
+            out = backends.call_net(module, inputs, None)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise SpecError(
+            f"member {member.name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
+            "that channels and bins of its front end, view and finish are those of the family"
+        ) from error
+    finite = bool(torch.isfinite(out).all())
+    _check_answer(f"member {member.name}", out.shape, finite, len(ensemble.classes))
+    timed = inputs[recipe.timed]
+    cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
+    return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
+
+
+def spread(cost: Cost, frames: int) -> Cost:
+    """Cost of a net whose cuts all have `frames` frames: all of it per frame, as every cut costs the same."""
+    return replace(cost, gmac_a=0.0, gmac_b=cost.gmac_a / frames + cost.gmac_b,
+                   bytes_a=0.0, bytes_b=cost.bytes_a / frames + cost.bytes_b)
+
+
+def try_stacker(stacker: Stacker, classes: int, blob: bytes, module: nn.Module) -> Cost:
+    """Cost of a stacker that takes its inputs' probabilities and gives one finite value per class.
+
+    Raises  SpecError naming the stacker
+    """
+    inputs = len(stacker.inputs)
+    shape: tuple[int, ...] = (1, inputs * classes)
+    if stacker.features != "concat":
+        shape = (1, classes, inputs + (1 if stacker.average_weights else 0))
+    try:
+        state = parse_state(blob, stacker.name)
+        module.load_state_dict(models.rename(stacker.family, dict(stacker.params), state))
+        with torch.no_grad():
+            out = module(torch.full(shape, 0.1))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise SpecError(
+            f"stacker {stacker.name}: fails on features {list(shape)} ({error}); check its params"
+        ) from error
+    _check_answer(f"stacker {stacker.name}", out.shape, bool(torch.isfinite(out).all()), classes)
+    return Cost(parameters=sum(p.numel() for p in module.parameters()))
+
+
+def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
+    """Multiply-adds, bytes and parameters; parameters alone for a user's net that cannot be measured."""
+    try:
+        return models.measure(module, bins, channels)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return Cost(parameters=sum(p.numel() for p in module.parameters()))
+
+
+def check_back_end(ensemble: Ensemble, back_end: str | None) -> None:
+    """Nothing, when the bundle will hold what its members need.
+
+    Raises  SpecError for an ONNX member without the ONNX Runtime wheels
+    """
+    for member in ensemble.members:
+        if member.family == ONNX and back_end != "onnxruntime":
+            raise SpecError(
+                f'member {member.name}: family "onnx" needs ONNX Runtime, which the Kaggle image lacks; '
+                "build with --wheels onnxruntime"
+            )
+
+
+def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
+    """Cost (unknown) of an ONNX member that runs here and gives one finite value per class.
+
+    Raises  SpecError naming the member
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise SpecError(f"member {member.name}: install onnxruntime here, so that the graph can be tried: "
+                        "pip install onnxruntime") from error
+    inputs = make_inputs(build_recipe(ensemble, member), nn.Identity())
+    try:
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        if len(names) != 1 or len(inputs) != 1:
+            names = list(inputs)  # Several inputs go by name; a single one may have any name.
+        feed = {name: value.numpy() for name, value in zip(names, inputs.values(), strict=True)}
+        out = session.run(None, feed)[0]
+    except Exception as error:  # ONNX Runtime raises types of its own, none of them public.
+        raise SpecError(
+            f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
+            "dynamic batch and time axes and one output"
+        ) from error
+    _check_answer(f"member {member.name}", out.shape, bool(np.isfinite(out).all()), len(ensemble.classes))
+    return Cost()

@@ -1,0 +1,135 @@
+"""Hands steps to devices: what is left to do, what it costs on this machine, and who does what now.
+
+Owns `Dispatcher`, the live figures behind the plan. The rules of the choice are plan's; running a step is
+step's.
+"""
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from ..scores.blend import stacker_rows
+from ..sound.source import Source
+from ..spec import Stacker
+from . import plan
+from .net_run import NetRun
+from .state import Run
+
+WAIT_S = 0.25  # between two looks at the clock while another device's step may open new ones
+
+
+class Dispatcher:
+    """Thread-safe; every method may be called by any device's thread.
+
+    left_s    seconds to the stop mark
+    ended     True once no further step may start
+    outcomes  of the steps so far
+    busy      net ids that run now
+    changed   notified whenever a step has ended
+    """
+
+    def __init__(self, run: Run, left_s: Callable[[], float], ended: Callable[[], bool]) -> None:
+        self._run = run
+        self._left_s = left_s
+        self._ended = ended
+        self._costs = plan.net_costs(run.manifest, gpu=any(device.cuda for device in run.devices))
+        self._speeds = plan.Speeds()
+        self.outcomes: list[plan.Outcome] = []
+        self.busy: set[str] = set()
+        self.changed = threading.Condition()
+
+    def take(self) -> plan.Step | None:
+        """The next step for an idle device, None when nothing fits; waits where a running step may open
+        one.
+        """
+        with self.changed:
+            while not self._ended():
+                step = plan.next_step(
+                    self._costs,
+                    self._todo(),
+                    self._speeds,
+                    left_s=self._left_s(),
+                    uncovered=self.count_untried(),
+                    busy=self.busy,
+                    row_independent=self._run.ensemble.row_independent,
+                )
+                if step is not None:
+                    self.busy.add(step.net_id)
+                    return step
+                if not self.busy:
+                    return None
+                self.changed.wait(WAIT_S)
+        return None
+
+    def stop_of(self, step: plan.Step) -> Callable[[], bool]:
+        """Tells a step when to leave: time is up, or it takes so long that the plan wants another choice.
+
+        Not before its first row: a step that has learned nothing would only be chosen again, and a loader
+        that hangs would look like one step after another.
+        """
+        until = time.monotonic() + step.patience_s
+        net = self._run.nets[step.net_id]
+        before = net.scored
+        return lambda: self._ended() or (time.monotonic() > until and net.scored > before)
+
+    def finish(self, step: plan.Step, outcome: plan.Outcome) -> None:
+        """Learn from a step that has ended, and let the store drop what nobody will read again."""
+        net = self._run.nets[step.net_id]
+        with self.changed:
+            self.busy.discard(step.net_id)
+            self.outcomes.append(outcome)
+            if outcome.done and not isinstance(net.part, Stacker):
+                cost = next(c for c in self._costs if c.net_id == step.net_id)
+                share = outcome.done / max(1, outcome.rows)
+                done = plan.Todo(rows=outcome.done, cells=share * float(net.cells.sum()))
+                spent = outcome.seconds - outcome.loading_s - net.setup_s
+                self._speeds = self._speeds.learn(step.member, plan.expected(cost, done), spent, net.setup_s)
+            self._drop_finished()
+            self.changed.notify_all()
+
+    def remaining_s(self) -> float:
+        """Seconds that everything not yet done would take on these devices."""
+        with self.changed:
+            return plan.remaining(self._costs, self._todo(), self._speeds) / len(self._run.devices)
+
+    def count_untried(self) -> int:
+        """Rows to predict that no net has scored or had to pass over."""
+        nets = self._run.nets.values()
+        tried = (
+            np.logical_or.reduce([self._run.board.covered(net.net_id) for net in nets]) | self._run.rows.lost
+        )
+        for net in nets:
+            tried[net.passed()] = True
+        return int((~tried[self._run.rows.wanted]).sum())
+
+    def _todo(self) -> dict[str, plan.Todo]:
+        """What every live net still lacks."""
+        return {net.net_id: self._todo_of(net) for net in self._run.nets.values()}
+
+    def _todo_of(self, net: NetRun) -> plan.Todo:
+        rows = [] if net.failed else net.missing()
+        if isinstance(net.part, Stacker):
+            complete = stacker_rows(net.part, self._run.ensemble, self._run.board)
+            return plan.Todo(rows=len(np.intersect1d(rows, complete)), cells=0.0)
+        if not rows or net.recipe is None:
+            return plan.Todo(rows=len(rows), cells=0.0)
+        loading_s = self._run.feed.forecast_s(net.recipe, rows)
+        return plan.Todo(rows=len(rows), cells=float(net.cells[rows].sum()), loading_s=loading_s)
+
+    def _drop_finished(self) -> None:
+        """Tell the store how often each front end will still be read; it drops one that no live net needs."""
+        uses = Counter[str]()
+        sources: dict[str, Source] = {}
+        for net in self._run.nets.values():
+            if net.recipe is not None:
+                live = not net.failed and bool(net.missing())
+                for stage in net.recipe.stages.values():
+                    sources[stage.fe.key] = stage.fe
+                    uses[stage.fe.key] += live
+        for key, fe in sources.items():
+            if uses[key]:
+                self._run.feed.store.expect(fe, uses[key])
+            else:
+                self._run.feed.store.forget(fe)

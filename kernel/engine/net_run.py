@@ -1,0 +1,156 @@
+"""One net over the rows of one run: what it has said, what it could not do, and what it took.
+
+Owns `NetRun`: a net's scores and skipped rows are written here alone, its figures by the one step that runs
+the net. Both schedules work through it.
+Does not run the net (cpu, gpu), choose it (plan) or open it (step).
+"""
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import ClipError
+from ..inference.devices import is_lost
+from ..inference.recipe import Recipe
+from ..scores.blend import Board
+from ..sound.rows import Row
+from ..spec import Member, Stacker
+from .heartbeat import Heartbeat
+from .journal import Journal
+from .run_rows import RunRows
+
+
+@dataclass
+class Timing:
+    """Least-squares fit of seconds = a x rows + b x cells over everything a net was timed on."""
+
+    rows_rows: float = 0.0
+    rows_cells: float = 0.0
+    cells_cells: float = 0.0
+    rows_s: float = 0.0
+    cells_s: float = 0.0
+    rows: int = 0
+    cells: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, rows: int, cells: float, seconds: float) -> None:
+        """Take in one timed piece of work."""
+        work = Timing(
+            rows * rows, rows * cells, cells * cells, rows * seconds, cells * seconds, rows, cells, seconds
+        )
+        self.merge(work)
+
+    def solve(self) -> tuple[float, float]:
+        """(a, b), both >= 0; scaled so that the measured work itself comes out exactly."""
+        det = self.rows_rows * self.cells_cells - self.rows_cells ** 2
+        a = b = 0.0
+        if det > 1e-9 * self.rows_rows * self.cells_cells:
+            a = max(0.0, (self.rows_s * self.cells_cells - self.cells_s * self.rows_cells) / det)
+            b = max(0.0, (self.cells_s * self.rows_rows - self.rows_s * self.rows_cells) / det)
+        if a + b == 0.0:
+            b = self.seconds / max(1.0, self.cells)
+        scale = self.seconds / max(1e-12, a * self.rows + b * self.cells)
+        return a * scale, b * scale
+
+    def merge(self, other: "Timing") -> None:
+        """Take in everything that another fit has seen."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(kw_only=True)
+class NetRun:
+    """A net's run over the rows.
+
+    recipe    stages of its member; None for a stacker, or where they cannot be built
+    cells     f64[N], most cells the net computes for each row, all its passes together
+    scored    rows it has put on the board in this process
+    widths    frames of a forward -> i64[3]: cells, padded cells and forwards of that width in all
+    timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
+              once
+    skipped   row id -> why this net cannot do that row
+    failed    why the net was given up, or None
+    """
+
+    net_id: str
+    part: Member | Stacker
+    rows: RunRows
+    board: Board
+    journal: Journal
+    heartbeat: Heartbeat
+    recipe: Recipe | None = None
+    cells: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    scored: int = 0
+    seconds: float = 0.0
+    loading_s: float = 0.0
+    setup_s: float = 0.0
+    tiled_rows: int = 0
+    widths: dict[int, np.ndarray] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
+    fresh: Timing = field(default_factory=Timing)
+    path: str = ""
+    failed: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def missing(self) -> list[int]:
+        """Numbers of the rows that the net still lacks, in running order."""
+        done = self.board.covered(self.net_id) | self.rows.lost
+        done[self.passed()] = True
+        order = np.asarray(self.rows.wanted, np.intp)
+        missing: list[int] = order[~done[order]].tolist()
+        return missing
+
+    def passed(self) -> list[int]:
+        """Numbers of the rows that the net has had to pass over."""
+        return self.rows.places([*self.skipped, *self.journal.quarantined_with(self.net_id)])
+
+    def suspects(self) -> set[int]:
+        """Numbers of the rows in flight with this net at an earlier crash."""
+        return set(self.rows.places(self.journal.suspects_with(self.net_id)))
+
+    def flight(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        """Name the rows that this net touches while it does."""
+        return self.journal.flight("batch", [row.id for row in rows], self.net_id)
+
+    def count(self, width: int, cells: int, padded: int = 0) -> None:
+        """Note one forward of `cells` cells, `padded` of them padding, in passes `width` frames wide."""
+        totals = self.widths.setdefault(width, np.zeros(3, np.int64))
+        totals += cells, padded, 1
+
+    def put(self, i: int, probs: np.ndarray) -> None:
+        """Row i's probabilities f64[K] on the board; NaN or infinity is no say in this row."""
+        if not np.isfinite(probs).all():
+            self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
+            return
+        self.board.add(self.net_id, np.array([i]), probs[None])
+        self.scored += 1
+        self.heartbeat.beat()
+
+    def settle(self, i: int, error: BaseException) -> None:
+        """What an error at row i costs: the row where the clip is broken, else this net's say in it.
+
+        Raises  the error itself where the device is lost: only a new process helps
+        """
+        if isinstance(error, ClipError):
+            self.rows.lose(self.rows.all[i], error)
+        elif is_lost(error):
+            raise error
+        else:
+            self.skip(i, error)
+
+    def skip(self, i: int, error: BaseException) -> None:
+        """This net cannot do row i; the other nets still do."""
+        row_id = self.rows.all[i].id
+        self.skipped[row_id] = str(error)
+        self.rows.recorder.error(f"{self.net_id} {row_id}", error)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the net up; the others go on."""
+        self.failed = f"{type(error).__name__}: {error}"
+        self.rows.recorder.error(self.net_id, error)
+
+    def save(self) -> None:
+        """Keep the net's scores over a crash."""
+        self.journal.save_scores(self.net_id, self.board.get(self.net_id))

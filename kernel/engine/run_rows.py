@@ -1,0 +1,84 @@
+"""The rows of one run: what is to be predicted, in which order, and what no net can score.
+
+Owns `RunRows`. Which rows a sample asks for is sound.rows'; which net still lacks a row is net_run's.
+"""
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import ClipError
+from ..report.recorder import Recorder
+from ..sound.rows import Row
+from . import plan
+
+
+@dataclass(kw_only=True)
+class RunRows:
+    """One row per id of the sample submission. Only `lose` changes anything once the run has begun.
+
+    all       the rows in the order of the sample
+    wanted    numbers of the rows to predict (not broken, not beyond --first), in running order
+    seconds   f64[N], lengths by the headers, capped; 0 = unknown. For planning only
+    recorder  hears of each lost row once
+    lost      bool[N]: rows that keep the prior, since their clip is broken
+    reasons   row id -> code of the error that lost it
+    """
+
+    all: Sequence[Row]
+    wanted: list[int]
+    seconds: np.ndarray
+    recorder: Recorder
+    lost: np.ndarray = field(init=False)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lost = np.zeros(len(self.all), bool)
+        self._numbers = {row.id: i for i, row in enumerate(self.all)}
+
+    def number(self, row: Row) -> int:
+        """Number of a row."""
+        return self._numbers[row.id]
+
+    def places(self, row_ids: Iterable[str]) -> list[int]:
+        """Numbers of the rows with these ids; ids that this run does not have are left out."""
+        return [self._numbers[row_id] for row_id in row_ids if row_id in self._numbers]
+
+    def lose(self, row: Row, error: ClipError) -> None:
+        """Give a row up: it keeps the prior and is named once."""
+        if row.id not in self.reasons:
+            self.reasons[row.id] = error.code
+            self.lost[self.number(row)] = True
+            self.recorder.error(row.id, error)
+
+
+def open_rows(
+    rows: Sequence[Row], first: int | None, longest_s: float, windowed: bool, recorder: Recorder
+) -> RunRows:
+    """The rows of a run; those whose header says that they are broken are lost at once.
+
+    first      predict the first rows only; None = all
+    longest_s  seconds of a clip that are read at most
+    windowed   rows are windows: those of one recording stay together, since it is decoded once
+    """
+    seconds = np.array([_claimed_seconds(row, longest_s) for row in rows])
+    asked = len(rows) if first is None else min(first, len(rows))
+    good = [i for i in range(asked) if rows[i].clip.error is None]
+    if windowed:
+        wanted = sorted(good, key=lambda i: (rows[i].clip.id, rows[i].start or 0))
+    else:
+        wanted = [good[i] for i in plan.order_rows([float(seconds[i]) for i in good])]
+    opened = RunRows(all=rows, wanted=wanted, seconds=seconds, recorder=recorder)
+    for row in rows:
+        if row.clip.error is not None:
+            opened.lose(row, row.clip.error)
+    return opened
+
+
+def _claimed_seconds(row: Row, longest_s: float) -> float:
+    """Length of a row by its header, capped; 0 where the header tells nothing."""
+    if not row.clip.rate:
+        return 0.0
+    if row.start is not None and row.stop is not None:
+        return (row.stop - row.start) / row.clip.rate
+    return min(longest_s, row.clip.samples_claimed / row.clip.rate)

@@ -1,0 +1,204 @@
+"""A net with its weights over one row: stored arrays -> view -> finish -> net -> probabilities.
+
+Owns loading weights into a net, the inputs of a row and the CPU's exact way through it, a few passes at a
+time. Does not batch rows for a GPU or choose what runs next (engine), keep arrays (cache) or merge nets
+(scores).
+"""
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import models, spec
+from ..errors import ModelLoadFailed
+from ..sound.rows import Row
+from ..sound.source import Source
+from . import backends, onnx, views
+from .devices import Device
+from .recipe import PASSES_PER_BATCH, Recipe
+
+# No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
+UNFIT = np.array([np.nan])
+
+
+class Arrays(Protocol):
+    """Where a row's stored arrays come from: the cache, or whatever stands in for it."""
+
+    def get(self, fe: Source, row: Row) -> np.ndarray:
+        """array[C, M, T] of a row. Raises ClipError."""
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """f64 probabilities over the last axis."""
+    z = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return z / z.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """f64 probabilities, no overflow at any logit."""
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
+Activation = Callable[[np.ndarray], np.ndarray]
+ACTIVATIONS: dict[str, Activation] = {"sigmoid": sigmoid, "softmax": softmax, "none": lambda p: p}
+
+
+@dataclass(kw_only=True)
+class LoadedNet:
+    """A net with its weights on a device.
+
+    fitting_cells  most cells of a batch that fit on the device, once one did not; None = never out of memory
+    """
+
+    module: nn.Module
+    runner: backends.Runner
+    recipe: Recipe
+    activate: Activation
+    cost: spec.Cost
+    fitting_cells: int | None = None
+
+
+def load_net(
+    recipe: Recipe,
+    state: dict[str, torch.Tensor],
+    classes: int,
+    device: Device,
+    cost: spec.Cost,
+    candidates: Iterable[Callable[[], onnx.GraphNet]] = (),
+) -> LoadedNet:
+    """The member's net, filled and prepared; `candidates` are the same net as exported graphs.
+
+    Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
+    """
+    module = _build(recipe.member, state, classes)
+    runner = backends.prepare(module, device, _draw_samples(recipe, module), candidates=candidates)
+    return _loaded(recipe, module, runner, cost)
+
+
+def load_graph(recipe: Recipe, net: onnx.GraphNet, cost: spec.Cost) -> LoadedNet:
+    """A member that exists only as a graph, ready to run."""
+    return _loaded(recipe, net, backends.run_graph(net), cost)
+
+
+def load_stacker(
+    stacker: spec.Stacker, state: dict[str, torch.Tensor], classes: int
+) -> tuple[nn.Module, Activation]:
+    """A second-level net on the CPU and its activation.
+
+    Raises  ModelLoadFailed
+    """
+    module = _build(stacker, state, classes).eval()
+    return module, _choose_activation(stacker, module)
+
+
+def _loaded(recipe: Recipe, module: nn.Module, runner: backends.Runner, cost: spec.Cost) -> LoadedNet:
+    activate = _choose_activation(recipe.member, module)
+    return LoadedNet(module=module, runner=runner, recipe=recipe, activate=activate, cost=cost)
+
+
+def _choose_activation(part: spec.Member | spec.Stacker, module: nn.Module) -> Activation:
+    """The chosen activation, or the usual one for what the net says it gives."""
+    usual = "none" if getattr(module, "output", "logits") == "probabilities" else "sigmoid"
+    return ACTIVATIONS[part.activation or usual]
+
+
+def _build(part: spec.Member | spec.Stacker, state: dict[str, torch.Tensor], classes: int) -> nn.Module:
+    """The net with its weights. Raises ModelLoadFailed."""
+    module = models.build(part.family, part.params, classes)
+    try:
+        module.load_state_dict(models.rename(part.family, part.params, state))
+    except RuntimeError as error:
+        raise ModelLoadFailed(
+            f"{part.name}: {error}; build the bundle again from the right checkpoint"
+        ) from error
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelLoadFailed(
+                f"{part.name}: weight {key} holds NaN or infinity; export the checkpoint again"
+            )
+    return module
+
+
+def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
+    """The same net reading a clip in tiles: for a forward that would not fit into memory at full length.
+
+    Raises  MemoryError when the view has fixed cuts already, so nothing smaller is possible
+    """
+    recipe = net.recipe
+    if recipe.view.fixed is not None:
+        raise MemoryError("the forward of this row does not fit and its view cannot be cut smaller")
+    stages = dict(recipe.stages)
+    stage = stages[recipe.timed]
+    view = views.Tiles(fe=stage.view.fe, frames=frames, step=frames)
+    stages[recipe.timed] = replace(stage, view=view)
+    return replace(net, recipe=replace(recipe, stages=stages, view=view))
+
+
+def _least_frames(recipe: Recipe, module: nn.Module) -> int:
+    """Fewest stored frames that the net can take."""
+    return recipe.smallest(int(getattr(module, "min_frames", 1)))
+
+
+def _draw_samples(recipe: Recipe, module: nn.Module) -> list[backends.Inputs]:
+    """Seeded random inputs for the agreement check of a back end: three lengths, one and two passes."""
+    least = _least_frames(recipe, module)
+    most = getattr(module, "max_frames", None) or np.iinfo(np.int64).max
+    generator = np.random.default_rng(0)
+    out = list[backends.Inputs]()
+    for passes, wanted in ((1, least + 64), (1, 2 * least + 157), (2, 3 * least + 90)):
+        frames = recipe.view.fixed or min(wanted, most)
+        inputs = {}
+        for name, stage in recipe.stages.items():
+            fe = stage.fe
+            shape = (passes, fe.channels, fe.bins, frames if fe.time else fe.fixed or 1)
+            is_image = fe.dtype == np.uint8
+            values = generator.uniform(0, 255, shape) if is_image else generator.normal(0, 1, shape)
+            inputs[name] = stage.finish(torch.from_numpy(values.astype(np.float32)))
+        out.append(inputs)
+    return out
+
+
+def row_inputs(net: LoadedNet, store: Arrays, row: Row) -> dict[str, torch.Tensor]:
+    """Input tensors of one row, f32[P, C, M, T] each: padded to the net's smallest length, cut, finished.
+
+    Raises  ClipError
+    """
+    inputs: dict[str, torch.Tensor] = {}
+    for name, stage in net.recipe.stages.items():
+        stored = store.get(stage.fe, row)
+        if stage.fe.time and stage.view.fixed is None:
+            missing = _least_frames(net.recipe, net.module) - stored.shape[-1]
+            if missing > 0:
+                stored = views.pad_time(stored, 0, missing, views.pad_value(stored, stage.fe))
+        # A copy where it is the store's own array.
+        cuts = np.require(stage.cut(stored, row.id), np.float32, ["C", "W"])
+        inputs[name] = stage.finish(torch.from_numpy(cuts))
+    passes = max(value.shape[0] for value in inputs.values())
+    return {k: v.expand(passes, *v.shape[1:]) if v.shape[0] != passes else v for k, v in inputs.items()}
+
+
+def predict_alone(
+    net: LoadedNet, store: Arrays, row: Row, forwards: list[tuple[int, int]] | None = None
+) -> np.ndarray:
+    """f64[K] probabilities of one row, in forwards of at most PASSES_PER_BATCH passes: exact by construction.
+
+    forwards  gets (frames of a pass, frames in all) of each forward, to be counted
+    """
+    inputs = row_inputs(net, store, row)
+    passes = next(iter(inputs.values())).shape[0]
+    outs = []
+    for start in range(0, passes, PASSES_PER_BATCH):
+        part = {k: v[start:start + PASSES_PER_BATCH] for k, v in inputs.items()}
+        outs.append(net.runner(part))
+        timed = part[net.recipe.timed]
+        if forwards is not None:
+            forwards.append((timed.shape[-1], timed.shape[0] * timed.shape[-1]))
+    return merge(net, np.concatenate(outs))
+
+
+def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
+    """f64[K] of a row from the net's answers f32[P, K]; UNFIT where one is not finite (no vote)."""
+    return net.recipe.view.merge(answers, net.activate) if np.isfinite(answers).all() else UNFIT

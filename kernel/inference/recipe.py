@@ -1,0 +1,109 @@
+"""A member without its weights: for each of its inputs a front end, a view and a finish.
+
+Owns how they are built from an ensemble, and how many cells a row costs. A net with its weights is `member`.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import spec
+from ..errors import SpecError
+from ..sound import frontends
+from ..sound.source import Source
+from . import finish, views
+
+# Tiles of one clip per forward on a CPU: small enough for its caches and for rows side by side.
+PASSES_PER_BATCH = 4
+
+
+class CutFirst:
+    """A front end behind a view that cuts the wave (a `Source`): the cuts' arrays, stacked along channels."""
+
+    def __init__(self, fe: frontends.FrontEnd, view: views.View) -> None:
+        self.fe = fe
+        self.view = view
+        self.key = f"{fe.key}-{view.key}"
+        self.rate = fe.rate
+        self.dtype = fe.dtype
+        self.channels = fe.channels
+        self.bins = fe.bins
+        self.pad = fe.pad
+        self.time = fe.time
+        self.fixed = fe.fixed
+        self.max_frames = fe.max_frames
+        self.max_bytes = fe.max_bytes
+
+    def of_row(self, wave: np.ndarray, row_id: str) -> np.ndarray:
+        """[P*C, M, T] of P cuts of the wave."""
+        return np.concatenate([self.fe(cut) for cut in self.view.cut_wave(wave, row_id)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One input of a net: front end, view, finish."""
+
+    fe: Source
+    view: views.View
+    finish: finish.Finish
+
+    def cut(self, stored: np.ndarray, row_id: str) -> np.ndarray:
+        """[P, C, M, t] in the stored dtype."""
+        if isinstance(self.fe, CutFirst):
+            return stored.reshape(-1, self.fe.channels, *stored.shape[1:])
+        return self.view.cut(stored, row_id) if self.fe.time else stored[None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything of a member but its weights.
+
+    stages  input name -> Stage; `timed` is the input that carries the time axis, `view` that input's view
+    """
+
+    member: spec.Member
+    stages: dict[str, Stage]
+    timed: str
+    view: views.View
+
+    def cells(self, seconds: float) -> float:
+        """Upper bound of the frames a net works through for a row of `seconds`, all its passes together."""
+        stage = self.stages[self.timed]
+        stored = stage.fe.max_frames(int(seconds * stage.fe.rate) + 1)
+        return float(self.view.count(stored) * stage.finish.frames(self.view.fixed or stored))
+
+    def cells_at_once(self, cells: float) -> float:
+        """Frames of the largest forward of a row of `cells` frames on a CPU: many cuts run in several."""
+        fixed = self.view.fixed
+        if fixed is None:
+            return cells
+        return min(cells, PASSES_PER_BATCH * self.stages[self.timed].finish.frames(fixed))
+
+    def smallest(self, min_frames: int) -> int:
+        """Stored frames needed so that the finish gives at least `min_frames`."""
+        have = self.stages[self.timed].finish.frames
+        low, high = 1, max(1, min_frames)
+        while have(high) < min_frames:
+            high *= 2
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if have(middle) >= min_frames else (middle + 1, high)
+        return low
+
+
+def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
+    """Front ends, views and finishes of a member.
+
+    Raises  SpecError for unknown kinds or keys
+    """
+    stages: dict[str, Stage] = {}
+    for name, entry in member.named_inputs().items():
+        fe = frontends.build(ensemble.frontends[entry.frontend])
+        view = views.build(member.view, fe)
+        source: Source = CutFirst(fe, view) if fe.time and view.domain == "wave" else fe
+        stages[name] = Stage(fe=source, view=view, finish=finish.build(entry.finish, fe))
+    timed = next((name for name, stage in stages.items() if stage.fe.time), None)
+    if timed is None:
+        raise SpecError(
+            f"member {member.name}: no input has a time axis; give it a spectrogram or a waveform"
+        )
+    return Recipe(member=member, stages=stages, timed=timed, view=stages[timed].view)

@@ -1,0 +1,47 @@
+"""Steps on the finished table, between the blend and the file, as an ensemble's [output] asks for them.
+
+Owns `apply` and the steps. A new step is a function here, a key of `kernel.spec.Output` and a line in
+`apply`.
+"""
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..sound.rows import Row
+from ..spec import Output
+
+
+def apply(values: np.ndarray, rows: Sequence[Row], output: Output) -> np.ndarray:
+    """f64[N, K] scores of `rows` after every step that `output` asks for."""
+    if output.smoothing:
+        values = smooth(values, recordings(rows), output.smoothing)
+    return values
+
+
+def recordings(rows: Sequence[Row]) -> list[list[int]]:
+    """Row numbers of each recording, in time order."""
+    found: dict[str, list[int]] = {}
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].start or 0):
+        found.setdefault(rows[i].clip.id, []).append(i)
+    return list(found.values())
+
+
+def smooth(values: np.ndarray, recordings: Iterable[Sequence[int]], weights: Sequence[float]) -> np.ndarray:
+    """f64[N, K] with each row mixed with its neighbours in the same recording.
+
+    recordings  row numbers of each recording in time order
+    weights     an odd number of weights >= 0, the middle one, for the row itself, above 0; at the ends of a
+                recording those that remain sum to 1
+    """
+    reach = len(weights) // 2
+    out = np.array(values, np.float64)
+    for rows in recordings:
+        index = np.asarray(rows, np.intp)
+        total = np.zeros((len(index), values.shape[1]))
+        mass = np.zeros(len(index))
+        for shift, weight in enumerate(weights, -reach):
+            here = np.arange(max(0, -shift), min(len(index), len(index) - shift))
+            total[here] += weight * values[index[here + shift]]
+            mass[here] += weight
+        out[index] = total / mass[:, None]
+    return out

@@ -1,0 +1,52 @@
+"""Spec: what is written down about an ensemble and its bundle, as typed values.
+
+ensemble  what people write: the ensemble TOML, its parts and its rules
+manifest  what the builder writes: the bundle's manifest.json
+strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
+
+In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes and families check their own
+keys.
+"""
+from ..errors import SpecError
+from .ensemble import (
+    LEAST_PROBABILITY,
+    MEANS,
+    NAME,
+    ROW_DEPENDENT_MEANS,
+    Ensemble,
+    Input,
+    Member,
+    Output,
+    Stacker,
+    Windows,
+    check,
+    load_ensemble,
+)
+from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
+from .strict import dumps_json, load, loads_json
+
+__all__ = [
+    "FILE_NAME",
+    "LEAST_PROBABILITY",
+    "MEANS",
+    "NAME",
+    "ROW_DEPENDENT_MEANS",
+    "Cost",
+    "Ensemble",
+    "FileEntry",
+    "Input",
+    "Manifest",
+    "Member",
+    "Net",
+    "Output",
+    "SpecError",
+    "Stacker",
+    "Wheel",
+    "Windows",
+    "check",
+    "dumps_json",
+    "load",
+    "load_ensemble",
+    "load_manifest",
+    "loads_json",
+]

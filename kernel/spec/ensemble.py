@@ -1,0 +1,325 @@
+"""An ensemble as data: the typed form of the TOML that people write, and its rules.
+
+Owns `Ensemble` with its parts, what their keys mean, and the rules between them. Does not build anything:
+front ends, views, finishes and families check their own parameters.
+"""
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import SpecError, did_you_mean
+from .strict import load, require, require_choice
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
+# The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
+MEANS = ("geometric", "arithmetic", "logit", "rank", "power", "min", "max", "median", "minmax", "vote")
+ROW_DEPENDENT_MEANS = ("rank", "minmax")  # these compare rows: only complete members may take part
+ACTIVATIONS = ("sigmoid", "softmax", "none")
+# The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
+LEAST_PROBABILITY = 1e-30
+LONGEST_CLIP_S = 60.0  # longer clips are cut there, unless the ensemble says otherwise
+LONGEST_RECORDING_S = 900.0  # the same where rows are windows of recordings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One named input of a net: a front end and what is done to the view's output.
+
+    frontend  name in [frontends]
+    finish    steps of kernel.inference.finish, in order: names or tables with `kind`
+    """
+
+    frontend: str
+    finish: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of the ensemble, with all its folds.
+
+    name          unique, used in files and reports
+    family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
+    params        constructor values of the family
+    frontend      name in [frontends], for a net with one input
+    finish        steps of kernel.inference.finish for that input, in order: names or tables with `kind`
+    inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
+    view          {kind = "full", ...}: kernel.inference.views
+    weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
+    folds         fold numbers
+    fold_mean     mean over folds
+    fold_weights  one weight per fold; empty = all alike
+    weight        weight in the final mean (0 = feeds stackers only)
+    activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
+                  none otherwise
+    value         what the member is worth to the plan (an out-of-fold score); None = all alike
+    """
+
+    name: str
+    family: str
+    params: dict[str, Any] = field(default_factory=dict)
+    frontend: str | None = None
+    finish: tuple[Any, ...] = ()
+    inputs: dict[str, Input] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
+    weights: str | None = None
+    folds: tuple[int, ...] = (0,)
+    fold_mean: str = "geometric"
+    fold_weights: tuple[float, ...] = ()
+    weight: float = 1.0
+    activation: str | None = None
+    value: float | None = None
+
+    def named_inputs(self) -> dict[str, Input]:
+        """Input name -> Input; a single-input member has the name "x"."""
+        return self.inputs or {"x": Input(frontend=self.frontend or "", finish=self.finish)}
+
+    def weights_file(self, fold: int) -> str:
+        return (self.weights or self.name + "_{fold}.safetensors").replace("{fold}", str(fold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacker:
+    """A second-level net over the members' fold-averaged probabilities.
+
+    name             unique among members and stackers
+    family           key of kernel.models.FAMILIES, of a stacker
+    inputs           names of the members it reads, in order
+    params           constructor values of the family
+    features         "concat" -> [B, n*K] in the order of `inputs`; "per_class" -> [B, K, n(+1)], the weighted
+                     average last
+    average_weights  one weight per input for that average ("per_class" only); empty = no average
+    weights          file name, as for a member
+    folds            fold numbers
+    fold_mean        mean over folds
+    weight           weight in the final mean, beside the members
+    activation       as for a member
+    """
+
+    name: str
+    family: str
+    inputs: tuple[str, ...]
+    params: dict[str, Any] = field(default_factory=dict)
+    features: str = "concat"
+    average_weights: tuple[float, ...] = ()
+    weights: str | None = None
+    folds: tuple[int, ...] = (0,)
+    fold_mean: str = "geometric"
+    weight: float = 1.0
+    activation: str | None = None
+
+    weights_file = Member.weights_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Form of submission.csv.
+
+    format        "probabilities" (one column per class) or "label" (one column with the best class)
+    label_column  name of the label column; None or not in the sample = the first column after the id
+    labels        class -> text written (default: the class name)
+    smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]
+    """
+
+    format: str = "probabilities"
+    label_column: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    smoothing: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """One row per fixed window of a long recording, cut from the waveform at its own rate.
+
+    seconds  length of a window
+    pattern  row id, of {stem} (the file name without suffix) and {end} (the window's end in seconds)
+    """
+
+    seconds: float = 5.0
+    pattern: str = "{stem}_{end}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """A whole solution as data; docs/ensembles.md lists every key.
+
+    name             a-z, 0-9, "_", "-" and ".": part of the dataset's default name
+    classes          class names, or a text file beside the TOML with one per line
+    members          [[members]]: the first-level nets
+    frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.sound.frontends'
+                     keys
+    stackers         [[stackers]]: second-level nets
+    about            one sentence for the dataset's page
+    profile          limits it runs under: fat2019, code-gpu, code-cpu or birdclef-cpu90
+                     (kernel.limits.PROFILES)
+    mean             over members and stackers: kernel.scores.means.MEANS
+    mean_power       exponent of the mean "power"
+    row_independent  false where a mean or the metric compares rows: then only complete members count
+    max_seconds      longer clips are cut there; None = 60, or 900 with [windows]
+    prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
+                     empty = uniform
+    output           [output]: form of submission.csv
+    windows          [windows]: rows are windows of long recordings
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    members: tuple[Member, ...]
+    frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stackers: tuple[Stacker, ...] = ()
+    about: str = ""
+    profile: str = "fat2019"
+    mean: str = "geometric"
+    mean_power: float = 2.0
+    row_independent: bool = True
+    max_seconds: float | None = None
+    prior: tuple[float, ...] = ()
+    output: Output = field(default_factory=Output)
+    windows: Windows | None = None
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of audio that are read of a clip at most."""
+        return self.max_seconds or (LONGEST_RECORDING_S if self.windows else LONGEST_CLIP_S)
+
+
+def check(ensemble: Ensemble) -> Ensemble:
+    """The ensemble itself, once every rule that needs no other module holds.
+
+    Raises  SpecError naming the key
+    """
+    _check_whole(ensemble)
+    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
+    names = [part.name for part in parts]
+    for i, member in enumerate(ensemble.members):
+        _check_member(member, ensemble.frontends, f"members[{i}]")
+    for i, stacker in enumerate(ensemble.stackers):
+        _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
+    for name in names:
+        require(names.count(name) == 1, f"members: the name {name!r} is used twice")
+    for mean in (ensemble.mean, *(part.fold_mean for part in parts)):
+        require(
+            mean not in ROW_DEPENDENT_MEANS or not ensemble.row_independent,
+            f"row_independent: the mean {mean!r} compares rows; write row_independent = false",
+        )
+    return ensemble
+
+
+def _check_whole(ensemble: Ensemble) -> None:
+    """The rules of the ensemble's own keys."""
+    classes = ensemble.classes
+    require(len(classes) >= 2 and len(set(classes)) == len(classes), "classes: at least two names, each once")
+    prior = ensemble.prior
+    require(
+        not prior or (len(prior) == len(classes) and all(0 <= p <= 1 for p in prior)),
+        f"prior: {len(prior)} values for {len(classes)} classes; one each, in 0..1",
+    )
+    _check_name(ensemble.name, "name")
+    require(bool(ensemble.members), "members: none; add at least one [[members]]")
+    require_choice(ensemble.mean, MEANS, "mean")
+    require(
+        ensemble.mean != "power" or ensemble.mean_power != 0,
+        'mean_power: 0 has no root; write mean = "geometric", which is its limit',
+    )
+    require_choice(ensemble.output.format, ("probabilities", "label"), "output.format")
+    weights = ensemble.output.smoothing
+    require(
+        not weights or (len(weights) % 2 == 1 and min(weights) >= 0 and weights[len(weights) // 2] > 0),
+        f"output.smoothing: {list(weights)}; give an odd number of weights >= 0, the middle one, for the row "
+        "itself, above 0",
+    )
+
+
+def _check_member(member: Member, frontends: Collection[str], where: str) -> None:
+    _check_part(member, where)
+    require(
+        bool(member.frontend) != bool(member.inputs),
+        f"{where}: give either `frontend` (one input) or `inputs` (several), not both and not neither",
+    )
+    for name, entry in member.named_inputs().items():
+        if entry.frontend not in frontends:
+            raise SpecError(
+                f"{where}.{name}.frontend: {entry.frontend!r} is not in [frontends]; "
+                + did_you_mean(entry.frontend, frontends)
+            )
+    require(
+        len(member.fold_weights) in (0, len(member.folds)),
+        f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
+    )
+
+
+def _check_stacker(stacker: Stacker, members: Collection[str], where: str) -> None:
+    _check_part(stacker, where)
+    require_choice(stacker.features, ("concat", "per_class"), f"{where}.features")
+    for name in stacker.inputs:
+        if name not in members:
+            raise SpecError(f"{where}.inputs: {name!r} is no member; {did_you_mean(name, members)}")
+    require(
+        len(stacker.average_weights) in (0, len(stacker.inputs)),
+        f"{where}.average_weights: one weight per input, {len(stacker.inputs)} in all",
+    )
+
+
+def _check_part(part: Member | Stacker, where: str) -> None:
+    """The rules that members and stackers share."""
+    _check_name(part.name, f"{where}.name")
+    require(
+        len(part.folds) > 0 and len(set(part.folds)) == len(part.folds),
+        f"{where}.folds: {list(part.folds)}; list each fold number once, at least one",
+    )
+    require(
+        len(part.folds) == 1 or part.weights is None or "{fold}" in part.weights,
+        f"{where}.weights: {part.weights!r} has no {{fold}} although there are {len(part.folds)} folds",
+    )
+    require(
+        part.weight >= 0,
+        f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean",
+    )
+    require_choice(part.fold_mean, MEANS, f"{where}.fold_mean")
+    if part.activation is not None:
+        require_choice(part.activation, ACTIVATIONS, f"{where}.activation")
+
+
+def _check_name(name: str, where: str) -> None:
+    require(
+        NAME.match(name) is not None,
+        f"{where}: {name!r}; use a-z, 0-9, '_', '-' and '.', at most 64 characters",
+    )
+
+
+def load_ensemble(path: Path) -> Ensemble:
+    """Ensemble of a TOML file; `classes` and `prior` may name a text file beside it, one value per line.
+
+    Raises  SpecError
+    """
+    import tomllib  # the engine reads no TOML: its start does not pay for this
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}); give the path of an ensemble TOML"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not TOML ({error})") from error
+    try:
+        for key, kind in (("classes", str), ("prior", float)):
+            if isinstance(data.get(key), str):
+                data[key] = _read_list(path.parent / data[key], kind, f"{key} = {data[key]!r}")
+        return check(load(Ensemble, data))
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _read_list(path: Path, kind: type[str] | type[float], where: str) -> list[Any]:
+    """The values of a text file, one per line."""
+    try:
+        return [kind(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except OSError as error:
+        raise SpecError(
+            f"{where}: {path} cannot be read ({error.strerror}); give its place relative to the TOML's own "
+            "folder, or write the values as a list"
+        ) from error
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}") from error

@@ -1,0 +1,103 @@
+"""Strict loading: plain data becomes a typed value, or a SpecError that names the key.
+
+Owns `load` (a mapping -> a dataclass), the rule checks' two helpers, and JSON without its traps. Knows no
+particular dataclass.
+"""
+import json
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..errors import SpecError, did_you_mean
+
+MAX_JSON_BYTES = 1 << 20  # a larger file is refused before it is parsed
+T = TypeVar("T")
+
+
+def load(kind: type[T], data: Any, where: str = "") -> T:
+    """Dataclass `kind` from a mapping; unknown, missing or mistyped keys are SpecErrors naming the path."""
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where or kind.__name__}: expected a table, got {data!r}")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    dot = f"{where}." if where else ""
+    for key in data:
+        if key not in known:
+            raise SpecError(f"{dot}{key}: unknown key; {did_you_mean(str(key), known)}")
+    for name, f in known.items():
+        if name not in data and f.default is MISSING and f.default_factory is MISSING:
+            raise SpecError(f"{dot}{name}: missing; add it")
+    return kind(**{name: _convert(value, hints[name], dot + name) for name, value in data.items()})
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`; SpecError with the path `where` when it is something else."""
+    origin = get_origin(kind)
+    args = get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return load(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SpecError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise SpecError(f"{where}: expected a table, got {value!r}")
+        return {str(k): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise SpecError(f"{where}: expected {kind.__name__}, got {value!r}")
+    if kind is float and not abs(value) < float("inf"):
+        raise SpecError(f"{where}: expected a finite number, got {value!r}")
+    return value
+
+
+def require(holds: bool, message: str) -> None:
+    """SpecError with this message, unless the rule holds."""
+    if not holds:
+        raise SpecError(message)
+
+
+def require_choice(value: str, choices: Collection[str], where: str) -> None:
+    """SpecError with a suggestion, unless `value` is one of the choices."""
+    if value not in choices:
+        raise SpecError(f"{where}: {value!r} is unknown; {did_you_mean(value, choices)}")
+
+
+def loads_json(text: bytes, where: str) -> Any:
+    """JSON without its traps: twin keys, NaN, and texts above 1 MB are SpecErrors."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(items)
+        if len(out) != len(items):
+            twice = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
+            raise SpecError(
+                f"{where}: key {twice!r} stands twice; the file was edited by hand, build it again"
+            )
+        return out
+
+    def constant(name: str) -> Any:
+        raise SpecError(f"{where}: {name} is not a JSON number; build the file again")
+
+    require(
+        len(text) <= MAX_JSON_BYTES,
+        f"{where}: {len(text)} bytes, more than {MAX_JSON_BYTES}; this is no manifest of ours",
+    )
+    try:
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{where}: not JSON ({error}); build the file again") from error
+
+
+def dumps_json(value: Any) -> bytes:
+    """Canonical bytes of a dataclass or plain value: sorted keys, fixed spaces, one final newline."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return (json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
