@@ -185,12 +185,12 @@ class CpuSchedule:
             return Answer()
         began = time.monotonic()
         forwards: list[tuple[int, int]] = []
-        with self._run.flight([row]):
-            try:
+        try:
+            with self._run.flight([row]):
                 probs = predict_alone(net, self._feed.store, row, forwards)
-            except (Exception, SystemExit) as error:
-                # Users' own nets may raise anything: it costs this net this row
-                return Answer(error=error)
+        except (Exception, SystemExit) as error:
+            # Users' own nets may raise anything: it costs this net this row
+            return Answer(error=error)
         return Answer(
             probs=probs, forwards=tuple(forwards), whole=net is self._net, seconds=time.monotonic() - began
         )

@@ -6,7 +6,7 @@ step's.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -41,20 +41,16 @@ class Dispatcher:
         self.changed = threading.Condition()
 
     def take(self) -> plan.Step | None:
-        """The next step for an idle device, None when nothing fits; waits where a running step may open
-        one.
+        """The next step for an idle device, None when nothing fits; waits where a running step may open one.
+
+        Nets that ended two engines at the same row come last: whatever they do, the others have spoken.
         """
         with self.changed:
             while not self._ended():
-                step = plan.next_step(
-                    self._costs,
-                    self._todo(),
-                    self._speeds,
-                    left_s=self._left_s(),
-                    uncovered=self.count_untried(),
-                    busy=self.busy,
-                    row_independent=self._run.ensemble.row_independent,
-                )
+                todo = self._todo()
+                harmless = {net_id: work for net_id, work in todo.items()
+                            if not self._run.journal.quarantined_with(net_id)}
+                step = self._choose(harmless) or self._choose(todo)
                 if step is not None:
                     self.busy.add(step.net_id)
                     return step
@@ -62,6 +58,18 @@ class Dispatcher:
                     return None
                 self.changed.wait(WAIT_S)
         return None
+
+    def _choose(self, todo: Mapping[str, plan.Todo]) -> plan.Step | None:
+        """The plan's choice among these nets, at this moment."""
+        return plan.next_step(
+            self._costs,
+            todo,
+            self._speeds,
+            left_s=self._left_s(),
+            uncovered=self.count_untried(),
+            busy=self.busy,
+            row_independent=self._run.ensemble.row_independent,
+        )
 
     def stop_of(self, step: plan.Step) -> Callable[[], bool]:
         """Tells a step when to leave: time is up, or it takes so long that the plan wants another choice.

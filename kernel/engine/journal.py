@@ -4,6 +4,7 @@ Owns the files of the private folder that outlive an engine: in-flight marks, cr
 Each is either replaced atomically or a mark whose mere presence is the message. Decides nothing: the engine
 asks for suspects and for what is quarantined, and acts on it.
 """
+import itertools
 import json
 import os
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..errors import SpecError
 from ..files import write_atomically
+from ..inference.devices import is_lost
 from ..report.contents import Crash
 from ..spec import load
 
@@ -44,6 +46,7 @@ class Journal:
         for folder in (self._scores, self._inflight):
             folder.mkdir(parents=True, exist_ok=True)
         self._local = threading.local()
+        self._names = itertools.count()
         self.crashes = (*self._load_crashes(), *self._find_marks(attempt - 1))
         self._keep("crashes.json", [vars(crash) for crash in self.crashes])
         for mark in self._inflight.iterdir():  # not before their crashes are kept
@@ -105,20 +108,34 @@ class Journal:
     def flight(self, kind: str, ids: Sequence[str], net: str = "") -> Iterator[None]:
         """Name what this thread touches while it touches it; a crash inside leaves the mark behind.
 
+        A lost device does so too, since it ends the process. The caller handles every other exception.
+
         kind  "clip": ids are clip ids; "batch": ids are row ids, and `net` is on its way over them
         """
         descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), "net": net}).encode())
+        lost = False
         try:
             yield
-        finally:  # an exception is handled by the caller: only a dead process leaves its mark
+        except Exception as error:
+            lost = is_lost(error)
+            raise
+        finally:
             if descriptor is not None:
-                os.ftruncate(descriptor, 0)
+                if lost:
+                    self._leave_mark(descriptor)
+                else:
+                    os.ftruncate(descriptor, 0)
+
+    def _leave_mark(self, descriptor: int) -> None:
+        """Keep this thread's mark: what the thread names from now on goes into another file."""
+        os.close(descriptor)
+        del self._local.descriptor
 
     def _mark(self, text: bytes) -> int | None:
         """Descriptor of this thread's mark, written; None when the state disk takes nothing more."""
         try:
             if not hasattr(self._local, "descriptor"):
-                path = self._inflight / f"{threading.get_ident()}.json"
+                path = self._inflight / f"{next(self._names)}.json"
                 self._local.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
             os.pwrite(self._local.descriptor, text, 0)
         except OSError as error:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Engine:
     def execute(self) -> None:
         """Run to the end or to the stop mark, then publish and report.
 
-        Raises  the error of a lost device, after the scores are saved: a new engine goes on
+        Raises  the error of a lost device, after the scores are published: a new engine goes on
         """
         run = self.run
         suspects = [
@@ -80,8 +81,17 @@ class Engine:
                 self.dispatcher.changed.wait(TICK_S)
             self._tick()
         if self._fatal is not None:
-            raise self._fatal
+            self._leave(self._fatal)
         self._end()
+
+    def _leave(self, fatal: BaseException) -> NoReturn:
+        """Publish and count what is scored, since nobody knows whether a new engine gets that far."""
+        try:
+            self._measure()
+            self.run.heartbeat.begin("publish")
+            self._publish()
+        finally:
+            raise fatal
 
     def _end(self) -> None:
         """The last publication, the page and the table."""

@@ -4,10 +4,11 @@ compute on the CPU.
 from __future__ import annotations
 
 import csv
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ import soundfile
 import torch
 
 from kernel import limits
-from kernel.engine import loop
+from kernel.engine import gpu, loop
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends, devices
 from kernel.inference.devices import Device
@@ -43,10 +44,14 @@ def make_input(folder: Path) -> Path:
 
 
 @contextmanager
-def open_engine(place: Path, bundle: Path, found: list[Device]) -> Iterator[loop.Engine]:
-    """An engine in this process that finds these devices."""
-    data, state = make_input(place / "in"), place / "state"
-    state.mkdir()
+def open_engine(
+    place: Path, bundle: Path, found: list[Device], attempt: int = 1
+) -> Iterator[loop.Engine]:
+    """An engine in this process that finds these devices; later attempts find what earlier ones left."""
+    data, state = place / "in", place / "state"
+    if attempt == 1:
+        make_input(data)
+        state.mkdir()
     sample = submission.read_sample(data / "sample_submission.csv")
     order = Order(
         bundle=bundle,
@@ -66,7 +71,7 @@ def open_engine(place: Path, bundle: Path, found: list[Device]) -> Iterator[loop
         device="auto",
         loaders=2,
         first=None,
-        attempt=1,
+        attempt=attempt,
     )
     threads = torch.get_num_threads()
     with mock.patch.object(devices, "find_devices", lambda _: (found, [])), mock.patch("signal.signal"):
@@ -179,7 +184,9 @@ def test_two_devices_work_at_once_one_thread_each(
         np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
 
 
-def test_a_lost_device_ends_the_engine_with_the_scores_saved(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
     batches: list[str] = []
 
     def watch(device: Device) -> None:
@@ -195,4 +202,66 @@ def test_a_lost_device_ends_the_engine_with_the_scores_saved(tmp_path: Path, tin
         opened.execute()
     assert len(batches) == 7  # nothing more was asked of a device that is lost
     saved = [np.load(path) for path in (tmp_path / "state" / "scores").glob("*.npy")]
-    assert any(np.isfinite(values).any() for values in saved)
+    scored = np.logical_or.reduce([np.isfinite(values).all(axis=1) for values in saved]).sum()
+    report = json.loads((tmp_path / "state" / "report.json").read_bytes())
+    assert 0 < scored == CLIPS - report["prior_rows"] and report["publications"]
+
+
+def in_flight(place: Path, net: str) -> list[str]:
+    """Ids of the rows that the marks on disk name with this net."""
+    marks = [json.loads(mark.read_bytes() or "{}") for mark in (place / "state" / "inflight").iterdir()]
+    return [row_id for mark in marks if mark.get("net") == net for row_id in mark["ids"]]
+
+
+@pytest.mark.fault(
+    row=81,
+    injection="one row raises a CUDA error in one net on a GPU, each time; three rows share a block",
+    outcome="its block is suspect, the pair is quarantined after two deaths; all else as without the fault",
+)
+def test_a_row_that_loses_the_gpu_each_time_costs_its_pair(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    def watch(device: Device) -> None:
+        if "c4.wav" in in_flight(tmp_path, "plain.0"):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    named = []
+    for attempt in (1, 2, 3):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), attempt) as opened,
+            computing_on_cpu(watch),
+            mock.patch.object(gpu, "BLOCKS", 3),
+            nullcontext() if attempt == 3 else pytest.raises(RuntimeError, match="assert"),
+        ):
+            named.append([crash.ids for crash in opened.run.journal.crashes[attempt - 2:]])
+            opened.execute()
+    assert len(named[1][0]) > 1 and "c4.wav" in named[1][0] and named[2] == [("c4.wav",)]
+    assert opened.run.journal.quarantined_pairs == {("plain.0", "c4.wav")}
+    for net_id, values in scores(opened).items():
+        expected = on_cpu[net_id].copy()
+        if net_id == "plain.0":
+            expected[4] = np.nan
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+@pytest.mark.fault(
+    row=81,
+    injection="every row raises a CUDA error in the net that runs first",
+    outcome="after two deaths the other nets run before it, over every row",
+)
+def test_a_net_that_loses_the_gpu_in_every_row_runs_last(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    def watch(device: Device) -> None:
+        if in_flight(tmp_path, "plain.0"):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    for attempt in (1, 2, 3):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), attempt) as opened,
+            computing_on_cpu(watch),
+            pytest.raises(RuntimeError, match="assert"),
+        ):
+            opened.execute()
+    for net_id in ("plain.1", "tiled.0"):
+        np.testing.assert_allclose(scores(opened)[net_id], on_cpu[net_id], atol=1e-5)

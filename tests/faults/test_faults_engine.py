@@ -201,6 +201,20 @@ def test_a_lost_device_restarts_the_engine_once(tmp_path: Path, unharmed: GuardR
 
 @pytest.mark.faults
 @pytest.mark.fault(
+    row=81,
+    injection="one row of 12 raises a CUDA error in one net's forward, each time",
+    outcome="that pair is quarantined after two deaths; all other rows and nets as without the fault",
+)
+def test_a_row_that_loses_the_device_each_time_costs_its_pair(tmp_path: Path, unharmed: GuardRun) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle",
+                    plan=[{"at": "forward", "id": POISON, "do": "cuda_lost"}])
+    check(run, "BatchQuarantined", reference=unharmed, affected={POISON})
+    assert not prior_rows(run) and run.report["partial_rows"] == 1
+    assert run.report["guard"]["attempts"] == 3
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
     row=38,
     injection="threads of the engine's process counted while it runs, profile of 2 cores",
     outcome="thread pools obey the profile: no BLAS pool per loader",
