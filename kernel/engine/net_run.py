@@ -120,12 +120,13 @@ class NetRun:
         totals += cells, padded, 1
 
     def put(self, i: int, probs: np.ndarray) -> None:
-        """Row i's probabilities f64[K] on the board; NaN or infinity is no say in this row."""
+        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say."""
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
             return
-        self.board.add(self.net_id, np.array([i]), probs[None])
-        self.scored += 1
+        places = self.rows.places([self.rows.all[i].id])
+        self.board.add(self.net_id, np.array(places), np.repeat(probs[None], len(places), axis=0))
+        self.scored += len(places)
         self.heartbeat.beat()
 
     def settle(self, i: int, error: BaseException) -> None:

@@ -15,10 +15,13 @@ from . import plan
 
 @dataclass(kw_only=True)
 class RunRows:
-    """One row per id of the sample submission. Only `lose` changes anything once the run has begun.
+    """One row per line of the sample submission. Only `lose` changes anything once the run has begun.
+
+    An id that the sample repeats has several rows. The first of them is predicted, and what becomes of it
+    holds for all.
 
     all       the rows in the order of the sample
-    wanted    numbers of the rows to predict (not broken, not beyond --first), in running order
+    wanted    numbers of the rows to predict (not broken, not beyond --first, each id once), in running order
     seconds   f64[N], lengths by the headers, capped; 0 = unknown. For planning only
     recorder  hears of each lost row once
     lost      bool[N]: rows that keep the prior, since their clip is broken
@@ -34,21 +37,23 @@ class RunRows:
 
     def __post_init__(self) -> None:
         self.lost = np.zeros(len(self.all), bool)
-        self._numbers = {row.id: i for i, row in enumerate(self.all)}
+        self._numbers: dict[str, list[int]] = {}
+        for i, row in enumerate(self.all):
+            self._numbers.setdefault(row.id, []).append(i)
 
     def number(self, row: Row) -> int:
-        """Number of a row."""
-        return self._numbers[row.id]
+        """Number of a row: of the first one, where its id is repeated."""
+        return self._numbers[row.id][0]
 
     def places(self, row_ids: Iterable[str]) -> list[int]:
-        """Numbers of the rows with these ids; ids that this run does not have are left out."""
-        return [self._numbers[row_id] for row_id in row_ids if row_id in self._numbers]
+        """Numbers of all rows with these ids; ids that this run does not have are left out."""
+        return [i for row_id in row_ids for i in self._numbers.get(row_id, ())]
 
     def lose(self, row: Row, error: ClipError) -> None:
         """Give a row up: it keeps the prior and is named once."""
         if row.id not in self.reasons:
             self.reasons[row.id] = error.code
-            self.lost[self.number(row)] = True
+            self.lost[self.places([row.id])] = True
             self.recorder.error(row.id, error)
 
 
@@ -63,7 +68,8 @@ def open_rows(
     """
     seconds = np.array([_claimed_seconds(row, longest_s) for row in rows])
     asked = len(rows) if first is None else min(first, len(rows))
-    good = [i for i in range(asked) if rows[i].clip.error is None]
+    numbers = {rows[i].id: i for i in reversed(range(asked)) if rows[i].clip.error is None}
+    good = sorted(numbers.values())
     if windowed:
         wanted = sorted(good, key=lambda i: (rows[i].clip.id, rows[i].start or 0))
     else:

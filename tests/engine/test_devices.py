@@ -7,7 +7,7 @@ import csv
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ CLASSES = ("bark", "meow", "hiss")
 CLIPS = 9
 
 
-def make_input(folder: Path) -> Path:
+def make_input(folder: Path, repeated: Sequence[str] = ()) -> Path:
     (folder / "test").mkdir(parents=True)
     names = [f"c{i}.wav" for i in range(CLIPS)]
     for i, name in enumerate(names):
@@ -39,18 +39,21 @@ def make_input(folder: Path) -> Path:
     with open(folder / "sample_submission.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["fname", *CLASSES])
-        writer.writerows([name, 0, 0, 0] for name in names)
+        writer.writerows([name, 0, 0, 0] for name in [*names, *repeated])
     return folder
 
 
 @contextmanager
 def open_engine(
-    place: Path, bundle: Path, found: list[Device], attempt: int = 1
+    place: Path, bundle: Path, found: list[Device], attempt: int = 1, repeated: Sequence[str] = ()
 ) -> Iterator[loop.Engine]:
-    """An engine in this process that finds these devices; later attempts find what earlier ones left."""
+    """An engine in this process that finds these devices; later attempts find what earlier ones left.
+
+    repeated  ids that stand at the end of the sample once more
+    """
     data, state = place / "in", place / "state"
     if attempt == 1:
-        make_input(data)
+        make_input(data, repeated)
         state.mkdir()
     sample = submission.read_sample(data / "sample_submission.csv")
     order = Order(
@@ -265,3 +268,30 @@ def test_a_net_that_loses_the_gpu_in_every_row_runs_last(
             opened.execute()
     for net_id in ("plain.1", "tiled.0"):
         np.testing.assert_allclose(scores(opened)[net_id], on_cpu[net_id], atol=1e-5)
+
+
+@pytest.mark.fault(
+    row=82,
+    injection="a sound clip and one that breaks while it is decoded stand in the sample twice; CPU and GPU",
+    outcome="each net runs once, both rows of the sound clip get the same scores, both others the prior",
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_repeated_ids_are_one_clip_with_several_rows(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray], device: str
+) -> None:
+    with (
+        open_engine(
+            tmp_path, tiny_bundle / "bundle", stand_ins(device), repeated=("c4.wav", "c3.wav")
+        ) as opened,
+        computing_on_cpu(lambda device: None) if device != "cpu" else nullcontext(),
+    ):
+        (tmp_path / "in" / "test" / "c3.wav").unlink()  # after its header was read
+        opened.execute()
+    for net_id, values in scores(opened).items():
+        expected = on_cpu[net_id].copy()
+        expected[3] = np.nan
+        np.testing.assert_allclose(values, expected[[*range(CLIPS), 4, 3]], atol=1e-5)
+        np.testing.assert_array_equal(values[9], values[4])
+    assert sorted(outcome.net_id for outcome in opened.dispatcher.outcomes) == sorted(opened.run.nets)
+    report = json.loads((tmp_path / "state" / "report.json").read_bytes())
+    assert report["prior_rows"] == 2 and report["partial_rows"] == 0
