@@ -88,12 +88,11 @@ class Dispatcher:
         with self.changed:
             self.busy.discard(step.net_id)
             self.outcomes.append(outcome)
-            if outcome.done and not isinstance(net.part, Stacker):
+            if outcome.timed.rows:
                 cost = next(c for c in self._costs if c.net_id == step.net_id)
-                share = outcome.done / max(1, outcome.rows)
-                done = plan.Todo(rows=outcome.done, cells=share * float(net.cells.sum()))
+                expected_s = plan.expected(cost, outcome.timed)
                 spent = outcome.seconds - outcome.loading_s - net.setup_s
-                self._speeds = self._speeds.learn(step.member, plan.expected(cost, done), spent, net.setup_s)
+                self._speeds = self._speeds.learn(step.member, expected_s, spent, net.setup_s)
             self._drop_finished()
             self.changed.notify_all()
 

@@ -261,7 +261,7 @@ class GpuSchedule:
         batched = BatchedNet(self._net, self._run.count)
         with closing(batched.predict(self._open_blocks(self._cut(todo)), self._run.flight)) as answered:
             for done in answered:
-                numbers = [self._run.rows.number(row) for row in done.block.rows]
+                numbers = [self._run.rows.number(row) for row, _ in done.answers]
                 self._run.loading_s += done.waited
                 self._run.timing.add(len(numbers), float(self._run.cells[numbers].sum()), done.seconds)
                 for row, probs in done.answers:

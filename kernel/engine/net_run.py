@@ -16,6 +16,7 @@ from ..inference.recipe import Recipe
 from ..scores.blend import Board
 from ..sound.rows import Row
 from ..spec import Member, Stacker
+from . import plan
 from .heartbeat import Heartbeat
 from .journal import Journal
 from .run_rows import RunRows
@@ -113,6 +114,12 @@ class NetRun:
     def flight(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         """Name the rows that this net touches while it does."""
         return self.journal.flight("batch", [row.id for row in rows], self.net_id)
+
+    def timed(self) -> plan.Todo:
+        """All work that was timed so far; first forwards, which are set-up, are not in it."""
+        return plan.Todo(
+            rows=self.timing.rows + self.fresh.rows, cells=self.timing.cells + self.fresh.cells
+        )
 
     def count(self, width: int, cells: int, padded: int = 0) -> None:
         """Note one forward of `cells` cells, `padded` of them padding, in passes `width` frames wide."""

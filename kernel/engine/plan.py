@@ -50,7 +50,7 @@ class NetCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """Rows that a net still lacks, and the cells it computes for them in all.
+    """Rows that a net still lacks or has done, and the cells it computes for them in all.
 
     loading_s  seconds for producing the arrays that nobody has produced yet (not scaled by the speeds of
                nets)
@@ -59,6 +59,10 @@ class Todo:
     rows: int
     cells: float
     loading_s: float = 0.0
+
+    def since(self, before: "Todo") -> "Todo":
+        """The rows and cells that have come after `before`."""
+        return Todo(rows=self.rows - before.rows, cells=self.cells - before.cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,7 @@ class Outcome:
     """Forecast against outcome of one step, for the report.
 
     rows, done           rows the step wanted and rows it scored (fewer when the clock cut it)
+    timed                the rows that it took its time for, set-up left out: what `Speeds.learn` is told
     seconds, loading_s   wall seconds of the step, and the part of it spent waiting for spectrograms
     """
 
@@ -131,6 +136,7 @@ class Outcome:
     loading_s: float = 0.0
     rows: int = 0
     done: int = 0
+    timed: Todo = Todo(rows=0, cells=0.0)
 
 
 def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:

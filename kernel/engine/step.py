@@ -48,6 +48,7 @@ class StepRunner:
         todo = run.missing()
         began = time.monotonic()
         loading_before = run.loading_s
+        before = run.timed()
         run.heartbeat.begin(step.net_id, step.forecast_s)
         forecast_s = round(step.forecast_s, 2)
         with run.rows.recorder.span(step.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
@@ -64,7 +65,8 @@ class StepRunner:
         run.seconds += seconds
         return plan.Outcome(
             net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
-            loading_s=run.loading_s - loading_before, rows=len(todo), done=len(todo) - len(run.missing()))
+            loading_s=run.loading_s - loading_before, rows=len(todo), done=len(todo) - len(run.missing()),
+            timed=run.timed().since(before))
 
     def _predict(self, run: NetRun, todo: list[int], device: Device, stop: Stop) -> None:
         entry = next(net for net in self.bundle.manifest.nets if net.id == run.net_id)

@@ -45,11 +45,16 @@ def make_input(folder: Path, repeated: Sequence[str] = ()) -> Path:
 
 @contextmanager
 def open_engine(
-    place: Path, bundle: Path, found: list[Device], attempt: int = 1, repeated: Sequence[str] = ()
+    place: Path,
+    bundle: Path,
+    found: list[Device],
+    attempt: int = 1,
+    repeated: Sequence[str] = (),
+    first: int | None = None,
 ) -> Iterator[loop.Engine]:
     """An engine in this process that finds these devices; later attempts find what earlier ones left.
 
-    repeated  ids that stand at the end of the sample once more
+    repeated  ids that stand at the end of the sample once more;  first: rows to predict
     """
     data, state = place / "in", place / "state"
     if attempt == 1:
@@ -73,7 +78,7 @@ def open_engine(
         offset_s=0.0,
         device="auto",
         loaders=2,
-        first=None,
+        first=first,
         attempt=attempt,
     )
     threads = torch.get_num_threads()
@@ -295,3 +300,30 @@ def test_repeated_ids_are_one_clip_with_several_rows(
     assert sorted(outcome.net_id for outcome in opened.dispatcher.outcomes) == sorted(opened.run.nets)
     report = json.loads((tmp_path / "state" / "report.json").read_bytes())
     assert report["prior_rows"] == 2 and report["partial_rows"] == 0
+
+
+@pytest.mark.fault(
+    row=83,
+    injection="two short rows of nine are left, by --first or after a restart; each takes 0.6 s",
+    outcome="a member's second net is forecast by the rows that its first one did",
+)
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_learned_speed_is_that_of_the_rows_done(
+    tmp_path: Path, tiny_bundle: Path, restarted: bool
+) -> None:
+    bundle, found = tiny_bundle / "bundle", stand_ins("cuda:0")
+    if restarted:
+        with open_engine(tmp_path, bundle, found) as earlier:
+            for net_id in earlier.run.nets:
+                done = np.full((CLIPS, len(CLASSES)), 0.5, np.float32)
+                done[:2] = np.nan
+                earlier.run.journal.save_scores(net_id, done)
+    more = {"attempt": 2} if restarted else {"first": 2}
+    with (
+        open_engine(tmp_path, bundle, found, **more) as opened,
+        computing_on_cpu(lambda device: time.sleep(0.6)),
+    ):
+        opened.execute()
+    (second,) = [step for step in opened.dispatcher.outcomes if step.net_id == "plain.1"]
+    assert second.rows == second.done == 2
+    assert 0.55 < second.forecast_s / second.seconds < 1.8
