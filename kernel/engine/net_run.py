@@ -152,11 +152,13 @@ class NetRun:
         """This net cannot do row i; the other nets still do."""
         row_id = self.rows.all[i].id
         self.skipped[row_id] = str(error)
+        self.board.give_up(self.net_id, self.rows.places([row_id]))
         self.rows.recorder.error(f"{self.net_id} {row_id}", error)
 
     def fail(self, error: BaseException) -> None:
         """Give the net up; the others go on."""
         self.failed = f"{type(error).__name__}: {error}"
+        self.board.give_up(self.net_id)
         self.rows.recorder.error(self.net_id, error)
 
     def save(self) -> None:

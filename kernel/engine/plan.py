@@ -7,7 +7,7 @@ run steps (step), watch the clock inside one (the schedules do) or hand steps to
 The rules: first the cheapest net over every row, whatever its forecast says. The clock may cut it, and where
 it falls far behind its forecast a net that was not tried yet takes over. Then nets by value per second, each
 only if its forecast x 1.15 fits before the stop mark; a net that does not fit is passed over for the next one
-that does. Stackers run once their inputs are complete. Where the metric or a mean compares rows
+that does. Stackers run once their inputs wait for no fold. Where the metric or a mean compares rows
 (`row_independent = false`) a half-done member is worth nothing, so a net starts only if all that its member
 still lacks fits.
 """

@@ -163,6 +163,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             run = NetRun(net_id=f"{part.name}.{fold}", part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
             nets[run.net_id] = run
+            board.give_up(run.net_id, run.passed())
             if broken is not None:
                 run.fail(broken)
             saved = journal.load_scores(run.net_id, board.shape)

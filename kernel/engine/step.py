@@ -19,7 +19,7 @@ from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
 from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
 from ..inference.recipe import Recipe
-from ..scores.blend import stacker_features
+from ..scores.blend import count_lacking, stacker_features
 from . import gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
@@ -139,11 +139,12 @@ class StepRunner:
         return net
 
     def _predict_stacker(self, run: NetRun, stacker: spec.Stacker, entry: spec.Net, stop: Stop) -> None:
-        """A second-level net over the rows whose inputs are complete; row by row, each for itself."""
+        """A second-level net over the rows whose inputs wait for no fold; row by row, each for itself."""
         ensemble = self.bundle.manifest.ensemble
         module, activate = load_stacker(stacker, self.bundle.load_state(entry), len(ensemble.classes))
         missing = set(run.missing())
         run.path = "torch cpu, eager"
+        read = []
         for i, features in zip(*stacker_features(stacker, ensemble, run.board), strict=True):
             if stop():
                 break
@@ -151,4 +152,7 @@ class StepRunner:
                 with torch.inference_mode():
                     out = module(torch.from_numpy(np.ascontiguousarray(features[None], dtype=np.float32)))
                 run.put(int(i), activate(out.numpy().astype(np.float64))[0])
+                read.append(int(i))
+        for net_id, count in count_lacking(stacker, ensemble, run.board, read).items():
+            run.notes.append(f"read without {net_id} in {count} rows, where it has no say")
         run.save()

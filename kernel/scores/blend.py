@@ -5,7 +5,7 @@ stacker is fed. Compares and merges numbers only: it runs no net, plans nothing 
 
 A row is missing in a net as a whole: one NaN in a row makes the row missing there.
 """
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,12 +18,13 @@ Part: TypeAlias = Member | Stacker
 
 
 class Board:
-    """Probabilities of every net, f32[N, K]; NaN = not yet."""
+    """Probabilities of every net, f32[N, K]; NaN = not yet, or never where the net has given the row up."""
 
     def __init__(self, rows: int, classes: int) -> None:
         self.shape = (rows, classes)
         self._scores: dict[str, np.ndarray] = {}
         self._covered: dict[str, np.ndarray] = {}
+        self._given_up: dict[str, np.ndarray] = {}
 
     def add(self, net_id: str, rows: np.ndarray, probs: np.ndarray) -> None:
         """Put `probs` f[n, K] of the row numbers `rows` int[n] on the board, over what stood there.
@@ -53,6 +54,15 @@ class Board:
         self._covered[net_id] = present(scores)
         self._scores[net_id] = scores.astype(np.float32)
 
+    def give_up(self, net_id: str, rows: Sequence[int] | None = None) -> None:
+        """Nothing more comes from the net in these row numbers; None = in any row."""
+        given_up = self._given_up.setdefault(net_id, np.zeros(self.shape[0], bool))
+        given_up[slice(None) if rows is None else list(rows)] = True
+
+    def settled(self, net_id: str) -> np.ndarray:
+        """bool[N]: rows on which the net has spoken or never will."""
+        return self.covered(net_id) | self._given_up.get(net_id, np.zeros(self.shape[0], bool))
+
     def get(self, net_id: str) -> np.ndarray:
         """f32[N, K] of one net, NaN where it has not said anything; read-only."""
         if net_id not in self._scores:
@@ -73,7 +83,8 @@ class Blend:
     """What the submission is written from.
 
     values      f64[N, K], finite, in [1e-30, 1]
-    full        bool[N]: every net of every part with weight > 0 went into the row
+    full        bool[N]: every net of every part with weight > 0 went into the row, and every fold that its
+                stackers read
     prior_rows  bool[N]: rows without any part; they hold the prior
     """
 
@@ -112,9 +123,11 @@ def blend(
         values = np.where(lone[:, None], alone, values)
     prior_rows = ~present(values)
     deciding = [part for part in parts if part.weight > 0] or parts
+    stackers = [part for part in deciding if isinstance(part, Stacker)]
+    read = [member for stacker in stackers for member in _inputs(stacker, ensemble)]
     return Blend(
         values=np.clip(np.where(prior_rows[:, None], prior[None], values), LEAST_PROBABILITY, 1.0),
-        full=_all(complete_rows(part, board) for part in deciding) & ~prior_rows & ~lone,
+        full=_all(complete_rows(part, board) for part in [*deciding, *read]) & ~prior_rows & ~lone,
         prior_rows=prior_rows,
     )
 
@@ -152,12 +165,23 @@ def _all(masks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def stacker_rows(stacker: Stacker, ensemble: Ensemble, board: Board) -> np.ndarray:
-    """int[n]: row numbers on which every fold of every input has spoken."""
-    return np.flatnonzero(_all(complete_rows(member, board) for member in _inputs(stacker, ensemble)))
+    """int[n]: row numbers on which no input waits for a fold, and each has at least one."""
+    ready = []
+    for member in _inputs(stacker, ensemble):
+        ready.append(_all(board.settled(net_id) for net_id in net_ids(member)))
+        ready.append(~_all(~board.covered(net_id) for net_id in net_ids(member)))
+    return np.flatnonzero(_all(ready))
+
+
+def count_lacking(stacker: Stacker, ensemble: Ensemble, board: Board, rows: Sequence[int]) -> dict[str, int]:
+    """Net id -> on how many of these row numbers a stacker reads its input without this fold."""
+    nets = [net_id for member in _inputs(stacker, ensemble) for net_id in net_ids(member)]
+    counts = {net_id: int((~board.covered(net_id)[list(rows)]).sum()) for net_id in nets}
+    return {net_id: count for net_id, count in counts.items() if count}
 
 
 def stacker_features(stacker: Stacker, ensemble: Ensemble, board: Board) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers whose inputs are complete, and the stacker's input for them.
+    """Row numbers of `stacker_rows` and the stacker's input for them, from the folds that are there.
 
     Returns  rows int[n]; "concat": f32[n, inputs * K] in the order of stacker.inputs (argus);
              "per_class": f32[n, K, inputs] and, when average_weights are given, their weighted average last

@@ -152,6 +152,25 @@ def test_answers_of_another_width_cost_that_net(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.fault(
+    row=84,
+    injection="of three folds below a stacker one has NaN weights and one answers NaN for one clip",
+    outcome="the stacker reads the folds that are there in every row; its notes name them; rows are partial",
+)
+def test_a_lost_fold_does_not_silence_the_stacker(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(faulty_build("stacked") / "bundle", tmp_path / "bundle"))
+    rewrite(bundle, "struck", poisoned)
+    plan = [{"at": "forward", "id": "c05.wav", "do": "nan", "times": 1}]
+    run = run_whole(make_place(tmp_path), bundle, plan=plan)
+    check(run, "ModelLoadFailed")
+    (stacker,) = [part for part in run.report["members"] if part["name"] == "stacker"]
+    assert stacker["rows"] == 12 and run.report["partial_rows"] == 12
+    (net,) = stacker["nets"]
+    notes = sorted(note.removeprefix("read without struck.") for note in net["notes"])
+    assert notes == ["0 in 12 rows, where it has no say", "1 in 1 rows, where it has no say"]
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
     row=77,
     injection="RLIMIT_AS 8 GB, and a net that asks torch for 16 GB for one clip: the allocator fails",
     outcome="that net has no say in this row, the others decide it; no restart",

@@ -65,8 +65,8 @@ def strikes(*plan: dict[str, Any]) -> dict[str, str]:
 
 
 @cache
-def faulty_build() -> Path:
-    """OUT of the bundle that can be struck; shared: read only."""
+def faulty_build(name: str = "faulty") -> Path:
+    """OUT of a bundle that can be struck, of tests/ensembles/NAME.toml; shared: read only."""
     plain = code_wheel.kernel_files
 
     def with_tails(root: Path) -> dict[str, bytes]:
@@ -74,7 +74,7 @@ def faulty_build() -> Path:
         return files | {name: files[name] + tail.encode() for name, tail in TAILS.items()}
 
     with mock.patch.object(code_wheel, "kernel_files", with_tails):
-        return _build("faulty")
+        return _build(name)
 
 
 @cache

@@ -147,6 +147,24 @@ def test_an_incomplete_fold_keeps_a_row_from_the_stacker():
     assert len(rows) == 0 and x.shape == (0, K)
 
 
+def test_a_fold_that_was_given_up_leaves_the_row_to_the_others():
+    a, b = RNG.uniform(0.1, 0.9, (2, 3, K)).astype(np.float32)
+    b[[0, 1]] = np.nan
+    stacker = spec.Stacker(name="s", family="fcnet", inputs=("a",))
+    whole = ensemble([member("a", 0.0, folds=(0, 1))], [stacker])
+    board = board_of({"a.0": a, "a.1": b, "s.0": a})
+    board.give_up("a.1", [0])
+    rows, x = blend.stacker_features(stacker, whole, board)
+    assert rows.tolist() == [0, 2]  # row 1 may still come
+    np.testing.assert_allclose(x[0], a[0], rtol=1e-6)
+    assert blend.count_lacking(stacker, whole, board, [0, 2]) == {"a.1": 1}
+    assert blend.blend(whole, board, np.full(K, 0.1)).full.tolist() == [False, False, True]
+    gone = board_of({"a.0": b, "a.1": b})
+    gone.give_up("a.0")
+    gone.give_up("a.1")
+    assert blend.stacker_rows(stacker, whole, gone).tolist() == [2]  # no fold at all, nothing to read
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(spec.MEANS), st.booleans())
 def test_a_blend_is_always_finite_and_in_range(seed, mean, row_independent):
