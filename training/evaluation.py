@@ -34,7 +34,7 @@ class Score:
 
 def out_of_fold(ensemble: Ensemble, nets: Sequence[Trained], clips: int) -> blend.Board:
     """Board [clips, K] on which every net has the rows of its own held-out fold, NaN elsewhere."""
-    board = blend.Board(clips, len(ensemble.classes))
+    board = blend.open_board(ensemble, clips)
     for net in nets:
         board.add(f"{net.member}.{net.fold}", net.hold, net.held)
     return board

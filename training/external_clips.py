@@ -24,7 +24,7 @@ from .features import Features
 def score(work: CrossValidation, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) -> np.ndarray:
     """f64[N, K] ensemble probabilities of clips that never train; NaN rows for broken ones."""
     features = Features(clips.folder, clips.ids, work.recipe.max_seconds, work.jobs)
-    board = blend.Board(len(clips), len(clips.classes))
+    board = blend.open_board(ensemble, len(clips))
     held_out = dict(zip(work.clips.groups, work.folds.tolist(), strict=True))
     # The only fold whose nets may score a clip; -1 where none of its group trained.
     only = np.array([held_out.get(group, -1) for group in clips.groups])

@@ -143,7 +143,7 @@ class Journal:
         return getattr(self._local, "descriptor", None)
 
     def save_scores(self, net_id: str, scores: np.ndarray) -> None:
-        """Keep f32[N, K] of one net (NaN = not yet) over a crash."""
+        """Keep f[N, K] of one net (NaN = not yet) over a crash."""
         path = self._scores / f"{net_id}.npy"
         # The main thread and a worker may both save
         temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
@@ -161,4 +161,4 @@ class Journal:
             scores = np.load(self._scores / f"{net_id}.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return scores if scores.shape == shape and scores.dtype == np.float32 else None
+        return scores if scores.shape == shape and scores.dtype.kind == "f" else None

@@ -36,7 +36,8 @@ class Publication:
             finished = {net.net_id for net in run.nets.values() if not net.missing()}
             merged = blend.blend(run.ensemble, run.board, self._prior, finished)
             try:
-                self._publisher.publish(output.apply(merged.values, run.rows.all, run.ensemble.output))
+                values = output.apply(merged.values, run.rows.all, run.ensemble.output, merged.prior_rows)
+                self._publisher.publish(values)
                 run.recorder.publications.append(round(run.recorder.now(), 2))
             except HourglassError as error:
                 run.recorder.error("submission.csv", error)

@@ -20,7 +20,7 @@ from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
 from ..order import Order
 from ..report.recorder import Recorder
-from ..scores.blend import Board
+from ..scores.blend import Board, open_board
 from ..sound.clips import find_clips
 from ..sound.decode import Clip, probe
 from ..sound.rows import Row, clip_ids, list_rows
@@ -84,7 +84,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     with recorder.span("clips", device="main", rows=len(order.sample.ids)):
         listed, extra = _list_rows(order, ensemble, journal, heartbeat)
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
-    board = Board(len(listed), len(ensemble.classes))
+    board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
     meter = Meter(cap_bytes=order.limits.ram_bytes)
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)

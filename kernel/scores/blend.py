@@ -18,10 +18,14 @@ Part: TypeAlias = Member | Stacker
 
 
 class Board:
-    """Probabilities of every net, f32[N, K]; NaN = not yet, or never where the net has given the row up."""
+    """Probabilities of every net, [N, K] of one type (f32 unless told otherwise).
 
-    def __init__(self, rows: int, classes: int) -> None:
+    NaN = not yet, or never where the net has given the row up.
+    """
+
+    def __init__(self, rows: int, classes: int, dtype: type[np.floating] = np.float32) -> None:
         self.shape = (rows, classes)
+        self.dtype = dtype
         self._scores: dict[str, np.ndarray] = {}
         self._covered: dict[str, np.ndarray] = {}
         self._given_up: dict[str, np.ndarray] = {}
@@ -38,7 +42,7 @@ class Board:
             )
         if net_id not in self._scores:
             self._covered[net_id] = np.zeros(self.shape[0], bool)
-            self._scores[net_id] = np.full(self.shape, np.nan, np.float32)
+            self._scores[net_id] = np.full(self.shape, np.nan, self.dtype)
         self._scores[net_id][rows] = probs
         self._covered[net_id][rows] = present(np.asarray(probs))
 
@@ -52,7 +56,7 @@ class Board:
                 f"{net_id}: saved scores of shape {scores.shape}, this run has {self.shape}; delete the file"
             )
         self._covered[net_id] = present(scores)
-        self._scores[net_id] = scores.astype(np.float32)
+        self._scores[net_id] = scores.astype(self.dtype)
 
     def give_up(self, net_id: str, rows: Sequence[int] | None = None) -> None:
         """Nothing more comes from the net in these row numbers; None = in any row."""
@@ -64,9 +68,9 @@ class Board:
         return self.covered(net_id) | self._given_up.get(net_id, np.zeros(self.shape[0], bool))
 
     def get(self, net_id: str) -> np.ndarray:
-        """f32[N, K] of one net, NaN where it has not said anything; read-only."""
+        """f[N, K] of one net, NaN where it has not said anything; read-only."""
         if net_id not in self._scores:
-            return np.broadcast_to(np.float32(np.nan), self.shape)
+            return np.broadcast_to(self.dtype(np.nan), self.shape)
         view = self._scores[net_id].view()
         view.flags.writeable = False
         return view
@@ -76,6 +80,16 @@ class Board:
         if net_id not in self._scores:
             return np.zeros(self.shape[0], bool)
         return self._covered[net_id].copy()
+
+
+def open_board(ensemble: Ensemble, rows: int) -> Board:
+    """An empty board for the ensemble's nets.
+
+    It is f64 where a mean works on logits: in f32 every probability of a logit above 17.3 is exactly 1.
+    """
+    parts: list[Part] = [*ensemble.members, *ensemble.stackers]
+    fine = "logit" in {ensemble.mean, *(part.fold_mean for part in parts)}
+    return Board(rows, len(ensemble.classes), np.float64 if fine else np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

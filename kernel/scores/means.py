@@ -71,10 +71,15 @@ def _logit(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
 def _power(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
     """(mean of x^power)^(1/power), power != 0; values below 1e-30 count as that when the power is
     negative.
+
+    Computed relative to the value that decides at a large power: nothing overflows, and no sum becomes 0.
     """
     values, share = _shares(stack, weights)
     values = np.maximum(values, LEAST_PROBABILITY if power < 0 else 0.0)
-    return ((share * values**power).sum(axis=0)) ** (1.0 / power)
+    decides = (_max if power > 0 else _min)(stack, weights, power)
+    decides = np.maximum(decides, LEAST_PROBABILITY)
+    ratios = np.where(share > 0, values / decides, 1.0)
+    return decides * (share * ratios**power).sum(axis=0) ** (1.0 / power)
 
 
 def _max(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:

@@ -11,10 +11,15 @@ from ..sound.rows import Row
 from ..spec import Output
 
 
-def apply(values: np.ndarray, rows: Sequence[Row], output: Output) -> np.ndarray:
-    """f64[N, K] scores of `rows` after every step that `output` asks for."""
+def apply(
+    values: np.ndarray, rows: Sequence[Row], output: Output, prior_rows: np.ndarray | None = None
+) -> np.ndarray:
+    """f64[N, K] scores of `rows` after every step that `output` asks for.
+
+    prior_rows  bool[N]: rows without any prediction, which no step touches or mixes into others; None: none
+    """
     if output.smoothing:
-        values = smooth(values, recordings(rows), output.smoothing)
+        values = smooth(values, recordings(rows), output.smoothing, prior_rows)
     return values
 
 
@@ -26,14 +31,21 @@ def recordings(rows: Sequence[Row]) -> list[list[int]]:
     return list(found.values())
 
 
-def smooth(values: np.ndarray, recordings: Iterable[Sequence[int]], weights: Sequence[float]) -> np.ndarray:
+def smooth(
+    values: np.ndarray,
+    recordings: Iterable[Sequence[int]],
+    weights: Sequence[float],
+    left_out: np.ndarray | None = None,
+) -> np.ndarray:
     """f64[N, K] with each row mixed with its neighbours in the same recording.
 
     recordings  row numbers of each recording in time order
     weights     an odd number of weights >= 0, the middle one, for the row itself, above 0; at the ends of a
-                recording those that remain sum to 1
+                recording, and beside a row that is left out, those that remain sum to 1
+    left_out    bool[N]: rows that stay as they are and go into no other; None: none
     """
     reach = len(weights) // 2
+    counts = np.ones(len(values), bool) if left_out is None else ~left_out
     out = np.array(values, np.float64)
     for rows in recordings:
         index = np.asarray(rows, np.intp)
@@ -41,7 +53,9 @@ def smooth(values: np.ndarray, recordings: Iterable[Sequence[int]], weights: Seq
         mass = np.zeros(len(index))
         for shift, weight in enumerate(weights, -reach):
             here = np.arange(max(0, -shift), min(len(index), len(index) - shift))
+            here = here[counts[index[here + shift]]]
             total[here] += weight * values[index[here + shift]]
             mass[here] += weight
-        out[index] = total / mass[:, None]
+        mixed = counts[index]
+        out[index[mixed]] = total[mixed] / mass[mixed, None]
     return out

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel import spec
+from kernel.inference.member import sigmoid
 from kernel.scores import blend
 from kernel.scores.blend import Board
 
@@ -43,6 +44,24 @@ def test_board_keeps_what_was_added_and_nothing_else():
         board.load("m.0", np.zeros((2, K)))
     with pytest.raises(ValueError):
         board.get("m.0")[0] = 1.0  # read-only: scores change through add alone
+
+
+@pytest.mark.fault(
+    row=85,
+    injection="logits of 17 to 33, whose probability is 1 in f32, in a mean of logits over folds and members",
+    outcome="the sigmoid of the mean logit, as if no probability had been between",
+)
+@pytest.mark.parametrize("fold_mean", ["logit", "geometric"])
+def test_a_sure_net_does_not_spoil_a_mean_of_logits(fold_mean: str) -> None:
+    logits = {"a": np.array([17.0, 18.0, 25.0, 33.0]), "b": np.array([-21.0, -22.0, -29.0, -34.0])}
+    whole = ensemble([member(name, folds=(0, 1), fold_mean=fold_mean) for name in logits], mean="logit")
+    board = blend.open_board(whole, 1)
+    for name, row in logits.items():
+        for fold in range(2):
+            board.add(f"{name}.{fold}", np.array([0]), sigmoid(row)[None])
+    values = blend.blend(whole, board, np.full(K, 0.25)).values
+    np.testing.assert_allclose(values[0], sigmoid((logits["a"] + logits["b"]) / 2), rtol=0.02)
+    assert blend.open_board(ensemble([member("a")]), 1).get("a.0").dtype == np.float32  # memory as it was
 
 
 def test_argus_levels_equal_a_hand_computation():

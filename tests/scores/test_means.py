@@ -93,6 +93,23 @@ def test_logit_mean_survives_exact_zero_and_one():
     assert np.isfinite(out).all() and out[0] < out[3] < out[2] < out[1]
 
 
+@pytest.mark.fault(
+    row=85,
+    injection="power means of 1e-9 to 1 with exponents from -400 to 400, one part missing",
+    outcome="a number between the smallest and the largest part, never NaN or 0",
+)
+@pytest.mark.parametrize("power", [-400.0, -11.0, -1.0, 0.5, 50.0, 400.0])
+def test_a_power_mean_stays_between_its_parts(power: float) -> None:
+    stack = np.array([[[1e-9, 0.2, 1.0, 0.3]], [[1e-8, 0.4, 1e-9, 0.3]], [[np.nan] * K]])
+    out = mean("power", stack, [1.0, 1.0, 2.0], power)[0]
+    low, high = stack[:2].min(axis=0)[0], stack[:2].max(axis=0)[0]
+    assert (out >= low * (1 - 1e-12)).all() and (out <= high * (1 + 1e-12)).all()
+    with np.errstate(over="ignore", under="ignore"):
+        plain = np.mean(stack[:2, 0] ** power, axis=0) ** (1 / power)
+    fits = np.isfinite(plain) & (plain > 0)
+    np.testing.assert_allclose(out[fits], plain[fits], rtol=1e-9)
+
+
 def test_vote_is_the_majority_and_ties_go_to_the_better_mean_probability():
     a, b, c = [0.9, 0.1, 0.0, 0.0], [0.2, 0.6, 0.1, 0.1], [0.3, 0.4, 0.2, 0.1]
     assert mean("vote", np.array([[a], [b], [c]]))[0].argmax() == 1  # two votes beat one confident one
