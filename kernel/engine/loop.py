@@ -26,8 +26,6 @@ from .publication import Publication
 from .state import open_run
 from .step import StepRunner
 
-PUBLISH_EVERY_S = 60.0
-PUBLISH_SHARE = 0.05  # of the budget: a short run shows its first scores early, too
 # Freed heap back to the system: loaders' buffers would stay in it, 50 kB per clip measured
 TRIM_EVERY_S = 1.0
 LINE_EVERY_S = 1.0  # figures for the progress, which decides what is printed
@@ -58,8 +56,7 @@ class Engine:
         self._peak_ram = 0
         self._progress = progress.Progress()
         self._published_steps = 0
-        self._last_publish = self._last_line = self._last_trim = time.monotonic()
-        self._publish_every_s = max(1.0, min(PUBLISH_EVERY_S, PUBLISH_SHARE * order.marks.budget_s))
+        self._begun = self._last_publish = self._last_line = self._last_trim = time.monotonic()
         self._last_unit = ""
 
     def execute(self) -> None:
@@ -76,10 +73,10 @@ class Engine:
                    for device in run.devices]
         for worker in workers:
             worker.start()
-        while any(worker.is_alive() for worker in workers):
+        while any(worker.is_alive() for worker in workers):  # what the last step brings, the end publishes
+            self._tick()
             with self.dispatcher.changed:
                 self.dispatcher.changed.wait(TICK_S)
-            self._tick()
         if self._fatal is not None:
             self._leave(self._fatal)
         self._end()
@@ -96,7 +93,7 @@ class Engine:
     def _end(self) -> None:
         """The last publication, the page and the table."""
         run = self.run
-        run.heartbeat.begin("publish")
+        run.heartbeat.begin("publish", self._publication.pace.expected_s)
         unreached = self.dispatcher.count_untried()
         if unreached and self.out_of_time():
             error = BudgetTooSmall(
@@ -114,7 +111,7 @@ class Engine:
         run.heartbeat.close()
 
     def _left_s(self) -> float:
-        return self.run.order.marks.stop_s - self._recorder.now()
+        return self._publication.pace.stop_s(self.run.order.marks) - self._recorder.now()
 
     def out_of_time(self) -> bool:
         """True once the run must end: told to, past the stop mark, or a device was lost."""
@@ -140,7 +137,9 @@ class Engine:
         self._measure()
         now = time.monotonic()
         steps = len(self.dispatcher.outcomes)
-        if steps > self._published_steps or now - self._last_publish >= self._publish_every_s:
+        pace = self._publication.pace
+        due = steps > self._published_steps or now - self._last_publish >= pace.every_s
+        if due and pace.allows(now - self._begun, self._left_s()):
             self._published_steps = steps
             self._last_publish = now
             self._publish()
@@ -169,12 +168,14 @@ class Engine:
 
     def _publish(self) -> Report:
         """Publish what is there and describe it."""
+        began = time.monotonic()
         # What is published outlives a crash: the next engine must not publish less
         for net_id in tuple(self.dispatcher.busy):
             self.run.nets[net_id].save()
         merged = self._publication.publish()
         report = summary.describe(self.run, merged, self.dispatcher.outcomes, self._peak_ram)
         self._publication.write_report(report)
+        self._publication.pace = self._publication.pace.learn(time.monotonic() - began)
         return report
 
     def _state(self, unit: str) -> progress.State:

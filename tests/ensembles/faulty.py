@@ -1,9 +1,9 @@
 """A net for the fault matrix that breaks on demand, and the strikes themselves. Never part of the product.
 
 The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a
-folder that counts strikes over restarts. `at`: "import" | "probe" | "decode" | "row" | "forward"; `do`: a key
-of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip or row it is for), "times" (how often in
-all; default always), "seconds", "bytes".
+folder that counts strikes over restarts. `at`: "import" | "probe" | "decode" | "row" | "forward" | "publish";
+`do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip or row it is for), "times"
+(how often in all; default always), "seconds", "bytes".
 """
 import ctypes
 import json

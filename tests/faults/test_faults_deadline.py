@@ -25,6 +25,21 @@ def test_a_thousand_clips_in_twenty_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    row=86,
+    injection="publications of 2.5 s in a run of 20 s: the guard ends the engine 1.9 s after the stop mark",
+    outcome="one early to learn what they take, the last one in time: what is scored is published",
+)
+def test_slow_publications(tmp_path: Path) -> None:
+    run = run_whole(make_crowd(tmp_path, 1000), faulty_build() / "bundle", seconds=20,
+                    plan=[{"at": "decode", "do": "sleep", "seconds": 0.05},
+                          {"at": "publish", "do": "sleep", "seconds": 2.5}])
+    check(run, "BudgetTooSmall")
+    assert len(run.report["publications"]) == 2
+    assert len(prior_rows(run)) == run.report["prior_rows"] < 900
+
+
+@pytest.mark.faults
 @pytest.mark.fault(row=48, injection="--seconds 5 and 3: hardly more than the engine's own start",
                    outcome="valid, exit 0 in time; what was not reached is named")
 @pytest.mark.parametrize("seconds", [3.0, 5.0])

@@ -33,8 +33,8 @@ from tests.helpers.invariants import find_broken, read_table
 CLASSES = ("bark", "meow", "hiss")
 RATE = 22_050
 CLIPS = 12
-# What the bundle for tests adds to two modules of the product: a call before a clip is read and before a row
-# is predicted.
+# What the bundle for tests adds to three modules of the product: a call before a clip is read, before a row
+# is predicted and before a candidate is validated.
 TAILS = {
     "kernel/sound/decode.py": """
 from ..custom.faulty import strike as _strike
@@ -55,6 +55,13 @@ def row_inputs(net, store, row):
     if found is not None:
         found.strike("row", row.id)
     return _row_inputs(net, store, row)
+""",
+    "kernel/scores/submission.py": """
+from ..custom.faulty import strike as _strike
+_validate = validate
+def validate(*arguments):
+    _strike("publish")
+    return _validate(*arguments)
 """,
 }
 
