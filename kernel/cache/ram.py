@@ -34,6 +34,7 @@ class StoreLimits:
     ram_bytes        most bytes that the store itself keeps in RAM (the meter's limit holds besides)
     disk_bytes       most bytes in the spill files; 0 = no disk tier
     batch_bytes      memory of the largest next batch, kept free
+    table_bytes      memory of a publication, kept free
     clip_bytes       most stored bytes of one row: kept free per loader, and a cap on what a lying header can
                      reserve; 0 = unknown
     spill_at         share of the meter's limit up to which RAM is filled, and above which entries leave it
@@ -45,6 +46,7 @@ class StoreLimits:
     ram_bytes: int
     disk_bytes: int
     batch_bytes: int = 0
+    table_bytes: int = 0
     clip_bytes: int = 0
     spill_at: float = RAM_MARK
     back_to: float = 0.90
@@ -85,10 +87,10 @@ class Budget:
 
     @property
     def mark_bytes(self) -> int:
-        """The smaller of 95 % of the limit, and the limit less the reserve: the next batch, one clip per
-        loader, and some slack.
+        """The smaller of 95 % of the limit, and the limit less the reserve: the next batch, a publication, a
+        clip per loader, and some slack.
         """
-        reserve = self.limits.batch_bytes + self._loaders * self.limits.clip_bytes
+        reserve = self.limits.batch_bytes + self.limits.table_bytes + self._loaders * self.limits.clip_bytes
         reserve += int(min(SLACK_BYTES, SLACK_SHARE * self.limit_bytes))
         return max(0, min(int(self.limits.spill_at * self.limit_bytes), self.limit_bytes - reserve))
 

@@ -189,4 +189,5 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
     batch = max(batch, min(cores.count * batch, cores.side_bytes))
     return StoreLimits(
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
-        batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE))
+        batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),
+        table_bytes=2 * 8 * len(rows.all) * len(manifest.ensemble.classes))  # f64: blended, and smoothed

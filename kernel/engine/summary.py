@@ -31,6 +31,7 @@ from .state import Run
 
 BINS = 20  # of the length histograms
 UNCERTAIN = 12  # rows shown
+BLOCK_ROWS = 1024  # whose scores are sorted at once
 LEAST_REPEATS = 10  # rows in widths met before, to tell the cost of a width from that of a row
 NO_CLIPS = (
     "no clip of the sample is there, as at 'Save Version' of many code competitions: the submission holds "
@@ -99,7 +100,7 @@ def _describe_devices(run: Run) -> DeviceReport:
 
 def _describe_part(part: Member | Stacker, run: Run) -> MemberReport:
     nets = [net for net in run.nets.values() if net.part is part]
-    scored = np.isfinite(blend.merge_folds(part, run.board)).all(axis=1)
+    scored = blend.begun_rows(part, run.board)
     return MemberReport(
         name=part.name, family=part.family, weight=part.weight, rows=int(scored.sum()),
         seconds=round(sum(net.seconds for net in nets), 3),
@@ -230,8 +231,12 @@ def _uncertain(rows: Sequence[Row], merged: blend.Blend, ensemble: Ensemble) -> 
     predicted = np.flatnonzero(~merged.prior_rows)
     if not len(predicted):
         return ()
-    top = np.sort(np.log(merged.values[predicted]), axis=1)[:, -2:]
-    order = predicted[np.argsort(top[:, 1] - top[:, 0], kind="stable")[:UNCERTAIN]]
+    gaps = np.empty(len(predicted))
+    for start in range(0, len(predicted), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        top = np.sort(np.log(merged.values[predicted[block]]), axis=1)[:, -2:]
+        gaps[block] = top[:, -1] - top[:, 0]
+    order = predicted[np.argsort(gaps, kind="stable")[:UNCERTAIN]]
     return tuple(_show(rows[i], merged.values[i], ensemble.classes) for i in order)
 
 

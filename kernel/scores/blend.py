@@ -3,18 +3,21 @@
 Owns the `Board` (what every net has said so far), the blend with everything that may be missing, and what a
 stacker is fed. Compares and merges numbers only: it runs no net, plans nothing and writes no file.
 
-A row is missing in a net as a whole: one NaN in a row makes the row missing there.
+A row is missing in a net as a whole: one NaN in a row makes the row missing there. Tables are merged block by
+block, so that beside the result only a few MB are needed.
 """
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from ..spec import LEAST_PROBABILITY, Ensemble, Member, Stacker
+from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Stacker
 from .means import mean, present
 
 Part: TypeAlias = Member | Stacker
+BLOCK_VALUES = 1 << 17  # of each part's table that are merged at once: 1 MB, which stays in a core's cache
+WHOLE = (slice(None), slice(None))
 
 
 class Board:
@@ -43,8 +46,9 @@ class Board:
         if net_id not in self._scores:
             self._covered[net_id] = np.zeros(self.shape[0], bool)
             self._scores[net_id] = np.full(self.shape, np.nan, self.dtype)
-        self._scores[net_id][rows] = probs
-        self._covered[net_id][rows] = present(np.asarray(probs))
+        said = present(np.asarray(probs))
+        self._scores[net_id][rows] = np.where(said[:, None], probs, np.nan)
+        self._covered[net_id][rows] = said
 
     def load(self, net_id: str, scores: np.ndarray) -> None:
         """Put saved scores f[N, K] of a whole net on the board.
@@ -55,8 +59,10 @@ class Board:
             raise ValueError(
                 f"{net_id}: saved scores of shape {scores.shape}, this run has {self.shape}; delete the file"
             )
-        self._covered[net_id] = present(scores)
+        said = present(scores)
         self._scores[net_id] = scores.astype(self.dtype)
+        self._scores[net_id][~said] = np.nan
+        self._covered[net_id] = said
 
     def give_up(self, net_id: str, rows: Sequence[int] | None = None) -> None:
         """Nothing more comes from the net in these row numbers; None = in any row."""
@@ -68,7 +74,7 @@ class Board:
         return self.covered(net_id) | self._given_up.get(net_id, np.zeros(self.shape[0], bool))
 
     def get(self, net_id: str) -> np.ndarray:
-        """f[N, K] of one net, NaN where it has not said anything; read-only."""
+        """f[N, K] of one net, whole rows of NaN where it has not said anything; read-only."""
         if net_id not in self._scores:
             return np.broadcast_to(self.dtype(np.nan), self.shape)
         view = self._scores[net_id].view()
@@ -122,11 +128,50 @@ def blend(
     counts as it is.
     """
     parts: list[Part] = [*ensemble.members, *ensemble.stackers]
-    merged = np.stack([merge_folds(part, board) for part in parts])
+    keep = [True] * len(parts)
     if not ensemble.row_independent:
-        keep = [_is_complete(part, board, finished, parts) for part in parts]
-        if any(keep):
-            merged[[not k for k in keep]] = np.nan
+        complete = [_is_complete(part, board, finished, parts) for part in parts]
+        keep = complete if any(complete) else keep
+    deciding = [part for part in parts if part.weight > 0] or parts
+    read = [member for part in deciding if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
+    # Before the scores are read: nets may go on meanwhile
+    full = _all(complete_rows(part, board) for part in [*deciding, *read])
+    lone, prior_rows = np.zeros((2, board.shape[0]), bool)
+    values = np.empty(board.shape)
+    for block in _blocks(ensemble, board.shape):
+        merged = np.stack([merge_folds(part, board, block) for part in parts])
+        merged[[not kept for kept in keep]] = np.nan
+        found, alone = _blend_block(ensemble, parts, merged)
+        lone[block[0]] |= alone
+        prior_rows[block[0]] |= ~present(found)
+        values[block] = found
+    values[prior_rows] = prior
+    return Blend(
+        values=np.clip(values, LEAST_PROBABILITY, 1.0, out=values),
+        full=full & ~prior_rows & ~lone,
+        prior_rows=prior_rows,
+    )
+
+
+def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """Pieces of the table that can be merged each for itself: rows, or classes where a mean compares rows."""
+    rows, classes = shape
+    parts: list[Part] = [*ensemble.members, *ensemble.stackers]
+    means = {ensemble.mean, *(part.fold_mean for part in parts)}
+    if not means.intersection(ROW_DEPENDENT_MEANS):
+        count = max(1, BLOCK_VALUES // max(1, classes))
+        yield from ((slice(start, start + count), slice(None)) for start in range(0, rows, count))
+    elif "vote" in means:  # it compares classes
+        yield WHOLE
+    else:
+        count = max(1, BLOCK_VALUES // max(1, rows))
+        yield from ((slice(None), slice(start, start + count)) for start in range(0, classes, count))
+
+
+def _blend_block(
+    ensemble: Ensemble, parts: Sequence[Part], merged: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide."""
     weights = [part.weight for part in parts]
     there = present(merged)
     lone = np.asarray(there.any(axis=0) & ~there[np.asarray(weights) > 0].any(axis=0))
@@ -135,15 +180,7 @@ def blend(
         equally = [1.0 if isinstance(part, Member) else 0.0 for part in parts]
         alone = mean(ensemble.mean, merged, equally, ensemble.mean_power)
         values = np.where(lone[:, None], alone, values)
-    prior_rows = ~present(values)
-    deciding = [part for part in parts if part.weight > 0] or parts
-    stackers = [part for part in deciding if isinstance(part, Stacker)]
-    read = [member for stacker in stackers for member in _inputs(stacker, ensemble)]
-    return Blend(
-        values=np.clip(np.where(prior_rows[:, None], prior[None], values), LEAST_PROBABILITY, 1.0),
-        full=_all(complete_rows(part, board) for part in [*deciding, *read]) & ~prior_rows & ~lone,
-        prior_rows=prior_rows,
-    )
+    return values, lone
 
 
 def _is_complete(
@@ -152,7 +189,7 @@ def _is_complete(
     """True when nothing of the part is still to come (see `blend`)."""
     if finished is not None:
         return all(net_id in finished for net_id in net_ids(part))
-    seen = ~_all(~board.covered(net_id) for p in parts for net_id in net_ids(p))
+    seen = ~_all(~begun_rows(p, board) for p in parts)
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
 
 
@@ -160,9 +197,9 @@ def net_ids(part: Part) -> list[str]:
     return [f"{part.name}.{fold}" for fold in part.folds]
 
 
-def merge_folds(part: Part, board: Board) -> np.ndarray:
-    """f64[N, K] mean over the folds that are present in each row; NaN rows where none is."""
-    stack = np.stack([board.get(net_id) for net_id in net_ids(part)])
+def merge_folds(part: Part, board: Board, block: tuple[slice, slice] = WHOLE) -> np.ndarray:
+    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is."""
+    stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)])
     if len(stack) == 1:
         return stack[0].astype(np.float64)
     return mean(part.fold_mean, stack, part.fold_weights if isinstance(part, Member) else ())
@@ -171,6 +208,11 @@ def merge_folds(part: Part, board: Board) -> np.ndarray:
 def complete_rows(part: Part, board: Board) -> np.ndarray:
     """bool[N]: rows that every fold of the part covers."""
     return _all(board.covered(net_id) for net_id in net_ids(part))
+
+
+def begun_rows(part: Part, board: Board) -> np.ndarray:
+    """bool[N]: rows that any fold of the part covers."""
+    return ~_all(~board.covered(net_id) for net_id in net_ids(part))
 
 
 def _all(masks: Iterable[np.ndarray]) -> np.ndarray:

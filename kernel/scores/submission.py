@@ -9,6 +9,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..spec import LEAST_PROBABILITY, Output
 
 NUMBER = "%.6e"  # 12 characters for every value in [1e-30, 1], so that the file's size is known beforehand
 NUMBER_BYTES = 12
+BLOCK_ROWS = 256  # whose text is in memory at once
 # Ids that are no UTF-8 leave with the bytes they came with
 ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}
 
@@ -170,22 +172,28 @@ class Publisher:
     def lines(self, values: np.ndarray) -> Iterator[str]:
         """Text of the file for values f64[N, K] in [0, 1]; values below 1e-30 are written as 1e-30."""
         yield ",".join(map(quote, self.sample.header)) + "\n"
+        cells = [NUMBER] * len(self.columns)
+        if self.labels is not None:
+            cells[self.label_column] = "%s"
+        pattern = "%s," + ",".join(cells) + "\n"
+        for start in range(0, len(values), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            table = self._table(values[block])
+            for row_id, numbers in zip(self.sample.ids[block], table, strict=True):
+                yield pattern % (quote(row_id), *numbers)
+
+    def _table(self, values: np.ndarray) -> list[list[float | str]]:
+        """Cells of some rows: what stands after each id."""
         table = np.full((len(values), len(self.columns)), 1.0 / len(self.columns))
         for at, index in enumerate(self.columns):
             if index >= 0:
                 table[:, at] = values[:, index]
         table[(table >= 0) & (table < LEAST_PROBABILITY)] = LEAST_PROBABILITY
-        cells = [NUMBER] * len(self.columns)
-        texts: Sequence[str] = ()
+        rows: list[list[float | str]] = table.tolist()
         if self.labels is not None:
-            cells[self.label_column] = "%s"
-            texts = [quote(self.labels[best]) for best in values.argmax(axis=1)]
-        pattern = "%s," + ",".join(cells) + "\n"
-        for i, (row_id, row) in enumerate(zip(self.sample.ids, table, strict=True)):
-            numbers: list[float | str] = row.tolist()
-            if self.labels is not None:
-                numbers[self.label_column] = texts[i]
-            yield pattern % (quote(row_id), *numbers)
+            for row, best in zip(rows, values.argmax(axis=1), strict=True):
+                row[self.label_column] = quote(self.labels[best])
+        return rows
 
     def publish(self, values: np.ndarray) -> None:
         """Replace the submission by one with these values f64[N, K], or leave the old file alone.
@@ -200,7 +208,7 @@ class Publisher:
             raise CandidateRejected("values that are not finite have no best class")
         try:
             handle = self._reserve()
-            _write(handle, b"".join(map(_encode, self.lines(values))))
+            _write(handle, self.lines(values))
             validate(self._spare, self.sample, self.labels, self.label_column)
             os.replace(self._spare, self.path)
             os.close(handle)
@@ -229,11 +237,14 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _write(handle: int, data: bytes) -> None:
-    """Put `data` into the reserved file from its start and flush it to the disk."""
-    view = memoryview(data)
+def _write(handle: int, lines: Iterator[str]) -> None:
+    """Put the lines into the reserved file from its start, some at a time, and flush it to the disk."""
     at = 0
-    while at < len(view):
-        at += os.pwrite(handle, view[at:at + (1 << 24)], at)
-    os.ftruncate(handle, len(view))
+    while block := _encode("".join(islice(lines, BLOCK_ROWS))):
+        view = memoryview(block)
+        while view:
+            written = os.pwrite(handle, view, at)
+            at += written
+            view = view[written:]
+    os.ftruncate(handle, at)
     os.fsync(handle)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def test_ids_leave_as_the_text_they_came_as(tmp_path: Path, form: dict) -> None:
     assert sample.ids == TRICKY and sample.header == ("fname", *CLASSES)
     Publisher(tmp_path / "submission.csv", sample, Output(), CLASSES).publish(ones(len(TRICKY)))
     assert [row[0] for row in read_back(tmp_path / "submission.csv")[1:]] == list(TRICKY)
+
+
+@pytest.mark.fault(
+    row=87,
+    injection="a file of 1,500 rows x 264 columns",
+    outcome="written a few hundred rows at a time, with the bytes that one piece would have",
+)
+def test_a_publication_takes_little_memory(tmp_path: Path) -> None:
+    classes = tuple(f"c{i}" for i in range(264))
+    sample = make_sample(tuple(f"{i:06d}.wav" for i in range(1500)), ("fname", *classes))
+    values = np.random.default_rng(0).random((1500, 264))
+    publisher = Publisher(tmp_path / "submission.csv", sample, Output(), classes)
+    tracemalloc.start()
+    publisher.publish(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    written = (tmp_path / "submission.csv").read_bytes()
+    assert len(written) > 5e6 and peak < 7e6
+    assert written == "".join(publisher.lines(values)).encode()
 
 
 def test_ids_that_are_no_utf8_keep_their_bytes(tmp_path: Path) -> None:
