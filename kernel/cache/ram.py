@@ -7,8 +7,8 @@ array goes where, and which leaves, is `kernel.cache.tiers`.
 import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ SLACK_SHARE = 0.10
 # Arrays in hand: the smaller of the two
 HAND_BYTES = 64_000_000
 HAND_SHARE = 0.025
+WORK_SHARE = 0.25  # of the limit that loaders at work may take together; a larger piece of work runs alone
 HAND_CALLS = 4  # look-ahead calls after which an array in hand that nobody took may be dropped
 
 
@@ -35,6 +36,8 @@ class StoreLimits:
     disk_bytes       most bytes in the spill files; 0 = no disk tier
     batch_bytes      memory of the largest next batch, kept free
     table_bytes      memory of a publication, kept free
+    work_bytes       most memory that producing one row takes beside its array (waves); kept free for as many
+                     loaders as together take a quarter of the limit, at least for one; 0 = unknown
     clip_bytes       most stored bytes of one row: kept free per loader, and a cap on what a lying header can
                      reserve; 0 = unknown
     spill_at         share of the meter's limit up to which RAM is filled, and above which entries leave it
@@ -47,6 +50,7 @@ class StoreLimits:
     disk_bytes: int
     batch_bytes: int = 0
     table_bytes: int = 0
+    work_bytes: int = 0
     clip_bytes: int = 0
     spill_at: float = RAM_MARK
     back_to: float = 0.90
@@ -69,6 +73,8 @@ class Budget:
         self._loaders = loaders
         self._clock = clock
         self._lock = threading.Lock()
+        self._freed = threading.Condition()  # some work has ended
+        self._at_work = 0
         self.reserved = self.kept = self.peak_kept = self.peak_used = 0
         self._backed_off = -float("inf")
         self._read()
@@ -88,11 +94,30 @@ class Budget:
     @property
     def mark_bytes(self) -> int:
         """The smaller of 95 % of the limit, and the limit less the reserve: the next batch, a publication, a
-        clip per loader, and some slack.
+        clip per loader, the loaders' work, and some slack.
         """
         reserve = self.limits.batch_bytes + self.limits.table_bytes + self._loaders * self.limits.clip_bytes
+        reserve += min(self._loaders * self.limits.work_bytes, self._work_room)
         reserve += int(min(SLACK_BYTES, SLACK_SHARE * self.limit_bytes))
         return max(0, min(int(self.limits.spill_at * self.limit_bytes), self.limit_bytes - reserve))
+
+    @property
+    def _work_room(self) -> int:
+        """Bytes that loaders at work may take together."""
+        return max(self.limits.work_bytes, int(WORK_SHARE * self.limit_bytes))
+
+    @contextmanager
+    def work(self, size: int) -> Iterator[None]:
+        """Do work that takes `size` bytes beside its result: waits for others that leave no room for it."""
+        with self._freed:
+            self._freed.wait_for(lambda: not self._at_work or self._at_work + size <= self._work_room)
+            self._at_work += size
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._at_work -= size
+                self._freed.notify_all()
 
     @property
     def floor_bytes(self) -> int:

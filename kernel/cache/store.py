@@ -163,7 +163,7 @@ class Store:
     def _produce_ahead(self, shelf: Shelf, rows: list[Row]) -> None:
         try:
             if not shelf.forgotten:
-                self._produce_rows(shelf, rows, None)
+                self._work(shelf, rows, None)
         except MemoryError:
             # `get` computes these rows when wanted
             self._tiers.make_room(4 * self._tiers.estimate(shelf.fe, rows[0]))
@@ -185,7 +185,7 @@ class Store:
                 for other in shelf.siblings.get(row.clip.id, ())
                 if (other.start or 0) > (row.start or 0) and not self._tiers.has(shelf, other.id)
             ]
-            work = self._waited_for.submit(self._produce_rows, shelf, [row, *later], row)
+            work = self._waited_for.submit(self._work, shelf, [row, *later], row)
             # Who asks for these meanwhile waits for this decoding
             shelf.coming.update((other.id, work) for other in later)
         try:
@@ -193,7 +193,7 @@ class Store:
         except MemoryError:
             self._tiers.make_room(4 * self._tiers.estimate(shelf.fe, row))
             try:
-                array = self._waited_for.submit(self._produce_rows, shelf, [row], row).result()
+                array = self._waited_for.submit(self._work, shelf, [row], row).result()
             except MemoryError as error:
                 raise ClipUnreadable(
                     f"{row.id}: does not fit in memory even alone; give the run more RAM"
@@ -210,6 +210,11 @@ class Store:
                 f"{row.id}: the front end gave nothing for this row; report this as a bug"
             )
         return array
+
+    def _work(self, shelf: Shelf, rows: Sequence[Row], wanted: Row | None) -> np.ndarray | None:
+        """As `_produce_rows`, once there is room for the waves."""
+        with self._tiers.budget.work(self._tiers.work_bytes(shelf.fe, rows[0])):
+            return self._produce_rows(shelf, rows, wanted)
 
     def _produce_rows(self, shelf: Shelf, rows: Sequence[Row], wanted: Row | None) -> np.ndarray | None:
         """Produce rows of one clip, each into its tier; returns the array of `wanted`, whatever became of it.

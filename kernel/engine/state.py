@@ -23,6 +23,7 @@ from ..report.recorder import Recorder
 from ..scores.blend import Board, open_board
 from ..sound.clips import find_clips
 from ..sound.decode import Clip, probe
+from ..sound.loading import count_wave_bytes
 from ..sound.rows import Row, clip_ids, list_rows
 from .cpu import Cores
 from .feed import Feed
@@ -176,13 +177,19 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
                   cores: Cores) -> StoreLimits:
     """What the store may use, and what it leaves to the largest clip and the largest forwards."""
     longest_s = float(rows.seconds.max(initial=1.0))
+    clips = {row.clip.id: row.clip for row in rows.all}.values()
+    rates = {clip.rate for clip in clips}
+    decoded_s = max((clip.samples_claimed / max(1, clip.rate) for clip in clips), default=0.0)
+    decoded_s = min(decoded_s, manifest.ensemble.longest_s)  # of a window its recording is decoded
     clip = 0
     batch = 0
+    work = 0
     for run in nets.values():
         if run.recipe is None:
             continue
         for stage in run.recipe.stages.values():
             clip = max(clip, stage.fe.max_bytes(int(longest_s * stage.fe.rate) + 1))
+            work = max(work, count_wave_bytes(decoded_s, stage.fe.rate, *rates))
         cost = manifest.costs.get(run.part.name, spec.Cost())
         cells = run.recipe.cells_at_once(float(run.cells.max(initial=0.0)))
         batch = max(batch, int(cost.bytes_a + cost.bytes_b * cells))
@@ -190,4 +197,5 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
     return StoreLimits(
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),
+        work_bytes=work,
         table_bytes=2 * 8 * len(rows.all) * len(manifest.ensemble.classes))  # f64: blended, and smoothed

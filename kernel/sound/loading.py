@@ -12,6 +12,15 @@ from . import decode
 from .rows import Row
 from .source import Source
 
+# Waves at the larger rate that exist at once while a clip is loaded: decoded and resampled, then resampled
+# and padded for the spectrum, with a third for what else front ends keep (measured over the presets).
+WAVES = 3
+
+
+def count_wave_bytes(seconds: float, *rates: int) -> int:
+    """Memory beside its array that a clip takes while it is loaded, for its own and the front end's rate."""
+    return int(WAVES * np.dtype(np.float32).itemsize * seconds * max(rates))
+
 
 def load_wave(row: Row, rate: int, max_seconds: float) -> decode.Wave:
     """The row's audio at `rate` Hz: decode, cut, resample.
@@ -45,7 +54,10 @@ def produce(fe: Source, rows: Sequence[Row], max_seconds: float,
         for text in wave.notes:
             note(row.id, text)
         try:
-            array = fe.of_row(_cut_at_rate(wave, row, fe.rate).samples, row.id)
+            piece = _cut_at_rate(wave, row, fe.rate)
+            if row is rows[-1]:
+                del wave  # memory: the front end takes some of its own
+            array = fe.of_row(piece.samples, row.id)
         except MemoryError:
             raise
         except Exception as error:  # a front end that cannot digest this clip costs this row

@@ -9,6 +9,8 @@ import numpy as np
 
 from .scales import AMIN
 
+BLOCK_PARTS = 4096  # whose squares exist at once: 8 MB
+
 
 def trim_bounds(wave: np.ndarray, top_db: float = 60.0, frame: int = 2048, hop: int = 512) -> tuple[int, int]:
     """(start, stop) samples of the part whose RMS frames lie less than `top_db` dB below the loudest one.
@@ -20,7 +22,9 @@ def trim_bounds(wave: np.ndarray, top_db: float = 60.0, frame: int = 2048, hop: 
         raise ValueError(f"frame {frame} is no multiple of hop {hop}")
     padded = np.pad(wave, frame // 2, mode="reflect")
     parts = len(padded) // hop
-    energy = np.square(padded[: parts * hop].reshape(parts, hop)).sum(axis=1, dtype=np.float64)
+    pieces = padded[: parts * hop].reshape(parts, hop)
+    energy = np.concatenate([np.square(pieces[at : at + BLOCK_PARTS]).sum(axis=1, dtype=np.float64)
+                             for at in range(0, parts, BLOCK_PARTS)])
     per_frame = frame // hop
     frames = parts - per_frame + 1
     power = sum(energy[k : k + frames] for k in range(per_frame)) / frame

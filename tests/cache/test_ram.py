@@ -1,10 +1,12 @@
 """Admission to RAM, and what leaves it when others need the memory."""
 from __future__ import annotations
 
+import time
 import tracemalloc
 
 import pytest
 
+from kernel.sound.loading import count_wave_bytes
 from tests.helpers.stores import BINS, FE, GB, LARGEST, ROWS, TOTAL, FakeMeter, Producer, array_of, row_of
 
 # -- admission
@@ -67,6 +69,33 @@ def test_a_header_that_claims_years_reserves_one_clip_at_most(make):
     store = make(clip_bytes=10**6)
     store.warm(FE, rows)
     assert store.stats().rows_ram == 1
+
+
+@pytest.mark.fault(
+    row=87,
+    injection="recordings whose waves take much of the limit, four loaders",
+    outcome="as many are loaded at once as fit into a quarter of the limit, one that is larger alone",
+)
+@pytest.mark.parametrize(("samples", "at_once"), [(2000, 1), (500, 1), (400, 2), (100, 4)])
+def test_loaders_wait_for_room_for_their_waves(make, samples, at_once):
+    rows = [row_of(i, 5, claimed=samples) for i in range(12)]
+    busy, most = [], []
+
+    class Watching(Producer):
+        def __call__(self, fe, rows):
+            busy.append(rows[0].id)
+            time.sleep(0.01)
+            most.append(len(busy))
+            busy.remove(rows[0].id)
+            yield from super().__call__(fe, rows)
+
+    work = count_wave_bytes(samples / FE.rate, FE.rate)
+    store = make(producer=Watching(), loaders=4, meter=FakeMeter(limit=40_000), work_bytes=work)
+    reserve = 4000 + min(4 * work, max(work, 10_000))  # slack and work
+    assert store.stats().mark_bytes == min(36_000, 40_000 - reserve)
+    store.warm(FE, rows)
+    store.check_arrays(rows)
+    assert max(most) == at_once
 
 
 def test_an_entry_larger_than_everything_is_streamed(make):
