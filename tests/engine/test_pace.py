@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernel import limits
@@ -15,6 +15,7 @@ from kernel.engine.publication import COST_SHARE, Pace
     outcome="at most a twentieth of the time beside the first and the last; the last one always fits",
 )
 @settings(max_examples=300, deadline=None)
+@example(budget_s=200.0, seconds=15.0, guess=0.375, steps=[133.0])  # a late first one, far off the guess
 @given(
     budget_s=st.floats(200.0, 36_000.0),
     seconds=st.floats(0.01, 45.0),
