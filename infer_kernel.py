@@ -45,7 +45,7 @@ import sys  # noqa: E402
 
 TYPE_CHECKING = False  # what follows is for mypy alone: these imports would cost the start
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from gzip import GzipFile
     from typing import IO, Any
 
@@ -110,6 +110,7 @@ EXIT_MEMORY = 3  # the engine's verdict "not enough memory": a restart would end
 START_FORECAST_S = 30.0  # importing torch from a cold disk
 POLL_S = 0.05
 HEARTBEAT_S = 0.3
+BUSY_FACTOR = 3.0  # an engine that computes without a sign of life gets so much more time, at most
 PAUSE_S = 2.0  # after such a gap between two looks at the heartbeat the whole machine stood still
 FAREWELL_S = 1.0  # what the engine gets to publish after a signal to the guard
 EXIT_S = 1.8  # what the whole exit may take after a signal
@@ -1162,6 +1163,18 @@ class Engine:
         except (ProcessLookupError, PermissionError):
             pass  # already gone
 
+    def used_s(self) -> float:
+        """Processor time of the whole group so far, in seconds."""
+        ticks = 0
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                facts = read_stat(name)
+                if int(facts[2]) == self.process.pid:
+                    ticks += sum(map(int, facts[11:15]))  # its own and its ended children's
+            except (OSError, IndexError, ValueError):
+                continue  # ended while we looked
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 def make_environment(run: Run) -> dict[str, str]:
     """Environment of the engine: thread counts before anything loads, caches in the private folder, no
@@ -1209,7 +1222,8 @@ def watch(run: Run, engine: Engine) -> str:
             next_beat = now + HEARTBEAT_S
             set_alarm(run)  # its timer stands still while the machine is suspended
             paused_s = patience.paused_s
-            if patience.ends(read_json(run.state, "heartbeat.json"), now):
+            left_s = marks.stop_s - run.elapsed()
+            if patience.ends(read_json(run.state, "heartbeat.json"), now, engine.used_s, left_s):
                 if marks.stop_s - run.elapsed() > RESTART_ROOM_S:
                     return "hung"
                 if not spared:  # too late for another engine: this one may yet come through
@@ -1230,6 +1244,9 @@ def watch(run: Run, engine: Engine) -> str:
 class Patience:
     """How long an engine may make no progress before it counts as hung; pauses of the whole machine are left
     out.
+
+    Processor time used meanwhile is added: a library that holds the interpreter keeps the heartbeat back. At
+    most threefold, and no more than half of the time that was left: another engine may have to come.
     """
 
     def __init__(self, marks: Marks, now: float) -> None:
@@ -1240,9 +1257,14 @@ class Patience:
         self.forecast_s = START_FORECAST_S
         self.started = False
         self.paused_s = 0.0
+        self.silent: tuple[float, float] | None = None  # at the last progress: processor time, time left
 
-    def ends(self, beat: dict[str, Any], now: float) -> bool:
-        """Take in a heartbeat; true when the engine hangs."""
+    def ends(self, beat: dict[str, Any], now: float, used_s: Callable[[], float] = lambda: 0.0,
+             left_s: float = math.inf) -> bool:
+        """Take in a heartbeat; true when the engine hangs.
+
+        used_s  processor time of the engine so far;  left_s: to the stop mark
+        """
         gap_s = now - self.looked
         self.looked = now
         if gap_s > PAUSE_S:
@@ -1251,13 +1273,21 @@ class Patience:
         if beat and beat.get("progress") != self.progress:
             self.progress = beat.get("progress")
             self.progressed = now
+            self.silent = None
         if beat and beat.get("unit") != "start":
             self.forecast_s = float(beat.get("forecast_s") or 0.0)
             self.started = True
         # A start has twice the time: with 20 s in all, importing torch may take 10
         most_s = self.marks.hung_most_s if self.started else 2 * self.marks.hung_most_s
         patience_s = max(self.marks.hung_least_s, self.marks.hung_factor * self.forecast_s)
-        return now - self.progressed > min(patience_s, most_s)
+        patience_s = min(patience_s, most_s)
+        if self.silent is None:
+            self.silent = used_s(), left_s
+        if now - self.progressed <= patience_s:
+            return False
+        used_before_s, left_then_s = self.silent
+        most_s = min(BUSY_FACTOR * patience_s, max(patience_s, left_then_s / 2))
+        return now - self.progressed > min(patience_s + used_s() - used_before_s, most_s)
 
 
 def dump_stacks(state: str, engine: Engine) -> str:

@@ -186,6 +186,45 @@ def test_a_pause_of_the_whole_machine_is_no_hang() -> None:
     assert any(patience.ends(beat, 141.0 + i) for i in range(1, 32))
 
 
+@pytest.mark.fault(
+    row=88,
+    injection="no sign of life while the processor is used: not at all, by half, by two threads that spin",
+    outcome="processor time extends the patience, at most threefold and never beyond half of the time left",
+)
+@pytest.mark.parametrize(
+    ("share", "left_s", "patience_s"),
+    [(0.0, 1e4, 30), (0.5, 1e4, 60), (2.0, 1e4, 90), (2.0, 100, 50), (2.0, 20, 30)],
+)
+def test_who_computes_is_given_more_time_than_who_sleeps(
+    share: float, left_s: float, patience_s: float
+) -> None:
+    patience = infer_kernel.Patience(infer_kernel.Marks(3600), 0.0)
+    beat = {"progress": 1, "unit": "net", "forecast_s": 0.0}
+    hung = next(t for t in range(2000) if patience.ends(beat, float(t), lambda t=t: share * t, left_s - t))
+    assert hung == patience_s + 1
+
+
+@pytest.mark.fault(
+    row=88,
+    injection="an engine that computes for 6.8 s without a sign of life, where 6 s may pass",
+    outcome="left to finish; one that sleeps as long is ended",
+)
+@pytest.mark.faults
+@pytest.mark.parametrize(("deed", "fault"), [("pass", None), ("time.sleep(60)", "EngineHung")])
+def test_an_engine_that_computes_in_silence_is_no_hang(where: Path, deed: str, fault: str | None) -> None:
+    engine = f"""
+def run():
+    beat(1)
+    until = time.monotonic() + (6.8 if count("attempt") == 1 else 0.0)
+    while time.monotonic() < until:
+        {deed}
+    publish()
+    report()
+    beat(2)
+"""
+    check(run_guard(where, make_bundle(where / "bundle", engine).folder, seconds=24.0), fault)
+
+
 @pytest.mark.parametrize(
     ("unit", "forecast_s", "patience_s"),
     [("start", 0.0, 120), ("net", 0.0, 30), ("net", 20.0, 80), ("net", 1e9, 900)],
