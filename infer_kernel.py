@@ -98,6 +98,7 @@ SAMPLE_BYTES = 1 << 30
 # Bounds of a search, so that a folder of 50,000 clips costs nothing
 SEARCH_S = 3.0
 MAX_FOLDERS = 3000
+FEW_FOLDERS = 100  # of these the plain places are looked at however long the others took
 MAX_ENTRIES = 2000
 SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
 BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
@@ -1563,7 +1564,7 @@ def find_files(root: str, depth: int, names: tuple[str, ...]) -> list[str]:
     found = []
     for folder, files, below in walk(root, depth):
         here = {name for name in files if name.lower() in names}
-        if len(files) + len(below) >= MAX_ENTRIES:  # cut short: ask for them by name
+        if len(files) + len(below) >= MAX_ENTRIES or not (files or below):  # cut short: ask for them by name
             here |= {name for name in names if os.path.isfile(os.path.join(folder, name))}
         found += [os.path.join(folder, name) for name in sorted(here)]
     return found
@@ -1572,16 +1573,21 @@ def find_files(root: str, depth: int, names: tuple[str, ...]) -> list[str]:
 def walk(root: str, depth: int) -> Iterator[tuple[str, list[str], list[str]]]:
     """(folder, its file names, its subfolders) of `root` and of `depth` levels below it, nearest first,
     within the bounds of a search.
+
+    One slow dataset hides no other: after the time is up a few folders are listed still, and a few two levels
+    below `root` are given unlisted.
     """
     until = time.monotonic() + SEARCH_S
-    queue = [(root, depth)]
-    for seen, (folder, levels) in enumerate(queue):  # it grows while it is read
-        if seen >= MAX_FOLDERS or time.monotonic() > until:
+    queue = [(root, 0)]
+    for seen, (folder, level) in enumerate(queue):  # it grows while it is read
+        late = time.monotonic() > until
+        if seen >= MAX_FOLDERS or (late and (level > 2 or seen >= FEW_FOLDERS)):
             return
-        files, below = list_folder(folder)
+        files, below = list_folder(folder) if not late or level < 2 else ([], [])
         yield folder, files, below
-        if levels > 0:
-            queue += [(path, levels - 1) for path in below]
+        if level < depth:
+            below.sort(key=lambda path: os.path.basename(path) != "competitions")  # where samples are
+            queue += [(path, level + 1) for path in below]
 
 
 def list_folder(folder: str) -> tuple[list[str], list[str]]:

@@ -132,7 +132,8 @@ def _list_rows(
     order: Order, ensemble: spec.Ensemble, journal: Journal, heartbeat: Heartbeat
 ) -> tuple[list[Row], int]:
     """Rows of the sample and the number of extra clips; a header can kill a decoder, hence the mark."""
-    index = find_clips(order.clips or order.input, clip_ids(order.sample.ids, ensemble.windows))
+    wanted = clip_ids(order.sample.ids, ensemble.windows)
+    index = find_clips(order.clips or order.input, wanted, heartbeat.beat)
 
     def probe_marked(id: str, path: Path, roots: Sequence[Path]) -> Clip:
         heartbeat.beat()

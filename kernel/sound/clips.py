@@ -5,7 +5,8 @@ links. Never opens a file: that is `decode`.
 """
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,18 +59,20 @@ class ClipIndex:
         return _resolve(self.input_dir, self.roots, self.files, ids)
 
 
-def find_clips(input_dir: Path, ids: Sequence[str]) -> ClipIndex:
+def find_clips(input_dir: Path, ids: Sequence[str], beat: Callable[[], None] = lambda: None) -> ClipIndex:
     """Index of the clips behind `ids` in `input_dir`; ids without a file are no error here.
+
+    beat  called for every folder and entry: a slow mount can take minutes to list
 
     The clip folder is the one that resolves most ids; among equals the one with most ids directly in it, then
     one with "test" in its name, then the deepest. Links to folders are followed at the top level only
     (datasets may be links).
     """
-    files, roots = _list(os.fspath(input_dir))
+    files, roots = _list(os.fspath(input_dir), beat)
     return _resolve(Path(input_dir), roots, files, ids)
 
 
-def _list(top: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+def _list(top: str, beat: Callable[[], None]) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     """Relative paths of all that could be a clip (in sorted order), and the allowed roots.
 
     A folder that cannot be read has no clips: their ids are named one by one.
@@ -79,12 +82,7 @@ def _list(top: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     folders = [""]
     while folders:
         inside = folders.pop()
-        try:
-            with os.scandir(os.path.join(top, inside)) as found:
-                entries = list(found)
-        except OSError:
-            continue
-        for entry in entries:
+        for entry in _scan(os.path.join(top, inside), beat):
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
@@ -96,6 +94,15 @@ def _list(top: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
             if not entry.is_dir(follow_symlinks=False) or _suffix(entry.name) in SUFFIXES:
                 files.append(name)
     return tuple(sorted(files)), tuple(Path(root) for root in roots)
+
+
+def _scan(folder: str, beat: Callable[[], None]) -> Iterator[os.DirEntry[str]]:
+    """Entries of a folder, as far as it can be read."""
+    beat()
+    with suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            beat()
+            yield entry
 
 
 def _is_foreign_folder(link: os.DirEntry[str], roots: list[str]) -> bool:

@@ -1,9 +1,9 @@
 """A net for the fault matrix that breaks on demand, and the strikes themselves. Never part of the product.
 
 The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a
-folder that counts strikes over restarts. `at`: "import" | "probe" | "decode" | "row" | "forward" | "publish";
-`do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip or row it is for), "times"
-(how often in all; default always), "seconds", "bytes".
+folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "row" | "forward" |
+"publish"; `do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row or folder it
+is for), "times" (how often in all; default always), "seconds", "bytes".
 """
 import ctypes
 import json
@@ -71,7 +71,7 @@ DEEDS = {
     "kill": lambda s: os.kill(os.getpid(), signal.SIGKILL),
     "segv": lambda s: (
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
-        os.kill(os.getpid(), signal.SIGSEGV),
+        signal.raise_signal(signal.SIGSEGV),  # in this very thread, as a fault of its code would
     ),
     "abort": lambda s: (resource.setrlimit(resource.RLIMIT_CORE, (0, 0)), os.abort()),
     "exit0": lambda s: os._exit(0),

@@ -33,9 +33,20 @@ from tests.helpers.invariants import find_broken, read_table
 CLASSES = ("bark", "meow", "hiss")
 RATE = 22_050
 CLIPS = 12
-# What the bundle for tests adds to three modules of the product: a call before a clip is read, before a row
-# is predicted and before a candidate is validated.
+# What the bundle for tests adds to modules of the product: a call before a folder is listed, before a clip is
+# read, before a row is predicted and before a candidate is validated.
 TAILS = {
+    "kernel/sound/clips.py": """
+import os as _os
+from ..custom.faulty import strike as _strike
+class _Mount:
+    def __getattr__(self, name):
+        return getattr(_os, name)
+    def scandir(self, folder):
+        _strike("list", _os.path.basename(folder))
+        return _os.scandir(folder)
+os = _Mount()
+""",
     "kernel/sound/decode.py": """
 from ..custom.faulty import strike as _strike
 _strike("import")

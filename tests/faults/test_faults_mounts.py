@@ -1,0 +1,51 @@
+"""Slow mounts: folders that take long to list."""
+import time
+from pathlib import Path
+
+import pytest
+
+import infer_kernel
+from tests.helpers.guard_runs import GuardRun
+from tests.helpers.whole_runs import check, faulty_build, make_place, run_whole
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=89,
+    injection="eight folders that take 1 s each to list, longer in all than an engine may be silent",
+    outcome="no hang, no restart: the same bytes as without the fault",
+)
+def test_a_long_listing_is_no_hang(tmp_path: Path, unharmed: GuardRun) -> None:
+    place = make_place(tmp_path)
+    names = [f"slow{i}" for i in range(8)]
+    for name in names:
+        (tmp_path / "in" / name).mkdir()
+    run = run_whole(place, faulty_build() / "bundle", seconds=24,
+                    plan=[{"at": "list", "id": name, "do": "sleep", "seconds": 1} for name in names])
+    check(run, reference=unharmed)
+    assert run.report["guard"]["attempts"] == 1
+
+
+@pytest.mark.fault(
+    row=89,
+    injection="a dataset before the competition that takes longer to list than a search may take",
+    outcome="the competition's sample is found all the same",
+)
+@pytest.mark.parametrize("folder", ["", "zoo", "competitions/zoo", "zoo/data"])
+def test_a_slow_dataset_hides_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "a_dataset" / "below").mkdir(parents=True)
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / "sample_submission.csv").write_text("fname,bark\na.wav,0\n")
+    list_folder = infer_kernel.list_folder
+
+    def list_slowly(path: str) -> tuple[list[str], list[str]]:
+        time.sleep(0.2 * (Path(path).name == "a_dataset"))
+        return list_folder(path)
+
+    monkeypatch.setattr(infer_kernel, "SEARCH_S", 0.1)
+    monkeypatch.setattr(infer_kernel, "list_folder", list_slowly)
+    arguments = ["--input", str(tmp_path), "--working", str(tmp_path / "out")]
+    sample = infer_kernel.find_sample(infer_kernel.Run(infer_kernel.make_parser().parse_args(arguments)))
+    assert sample is not None and sample.ids == ["a.wav"]
