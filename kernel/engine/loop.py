@@ -85,7 +85,7 @@ class Engine:
         """Publish and count what is scored, since nobody knows whether a new engine gets that far."""
         try:
             self._measure()
-            self.run.heartbeat.begin("publish")
+            self.run.heartbeat.begin("publish", self._publication.pace.expected_s)
             self._publish()
         finally:
             raise fatal
