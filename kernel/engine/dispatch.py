@@ -84,15 +84,14 @@ class Dispatcher:
 
     def finish(self, step: plan.Step, outcome: plan.Outcome) -> None:
         """Learn from a step that has ended, and let the store drop what nobody will read again."""
-        net = self._run.nets[step.net_id]
         with self.changed:
             self.busy.discard(step.net_id)
             self.outcomes.append(outcome)
             if outcome.timed.rows:
                 cost = next(c for c in self._costs if c.net_id == step.net_id)
                 expected_s = plan.expected(cost, outcome.timed)
-                spent = outcome.seconds - outcome.loading_s - net.setup_s
-                self._speeds = self._speeds.learn(step.member, expected_s, spent, net.setup_s)
+                spent = outcome.seconds - outcome.loading_s - outcome.setup_s
+                self._speeds = self._speeds.learn(step.member, expected_s, spent, outcome.setup_s)
             self._drop_finished()
             self.changed.notify_all()
 

@@ -126,7 +126,8 @@ class Outcome:
 
     rows, done           rows the step wanted and rows it scored (fewer when the clock cut it)
     timed                the rows that it took its time for, set-up left out: what `Speeds.learn` is told
-    seconds, loading_s   wall seconds of the step, and the part of it spent waiting for spectrograms
+    seconds              wall seconds of the step;  loading_s: the part of it spent waiting for arrays
+    setup_s              the part spent reading and preparing the net; 0 where `timed` holds that work too
     """
 
     net_id: str
@@ -134,6 +135,7 @@ class Outcome:
     forecast_s: float
     seconds: float
     loading_s: float = 0.0
+    setup_s: float = 0.0
     rows: int = 0
     done: int = 0
     timed: Todo = Todo(rows=0, cells=0.0)

@@ -63,10 +63,17 @@ class StepRunner:
             run.setup_s += time.monotonic() - leaving
         seconds = time.monotonic() - began
         run.seconds += seconds
+        done = sorted(set(todo) - set(run.missing()))
+        timed = run.timed().since(before)
+        setup_s = run.setup_s
+        if run.recipe is not None and not timed.rows:
+            # First forwards alone: a rough lesson is better than the same choice again.
+            timed = plan.Todo(rows=len(done), cells=float(run.cells[done].sum()))
+            setup_s = 0.0
         return plan.Outcome(
             net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
-            loading_s=run.loading_s - loading_before, rows=len(todo), done=len(todo) - len(run.missing()),
-            timed=run.timed().since(before))
+            loading_s=run.loading_s - loading_before, setup_s=setup_s, rows=len(todo), done=len(done),
+            timed=timed)
 
     def _predict(self, run: NetRun, todo: list[int], device: Device, stop: Stop) -> None:
         entry = next(net for net in self.bundle.manifest.nets if net.id == run.net_id)
