@@ -6,7 +6,9 @@ timm nets cannot be masked: they run at exactly equal lengths or alone. Never do
 import difflib
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +26,9 @@ PROBE_PIXELS = 320  # bins, and most frames, tried when looking for the narrowes
 def import_timm() -> ModuleType:
     """The module timm, also where torchvision came without its compiled operators.
 
-    That happens beside a CPU torch from another index: its import then fails because `nms` and `qnms` are not
-    declared. Declaring them, without a body, is enough: no classifier calls them.
+    That happens beside a CPU torch of another index: its import then fails because `nms` and `qnms` are not
+    declared. Declaring them, without a body, is enough: no classifier calls them. Where its own library
+    loads, it declares them itself; a second declaration would end the process.
 
     Raises  SpecError when timm or torchvision is not installed
     """
@@ -35,12 +38,26 @@ def import_timm() -> ModuleType:
         except RuntimeError as error:
             if "torchvision::nms" not in str(error):
                 raise
-            declare_torchvision_operators()
+            if not load_torchvision_operators():
+                declare_torchvision_operators()
         return importlib.import_module("timm")
     except ImportError as error:
         raise SpecError(
             f"families timm and sed need {error.name}, not installed here; pip install timm torchvision"
         ) from error
+
+
+def load_torchvision_operators() -> bool:
+    """True when torchvision's compiled library is there and loads: it declares its operators itself."""
+    spec = importlib.util.find_spec("torchvision")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for library in Path(folder).glob("_C*.so"):
+            try:
+                torch.ops.load_library(library)
+            except OSError:  # of another build
+                return False
+            return True
+    return False
 
 
 @functools.cache
