@@ -138,10 +138,10 @@ class Bench:
         row = round(100 * float(inputs["x"][0, 0, 0, 0]))
         with self.changed:
             self.active += 1
-            most = self.active
             self.changed.notify_all()
             if row == self.heavy and all(done != row for done, _ in self.beside):
                 self.changed.wait_for(lambda: self.active > 1, timeout=10)  # it is to meet another row
+            most = self.active
         time.sleep(0.05)
         with self.changed:
             most = max(most, self.active)
