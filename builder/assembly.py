@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -24,7 +24,7 @@ from kernel.errors import ModelLoadFailed, SpecError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.sound import frontends
-from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Member, Stacker, dumps_json, load_ensemble
+from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
 from . import bundle_check, code_wheel, dry_run, metadata, notebook, random_weights, weights
 
@@ -95,7 +95,7 @@ def weights_folders(request: BuildRequest) -> list[Path]:
 
 
 def _find_sources(
-    parts: list[Member | Stacker], modules: Modules, request: BuildRequest
+    parts: Sequence[Part], modules: Modules, request: BuildRequest
 ) -> tuple[list[weights.Source], list[str]]:
     """Sources of all nets in order, and the ids of those to be filled with random values.
 
@@ -114,7 +114,7 @@ def _find_sources(
 
     for part in parts:
         module = modules.get(part.name)
-        for fold in part.folds:
+        for fold, net_id in zip(part.folds, net_ids(part), strict=True):
             name = part.weights_file(fold)  # type: ignore[misc]  # One function that both classes share.
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
@@ -122,10 +122,10 @@ def _find_sources(
             if path is not None:
                 read = partial(weights.load_blob, path, part.family, part.params, module)
             elif request.random_weights and module is not None:
-                filled.append(f"{part.name}.{fold}")
+                filled.append(net_id)
                 read = partial(fill, part.name)
             else:
-                missing.append(f"{part.name}.{fold}: {name}")
+                missing.append(f"{net_id}: {name}")
                 continue
             kind = "onnx" if module is None else "safetensors"
             sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read))
@@ -156,7 +156,7 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         ) from error
 
 
-def _try_parts(ensemble: Ensemble, parts: list[Member | Stacker], modules: Modules,
+def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
                sources: list[weights.Source], seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
     costs: dict[str, Cost] = {}
@@ -226,7 +226,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     ensemble = own.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
-    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
+    parts = ensemble.parts
     classes = len(ensemble.classes)
     modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
                for p in parts if p.family != dry_run.ONNX}

@@ -15,7 +15,7 @@ import torch
 from kernel.inference.devices import find_devices
 from kernel.scores import blend
 from kernel.scores.metrics import lwlrap
-from kernel.spec import Ensemble, Member, Stacker, load
+from kernel.spec import Ensemble, load
 
 from . import data, evaluation, export, external_clips, model_card, stackers
 from .cross_validation import CrossValidation, Trained
@@ -113,8 +113,7 @@ def train_stackers(work: CrossValidation, ensemble: Ensemble, nets: Sequence[Tra
 
 def merged_scores(ensemble: Ensemble, board: blend.Board) -> dict[str, np.ndarray]:
     """Member or stacker -> f64[N, K] out-of-fold probabilities, NaN rows where none; "" = ensemble."""
-    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
-    scores = {part.name: blend.merge_folds(part, board) for part in parts}
+    scores = {part.name: blend.merge_folds(part, board) for part in ensemble.parts}
     return scores | {"": evaluation.blend_board(ensemble, board)}
 
 

@@ -50,7 +50,8 @@ class Dispatcher:
                 todo = self._todo()
                 harmless = {net_id: work for net_id, work in todo.items()
                             if not self._run.journal.quarantined_with(net_id)}
-                step = self._choose(harmless) or self._choose(todo)
+                untried = self.count_untried()
+                step = self._choose(harmless, untried) or self._choose(todo, untried)
                 if step is not None:
                     self.busy.add(step.net_id)
                     return step
@@ -59,14 +60,14 @@ class Dispatcher:
                 self.changed.wait(WAIT_S)
         return None
 
-    def _choose(self, todo: Mapping[str, plan.Todo]) -> plan.Step | None:
+    def _choose(self, todo: Mapping[str, plan.Todo], untried: int) -> plan.Step | None:
         """The plan's choice among these nets, at this moment."""
         return plan.next_step(
             self._costs,
             todo,
             self._speeds,
             left_s=self._left_s(),
-            uncovered=self.count_untried(),
+            uncovered=untried,
             busy=self.busy,
             row_independent=self._run.ensemble.row_independent,
         )

@@ -66,10 +66,16 @@ class Feed:
         with self._journal.flight("clip", [rows[0].clip.id]):
             for row, array in produce(fe, rows, self._longest_s, self.rows.recorder.note):
                 if isinstance(array, np.ndarray):
-                    none = np.zeros(len(self.rows.all), np.int64)
-                    self.sizes.setdefault(fe.key, none)[self.rows.number(row)] = array.nbytes
+                    self._sizes_of(fe)[self.rows.number(row)] = array.nbytes
                 yield row, array
         self._heartbeat.beat()
+
+    def _sizes_of(self, fe: Source) -> np.ndarray:
+        """The front end's entry of `sizes`, made when first asked for."""
+        known = self.sizes.get(fe.key)
+        if known is None:
+            known = self.sizes.setdefault(fe.key, np.zeros(len(self.rows.all), np.int64))
+        return known
 
     def prefetch(self, recipe: Recipe, block: Sequence[int]) -> None:
         """Let the loaders begin with the arrays of these rows."""
@@ -112,8 +118,7 @@ class Feed:
     def forecast_s(self, recipe: Recipe, todo: Sequence[int]) -> float:
         """Wall seconds of loading for those of the rows that lack an array which nobody has produced yet."""
         index = np.asarray(todo, np.intp)
-        none = np.zeros(len(self.rows.all), np.int64)
-        new = [self.sizes.get(stage.fe.key, none)[index] == 0 for stage in recipe.stages.values()]
+        new = [self._sizes_of(stage.fe)[index] == 0 for stage in recipe.stages.values()]
         fresh = index[np.logical_or.reduce(new)]
         return float(self.rows.seconds[fresh].sum()) * self.rate() if len(fresh) else 0.0
 

@@ -134,7 +134,7 @@ class Engine:
 
     def _tick(self) -> None:
         """The main thread's round: memory, a publication when one is due, a line."""
-        self._measure()
+        used, disk = self._measure()
         now = time.monotonic()
         steps = len(self.dispatcher.outcomes)
         pace = self._publication.pace
@@ -147,10 +147,10 @@ class Engine:
         if now - self._last_line >= LINE_EVERY_S or unit != self._last_unit:
             self._last_line = now
             self._last_unit = unit
-            self._progress.update(self._state(unit))
+            self._progress.update(self._state(unit, used, disk))
 
-    def _measure(self) -> None:
-        """Give freed memory back, and take the figures of this moment."""
+    def _measure(self) -> tuple[int, int]:
+        """Give freed memory back, and take the figures of this moment: bytes of memory and of disk in use."""
         run = self.run
         if time.monotonic() - self._last_trim >= TRIM_EVERY_S:
             ram.return_memory()
@@ -158,13 +158,13 @@ class Engine:
         reading = run.meter.read()
         stats = run.feed.store.stats()
         run.meter.own_bytes()  # it remembers the peak
-        self._used = reading.used_bytes
         self._peak_ram = max(self._peak_ram, reading.used_bytes)
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
         scored = np.logical_or.reduce([run.board.covered(net_id) for net_id in run.nets])
         run.heartbeat.scored_rows = int(scored.sum())
         run.heartbeat.quarantined = len(run.journal.quarantined_clips) + len(run.journal.quarantined_pairs)
+        return reading.used_bytes, stats.disk_bytes
 
     def _publish(self) -> Report:
         """Publish what is there and describe it."""
@@ -178,7 +178,7 @@ class Engine:
         self._publication.pace = self._publication.pace.learn(time.monotonic() - began)
         return report
 
-    def _state(self, unit: str) -> progress.State:
+    def _state(self, unit: str, used: int, disk: int) -> progress.State:
         """Figures for the progress line."""
         run = self.run
         missing = {net.net_id: len(net.missing()) for net in run.nets.values() if not net.failed}
@@ -192,9 +192,9 @@ class Engine:
             done=total - missing[unit] if unit in missing else run.heartbeat.scored_rows,
             scored=sum(net.scored for net in run.nets.values()),
             to_score=total * len(missing),
-            ram=self._used,
+            ram=used,
             ram_limit=run.order.limits.ram_bytes,
-            disk=run.feed.store.stats().disk_bytes,
+            disk=disk,
             left_s=self.dispatcher.remaining_s(),
             deadline_s=self._left_s(),
         )

@@ -15,7 +15,7 @@ from ..inference.devices import is_lost
 from ..inference.recipe import Recipe
 from ..scores.blend import Board
 from ..sound.rows import Row
-from ..spec import Member, Stacker
+from ..spec import Part
 from . import plan
 from .heartbeat import Heartbeat
 from .journal import Journal
@@ -75,7 +75,7 @@ class NetRun:
     """
 
     net_id: str
-    part: Member | Stacker
+    part: Part
     rows: RunRows
     board: Board
     journal: Journal

@@ -18,7 +18,7 @@ from statistics import median
 from types import MappingProxyType
 
 from ..report.contents import PlanReport, StepReport
-from ..spec import Manifest, Member, Stacker
+from ..spec import Manifest, Member, Stacker, net_ids
 
 MARGIN = 1.15  # a step starts if its forecast times this fits
 LEARNING = 0.5  # weight of the newest measurement: two steps are enough to see a machine ten times slower
@@ -147,8 +147,7 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
     values = [m.value for m in manifest.ensemble.members if m.value is not None]
     usual = sum(values) / len(values) if values else 1.0
     costs = []
-    parts: list[Member | Stacker] = [*manifest.ensemble.members, *manifest.ensemble.stackers]
-    for part in parts:
+    for part in manifest.ensemble.parts:
         cost = manifest.costs.get(part.name)
         if cost is None:
             a, b = UNKNOWN_ROW_S, 0.0  # seconds per row and per cell
@@ -159,9 +158,9 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
         value = part.value if isinstance(part, Member) else None
         inputs = part.inputs if isinstance(part, Stacker) else ()
         costs += [
-            NetCost(net_id=f"{part.name}.{fold}", member=part.name, a_s=a, b_s_per_cell=b, inputs=inputs,
+            NetCost(net_id=net_id, member=part.name, a_s=a, b_s_per_cell=b, inputs=inputs,
                     value=usual if value is None else value)
-            for fold in part.folds]
+            for net_id in net_ids(part)]
     return costs
 
 

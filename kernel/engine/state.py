@@ -151,8 +151,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
                heartbeat: Heartbeat) -> dict[str, NetRun]:
     """Every net of every part, with the scores of an earlier engine; what cannot be built has failed."""
     nets: dict[str, NetRun] = {}
-    parts: list[spec.Member | spec.Stacker] = [*ensemble.members, *ensemble.stackers]
-    for part in parts:
+    for part in ensemble.parts:
         recipe: Recipe | None = None
         broken: HourglassError | None = None
         if isinstance(part, spec.Member):
@@ -161,16 +160,16 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             except HourglassError as error:
                 broken = error
         cells = np.array([recipe.cells(seconds) for seconds in rows.seconds] if recipe is not None else [])
-        for fold in part.folds:
-            run = NetRun(net_id=f"{part.name}.{fold}", part=part, rows=rows, board=board, journal=journal,
+        for net_id in spec.net_ids(part):
+            run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
-            nets[run.net_id] = run
-            board.give_up(run.net_id, run.passed())
+            nets[net_id] = run
+            board.give_up(net_id, run.passed())
             if broken is not None:
                 run.fail(broken)
-            saved = journal.load_scores(run.net_id, board.shape)
+            saved = journal.load_scores(net_id, board.shape)
             if saved is not None:
-                board.load(run.net_id, saved)
+                board.load(net_id, saved)
     return nets
 
 

@@ -23,7 +23,7 @@ from ..report.contents import (
 )
 from ..scores import blend
 from ..sound.rows import Row
-from ..spec import Ensemble, Member, Stacker
+from ..spec import Ensemble, Member, Part
 from . import plan
 from .feed import LOADING_S, Feed
 from .net_run import NetRun, Timing
@@ -45,7 +45,6 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
     recorder = run.recorder
     rows = run.rows
     nets = list(run.nets.values())
-    parts: list[Member | Stacker] = [*run.ensemble.members, *run.ensemble.stackers]
     return Report(
         wall_s=round(recorder.now(), 2),
         peak_ram_bytes=peak_ram,
@@ -64,7 +63,7 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
         crashes=run.journal.crashes,
         quarantined=tuple(sorted(run.journal.quarantined_clips)),
         device=_describe_devices(run),
-        members=tuple(_describe_part(part, run) for part in parts),
+        members=tuple(_describe_part(part, run) for part in run.ensemble.parts),
         store=_describe_store(run.feed),
         meter=run.meter.read().source,
         forecast=plan.accuracy(outcomes),
@@ -98,7 +97,7 @@ def _describe_devices(run: Run) -> DeviceReport:
     )
 
 
-def _describe_part(part: Member | Stacker, run: Run) -> MemberReport:
+def _describe_part(part: Part, run: Run) -> MemberReport:
     nets = [net for net in run.nets.values() if net.part is part]
     scored = blend.begun_rows(part, run.board)
     return MemberReport(
@@ -216,8 +215,9 @@ def _sum_widths(nets: Sequence[NetRun]) -> np.ndarray:
     widths = sorted({width for width, _ in items})
     table = np.zeros((4, len(widths)), np.int64)
     table[0] = widths
+    column = {width: i for i, width in enumerate(widths)}
     for width, totals in items:
-        table[1:, widths.index(width)] += totals
+        table[1:, column[width]] += totals
     return table
 
 

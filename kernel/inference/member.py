@@ -99,13 +99,13 @@ def _loaded(recipe: Recipe, module: nn.Module, runner: backends.Runner, cost: sp
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=activate, cost=cost)
 
 
-def _choose_activation(part: spec.Member | spec.Stacker, module: nn.Module) -> Activation:
+def _choose_activation(part: spec.Part, module: nn.Module) -> Activation:
     """The chosen activation, or the usual one for what the net says it gives."""
     usual = "none" if getattr(module, "output", "logits") == "probabilities" else "sigmoid"
     return ACTIVATIONS[part.activation or usual]
 
 
-def _build(part: spec.Member | spec.Stacker, state: dict[str, torch.Tensor], classes: int) -> nn.Module:
+def _build(part: spec.Part, state: dict[str, torch.Tensor], classes: int) -> nn.Module:
     """The net with its weights. Raises ModelLoadFailed."""
     module = models.build(part.family, part.params, classes)
     try:

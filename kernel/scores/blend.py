@@ -8,14 +8,12 @@ block, so that beside the result only a few MB are needed.
 """
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
-from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Stacker
+from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Part, Stacker, net_ids
 from .means import mean, present
 
-Part: TypeAlias = Member | Stacker
 BLOCK_VALUES = 1 << 17  # of each part's table that are merged at once: 1 MB, which stays in a core's cache
 WHOLE = (slice(None), slice(None))
 
@@ -93,8 +91,7 @@ def open_board(ensemble: Ensemble, rows: int) -> Board:
 
     It is f64 where a mean works on logits: in f32 every probability of a logit above 17.3 is exactly 1.
     """
-    parts: list[Part] = [*ensemble.members, *ensemble.stackers]
-    fine = "logit" in {ensemble.mean, *(part.fold_mean for part in parts)}
+    fine = "logit" in _means(ensemble)
     return Board(rows, len(ensemble.classes), np.float64 if fine else np.float32)
 
 
@@ -127,7 +124,7 @@ def blend(
     ids), or, without that list, cover every row that any net covers. While no part is complete, what is there
     counts as it is.
     """
-    parts: list[Part] = [*ensemble.members, *ensemble.stackers]
+    parts = ensemble.parts
     keep = [True] * len(parts)
     if not ensemble.row_independent:
         complete = [_is_complete(part, board, finished, parts) for part in parts]
@@ -153,11 +150,15 @@ def blend(
     )
 
 
+def _means(ensemble: Ensemble) -> set[str]:
+    """Every mean that the ensemble uses."""
+    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts)}
+
+
 def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Pieces of the table that can be merged each for itself: rows, or classes where a mean compares rows."""
     rows, classes = shape
-    parts: list[Part] = [*ensemble.members, *ensemble.stackers]
-    means = {ensemble.mean, *(part.fold_mean for part in parts)}
+    means = _means(ensemble)
     if not means.intersection(ROW_DEPENDENT_MEANS):
         count = max(1, BLOCK_VALUES // max(1, classes))
         yield from ((slice(start, start + count), slice(None)) for start in range(0, rows, count))
@@ -189,12 +190,8 @@ def _is_complete(
     """True when nothing of the part is still to come (see `blend`)."""
     if finished is not None:
         return all(net_id in finished for net_id in net_ids(part))
-    seen = ~_all(~begun_rows(p, board) for p in parts)
+    seen = _any(begun_rows(p, board) for p in parts)
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
-
-
-def net_ids(part: Part) -> list[str]:
-    return [f"{part.name}.{fold}" for fold in part.folds]
 
 
 def merge_folds(part: Part, board: Board, block: tuple[slice, slice] = WHOLE) -> np.ndarray:
@@ -212,7 +209,7 @@ def complete_rows(part: Part, board: Board) -> np.ndarray:
 
 def begun_rows(part: Part, board: Board) -> np.ndarray:
     """bool[N]: rows that any fold of the part covers."""
-    return ~_all(~board.covered(net_id) for net_id in net_ids(part))
+    return _any(board.covered(net_id) for net_id in net_ids(part))
 
 
 def _all(masks: Iterable[np.ndarray]) -> np.ndarray:
@@ -220,12 +217,17 @@ def _all(masks: Iterable[np.ndarray]) -> np.ndarray:
     return np.asarray(np.logical_and.reduce(list(masks)))
 
 
+def _any(masks: Iterable[np.ndarray]) -> np.ndarray:
+    """bool[N]: rows that are True in at least one mask bool[N]."""
+    return np.asarray(np.logical_or.reduce(list(masks)))
+
+
 def stacker_rows(stacker: Stacker, ensemble: Ensemble, board: Board) -> np.ndarray:
     """int[n]: row numbers on which no input waits for a fold, and each has at least one."""
     ready = []
     for member in _inputs(stacker, ensemble):
         ready.append(_all(board.settled(net_id) for net_id in net_ids(member)))
-        ready.append(~_all(~board.covered(net_id) for net_id in net_ids(member)))
+        ready.append(begun_rows(member, board))
     return np.flatnonzero(_all(ready))
 
 

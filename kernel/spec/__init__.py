@@ -17,10 +17,12 @@ from .ensemble import (
     Input,
     Member,
     Output,
+    Part,
     Stacker,
     Windows,
     check,
     load_ensemble,
+    net_ids,
 )
 from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
 from .strict import dumps_json, load, loads_json
@@ -39,6 +41,7 @@ __all__ = [
     "Member",
     "Net",
     "Output",
+    "Part",
     "SpecError",
     "Stacker",
     "Wheel",
@@ -49,4 +52,5 @@ __all__ = [
     "load_ensemble",
     "load_manifest",
     "loads_json",
+    "net_ids",
 ]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import SpecError, did_you_mean
 from .strict import load, require, require_choice
@@ -112,6 +112,14 @@ class Stacker:
     weights_file = Member.weights_file
 
 
+Part: TypeAlias = Member | Stacker
+
+
+def net_ids(part: Part) -> list[str]:
+    """Ids of the part's nets, one for each fold, in order."""
+    return [f"{part.name}.{fold}" for fold in part.folds]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """Form of submission.csv.
@@ -179,6 +187,11 @@ class Ensemble:
     windows: Windows | None = None
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the blend is made of: the members, then the stackers."""
+        return *self.members, *self.stackers
+
+    @property
     def longest_s(self) -> float:
         """Seconds of audio that are read of a clip at most."""
         return self.max_seconds or (LONGEST_RECORDING_S if self.windows else LONGEST_CLIP_S)
@@ -190,15 +203,14 @@ def check(ensemble: Ensemble) -> Ensemble:
     Raises  SpecError naming the key
     """
     _check_whole(ensemble)
-    parts: list[Member | Stacker] = [*ensemble.members, *ensemble.stackers]
-    names = [part.name for part in parts]
+    names = [part.name for part in ensemble.parts]
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
     for name in names:
         require(names.count(name) == 1, f"members: the name {name!r} is used twice")
-    for mean in (ensemble.mean, *(part.fold_mean for part in parts)):
+    for mean in (ensemble.mean, *(part.fold_mean for part in ensemble.parts)):
         require(
             mean not in ROW_DEPENDENT_MEANS or not ensemble.row_independent,
             f"row_independent: the mean {mean!r} compares rows; write row_independent = false",
@@ -261,7 +273,7 @@ def _check_stacker(stacker: Stacker, members: Collection[str], where: str) -> No
     )
 
 
-def _check_part(part: Member | Stacker, where: str) -> None:
+def _check_part(part: Part, where: str) -> None:
     """The rules that members and stackers share."""
     _check_name(part.name, f"{where}.name")
     require(
