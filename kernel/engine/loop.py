@@ -175,7 +175,7 @@ class Engine:
         merged = self._publication.publish()
         report = summary.describe(self.run, merged, self.dispatcher.outcomes, self._peak_ram)
         self._publication.write_report(report)
-        self._publication.pace = self._publication.pace.learn(time.monotonic() - began)
+        self._publication.learn(time.monotonic() - began)
         return report
 
     def _state(self, unit: str, used: int, disk: int) -> progress.State:
