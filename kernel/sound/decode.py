@@ -38,6 +38,7 @@ class Clip:
     path             resolved file, or None where there is none
     rate             Hz, 0 where it is unknown
     samples_claimed  per channel, by the header
+    unread_below     the roots, where its header was not read yet: then rate, length and channels are 0
     error            why it cannot be used, or None
     """
 
@@ -46,7 +47,13 @@ class Clip:
     rate: int = 0
     samples_claimed: int = 0
     channels: int = 0
+    unread_below: tuple[Path, ...] = ()
     error: ClipError | None = None
+
+    @property
+    def unread(self) -> bool:
+        """True where the header was not read yet: `decode` does that first."""
+        return bool(self.unread_below)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +170,8 @@ def decode(clip: Clip, max_seconds: float) -> Wave:
 
     Raises  ClipUnreadable, ClipEmpty
     """
+    if clip.unread:
+        clip = probe(clip.id, clip.path, clip.unread_below)
     if clip.error is not None:
         raise type(clip.error)(*clip.error.args)  # a copy: raising one error twice would chain its tracebacks
     if clip.path is None:
