@@ -69,7 +69,7 @@ class NetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberReport:
-    """A member or stacker with its nets; `rows` counts those that every fold has scored."""
+    """A member or stacker with its nets; `rows` counts those that at least one fold has scored."""
 
     name: str
     family: str

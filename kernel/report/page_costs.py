@@ -89,7 +89,7 @@ def draw_members(report: Report) -> str:
     for member in report.members:
         colour = known[member.name]
         covered = [
-            (member.rows, colour, f"{member.rows} rows by every fold"),
+            (member.rows, colour, f"{member.rows} rows by at least one fold"),
             (max(0, report.rows - member.rows), "--faint", "not by this member"),
         ]
         done = sum(net.rows for net in member.nets)
@@ -109,8 +109,8 @@ def draw_members(report: Report) -> str:
     header = ("member", "weight", "nets", "rows covered", "seconds", "share", "ms/row/net", "ran on")
     return section(
         "Members",
-        "What each member of the ensemble covered and cost. Coverage counts rows that every fold of the "
-        "member has scored; seconds include loading.",
+        "What each member of the ensemble covered and cost. Coverage counts rows that at least one fold of "
+        "the member has scored; seconds include loading.",
         rows_table(header, rows, (1, 2, 4, 5, 6)),
     )
 
