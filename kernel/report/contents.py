@@ -240,7 +240,7 @@ class RehearsalReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class EveryReport:
     """What every report says, whoever wrote it."""
 
     rows: int
@@ -257,14 +257,14 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BareReport(Outcome):
+class BareReport(EveryReport):
     """What the guard writes alone when no engine left a report: no members, an empty store."""
 
     store: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Outcome):
+class Report(EveryReport):
     """A complete report.
 
     peak_own_bytes  most resident bytes of the engine; peak_ram_bytes: most that counted against the limit
