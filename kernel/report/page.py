@@ -98,7 +98,8 @@ def _draw_provenance(report: Report) -> str:
             "exit code": str(guard.exit_code),
         }
     rows = [(escape(name), escape(words)) for name, words in lines.items() if words]
-    return section("How it ran", "All figures of this page are in report.json.", rows_table(("", ""), rows))
+    table = rows_table(("", ""), rows, long=(1,))
+    return section("How it ran", "All figures of this page are in report.json.", table)
 
 
 def _shorten_source(meter: str) -> str:

@@ -110,7 +110,7 @@ def draw_faults(report: Report) -> str:
     return section(
         "What went wrong",
         f"Every degradation is listed; a fault costs a row or a member, never the run. {summary}.",
-        rows_table(("when", "fault", "where", "what happened, and what to do"), rows)
+        rows_table(("when", "fault", "where", "what happened, and what to do"), rows, long=(2, 3))
         + (small(f"... and {more} more in report.json") if more > 0 else ""),
     )
 
