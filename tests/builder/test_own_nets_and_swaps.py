@@ -241,3 +241,18 @@ def test_the_command_says_what_the_system_refused(
     assert build_dataset.main([str(TINY), *weights, "--out", str(tmp_path / "o")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("FileNotFoundError: ") and "absent" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("slug", ["abc", "a" * 51, "Upper-Case", "two--hyphens"])
+def test_a_refused_slug_is_named_as_it_was_typed(
+    slug: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(TINY), "--random-weights", "--out", str(tmp_path / "o"), "--owner", "me", "--slug", slug]
+    assert build_dataset.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"UploadError: --owner me --slug {slug}: ")
+
+
+def test_a_name_too_long_for_a_title_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(TINY.read_text(encoding="utf-8").replace('"tiny"', f'"{"m" * 64}"'))
+    with pytest.raises(UploadError, match="made of the ensemble's name, has 74 characters; give --title"):
+        assembly.build(order(tmp_path / "o", ensemble=tmp_path / "long.toml"), say=lambda _: None)
