@@ -133,6 +133,14 @@ def _find_sources(
     return sources, filled
 
 
+def _seconds(value: Any) -> float:
+    """A measured cost; ValueError for what is none."""
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{seconds} is no number of seconds")
+    return seconds
+
+
 def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Measured costs of a rehearsal's report.json.
 
@@ -143,9 +151,10 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         return {}, {}
     try:
         costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (float(v["seconds_a"]), float(v["seconds_b"])) for k, v in costs["members"].items()}
-        return members, {k: float(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
+                   for k, v in costs["members"].items()}
+        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpecError(
             f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
             "give the report.json of a rehearsal"
