@@ -64,8 +64,8 @@ def put_in_place(folder: Path, out: Path) -> None:
             put_back(folder, out)
         except OSError as second:
             raise OutputUnwritable(
-                f"{out}: {error.strerror or error}, and {second.strerror or second} when the build before was to "
-                f"be put back; parts of it lie in {folder} as old-bundle and old-push: move them back"
+                f"{out}: {error.strerror or error}, and {second.strerror or second} when the old build "
+                f"was put back; parts of it lie in {folder} as old-bundle and old-push: move them back"
             ) from error
         raise _unwritable(out, error) from error
 
