@@ -1,4 +1,4 @@
-"""What an engine learns from the deaths of those before it: whose turn is last, and who is not tried again."""
+"""What an engine learns from the deaths before it: whose turn is last, and who is not tried again."""
 from pathlib import Path
 
 import pytest
