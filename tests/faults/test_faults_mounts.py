@@ -40,9 +40,9 @@ def test_a_slow_dataset_hides_no_sample(
     (tmp_path / folder / "sample_submission.csv").write_text("fname,bark\na.wav,0\n")
     list_folder = infer_kernel.list_folder
 
-    def list_slowly(path: str) -> tuple[list[str], list[str]]:
+    def list_slowly(path: str, *found: list[str]) -> None:
         time.sleep(0.2 * (Path(path).name == "a_dataset"))
-        return list_folder(path)
+        list_folder(path, *found)
 
     monkeypatch.setattr(infer_kernel, "SEARCH_S", 0.1)
     monkeypatch.setattr(infer_kernel, "list_folder", list_slowly)

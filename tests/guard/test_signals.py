@@ -90,8 +90,8 @@ def run():
 
 @pytest.mark.fault(
     row=22,
-    injection="private folders of a living run in another process namespace, of a killed run, of strangers; an "
-    "owner.json that is a FIFO or nested without end",
+    injection="private folders of a living run in another process namespace, of a killed run, of strangers; "
+    "an owner.json that is a FIFO or nested without end",
     outcome="locks tell the living from the dead: only what dead runs left is removed",
 )
 def test_private_folders_of_living_runs_stay(where: Path) -> None:

@@ -112,7 +112,7 @@ class Server:
     def describe(self, path: Path) -> bytes:
         found = path.stat()
         kind = stat.S_IFDIR | 0o755 if stat.S_ISDIR(found.st_mode) else stat.S_IFREG | 0o644
-        return struct.pack("<6Q10I", found.st_ino, found.st_size, 0, 0, 0, 0, 0, 0, 0, kind, 1, 0, 0, 0, 4096, 0)
+        return struct.pack("<QQ44xII12xII", found.st_ino, found.st_size, kind, 1, 4096, 0)
 
     def entries(self, folder: Path) -> bytes:
         """The folder's names as the kernel reads them; each carries the offset of the next."""
