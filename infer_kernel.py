@@ -121,7 +121,7 @@ LEAST_BUDGET_S = 3.0  # below it only the prior
 RESTART_ROOM_S = 3.0  # an engine needs about this long before it scores its first row
 MAX_RESTARTS = 20
 MAX_BARREN = 2  # a culprit is known after two crashes, so one barren restart proves nothing
-EXIT_MEMORY = 3  # the engine's verdict "not enough memory": a restart would end the same way
+EXIT_VERDICT = 3  # the engine names what a restart would meet again
 START_FORECAST_S = 30.0  # importing torch from a cold disk
 POLL_S = 0.05
 HEARTBEAT_S = 0.3
@@ -200,8 +200,11 @@ def leave(code: int) -> "NoReturn":
 
 def guard(arguments: list[str], line: "Line") -> "NoReturn":
     """The guard's process."""
-    run = Run(make_parser().parse_args(arguments), line)
-    code = execute(run)
+    given = make_parser().parse_args(arguments)
+    try:
+        code = execute(Run(given, line))
+    except Refusal as refusal:
+        code = refuse(refusal)
     line.tell("done", code)
     leave(code)
 
@@ -242,9 +245,25 @@ def execute(run: "Run") -> int:
             run.stacks = traceback.format_exc()
         return finish(run, run.prior or settle_sample(run))
     except Refusal as refusal:
-        print(f"[hourglass] {refusal.code} {refusal.where}: {refusal}", file=sys.stderr, flush=True)
         remove_tree(run.state)
-        return 2
+        return refuse(refusal)
+
+
+def refuse(fault: "Fault") -> int:
+    """Exit code 2, and why."""
+    try:
+        print(printable(f"[hourglass] {fault.code} {fault.where}: {fault}"), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # nobody reads
+    return 2
+
+
+def absolute(path: str) -> str:
+    """The path from the root. Raises Refusal when it is relative and the current folder is gone."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise Refusal("FolderGone", path, f"the current folder is gone ({error}); go to another") from error
 
 
 def serve(run: "Run") -> None:
@@ -652,10 +671,10 @@ class Run:
         self.line = line or Line()
         self.constant: dict[str, Any] = CONSTANT or {}
         default_input = KAGGLE_INPUT if os.path.isdir(KAGGLE_INPUT) else os.path.join("..", "input")
-        self.input = os.path.abspath(arguments.input or default_input)
+        self.input = absolute(arguments.input or default_input)
         default_working = KAGGLE_WORKING if os.path.isdir(KAGGLE_WORKING) else "."
-        self.working = os.path.abspath(arguments.working or default_working)
-        self.clips = os.path.abspath(arguments.clips) if arguments.clips else None  # make_sample
+        self.working = absolute(arguments.working or default_working)
+        self.clips = absolute(arguments.clips) if arguments.clips else None  # make_sample
         self.offset_s: float = arguments.offset or 0.0  # execute
         # set_limits; and make_state, where nothing may be spilled
         self.profile: dict[str, Any] = dict(self.constant.get("profile") or DEFAULT_PROFILE)
@@ -663,6 +682,7 @@ class Run:
         self.learn(self.constant)  # open_bundle
         self.prior: Prior | None = None  # publish_prior
         self.prior_s: float | None = None  # publish_prior
+        self.stale_report = False  # prepare_working: one that is not ours lies there
         self.bundle: str | None = None  # open_bundle: the folder,
         self.manifest: dict[str, Any] = {}  # the manifest in it,
         self.manifest_text = b""  # and the bytes that were hashed
@@ -765,13 +785,14 @@ class Hung(OSError):
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
+def make_formatter(prog: str) -> "argparse.HelpFormatter":
+    """Of a fixed width: asking for the terminal's would import shutil, at every start."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=108)
+
+
 def make_parser() -> "argparse.ArgumentParser":
     parser = argparse.ArgumentParser(
-        prog="infer_kernel.py",
-        description=__doc__,
-        allow_abbrev=False,
-        # Asking for the terminal's width would import shutil, at every start
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=108),
+        prog="infer_kernel.py", description=__doc__, allow_abbrev=False, formatter_class=make_formatter
     )
     parser.add_argument(
         "--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)"
@@ -855,15 +876,25 @@ def open_streams() -> None:
     """Standard streams that take every text; closed ones lead nowhere, so that no file of ours gets their
     numbers.
     """
-    handle = os.open(os.devnull, os.O_RDWR)
+    handle = open_nowhere()
     while handle <= 2:
         os.set_inheritable(handle, True)
         handle = os.dup(handle)
     os.close(handle)
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdout = sys.stdout or open(open_nowhere(), "w")
+    sys.stderr = sys.stderr or open(open_nowhere(), "w")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def open_nowhere() -> int:
+    """Descriptor of /dev/null; of a pipe that nobody holds where there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        ours, theirs = os.pipe()
+        os.close(ours)
+        return theirs
 
 
 def catch_signals(run: "Run", within_s: float) -> None:
@@ -903,22 +934,42 @@ def prepare_working(run: "Run") -> None:
     """The output folder, without what an earlier run left in it. Raises Refusal when it cannot be there."""
     try:
         os.makedirs(run.working, exist_ok=True)
-        remove(os.path.join(run.working, "report.json"))
-        remove(os.path.join(run.working, "report.html"))
-        sweep_temporary(run.working)
     except OSError as error:
         raise unwritable(run.working, error) from error
+    sweep_temporary(run.working)
+    for name in ("report.json", "report.html"):
+        path = os.path.join(run.working, name)
+        try:
+            if os.path.isdir(path):
+                move_aside(path)
+            remove(path)
+        except OSError as error:
+            run.stale_report = True
+            run.fault("OutputUnwritable", name, f"{error}: an older one stays, which is not this run's")
 
 
 def unwritable(working: str, error: "OSError") -> "Refusal":
-    return Refusal("OutputUnwritable", working, f"{error}; give --working a folder that takes files")
+    advice = "free the disk" if error.errno in (28, 122) else "give --working a folder that takes files"
+    if os.path.lexists(os.path.join(working, "submission.csv")):
+        advice += ", or remove the submission.csv that is there"
+    return Refusal("OutputUnwritable", working, f"{error}; {advice}")
 
 
 def sweep_temporary(working: str) -> None:
-    """Remove half-written files of an engine or an earlier run from the working folder."""
-    for name in os.listdir(working):
+    """Remove half-written files of an engine or an earlier run from the working folder, as far as it goes."""
+    try:
+        names = os.listdir(working)
+    except OSError:
+        return  # whoever writes there next says so
+    for name in names:
         if name.startswith(TEMPORARY) and name.endswith(".tmp"):
-            remove(os.path.join(working, name))
+            path = os.path.join(working, name)
+            try:
+                remove(path)
+            except IsADirectoryError:
+                remove_tree(path)
+            except OSError:
+                continue  # nobody needs its name
 
 
 def find_offset(budget_s: float, proc: str = "/proc") -> float:
@@ -1165,14 +1216,15 @@ def publish_prior(run: "Run", sample: "Sample") -> "Prior":
 
 def write_prior(working: str, prior: "Prior") -> None:
     """Put the prior submission in place in one step. Raises OSError."""
-    temporary = os.path.join(working, f".submission.csv.{os.getpid()}.tmp")
+    os.makedirs(working, exist_ok=True)
+    temporary = name_temporary(working, "submission.csv")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         os.posix_fallocate(handle, 0, sum(map(len, prior.lines())))
         with os.fdopen(handle, "wb", buffering=1 << 18, closefd=False) as file:
             file.writelines(prior.lines())
         os.fsync(handle)
-        os.replace(temporary, os.path.join(working, "submission.csv"))
+        put_in_place(temporary, os.path.join(working, "submission.csv"))
     except OSError:
         remove(temporary)
         raise
@@ -1183,6 +1235,27 @@ def write_prior(working: str, prior: "Prior") -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def name_temporary(working: str, name: str) -> str:
+    """A path beside a file for its next bytes, that nobody can have taken."""
+    return os.path.join(working, f".{name}.{os.urandom(8).hex()}.tmp")
+
+
+def put_in_place(temporary: str, path: str) -> None:
+    """Replace a file in one step; a folder of its name is moved aside. Raises OSError."""
+    try:
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        move_aside(path)
+        os.replace(temporary, path)
+
+
+def move_aside(path: str) -> None:
+    """Give a folder that has the name of a file of ours another one. Raises OSError."""
+    aside = f"{path}.{os.urandom(4).hex()}.folder"
+    os.rename(path, aside)
+    say(f"{path} was a folder: it is {os.path.basename(aside)} now")
 
 
 def report_columns(run: "Run", prior: "Prior") -> None:
@@ -1623,7 +1696,7 @@ def attempt(run: "Run", sample: "Sample") -> bool:
     if why == "exit" and read_json(run.state, "heartbeat.json").get("finished", status == 0):
         run.finished = True
         return True
-    if status == EXIT_MEMORY:
+    if status == EXIT_VERDICT:
         verdict = read_json(run.state, "verdict.json")
         message = verdict.get("message", "not enough memory for the engine")
         run.fault(verdict.get("code", "MemoryTooSmall"), "engine", message)
@@ -1643,10 +1716,12 @@ class Engine:
         code = os.path.join(run.state, "code")
         # The guard's end is held until the engine's: closing it ends the whole group
         read_end, self.lifeline = os.pipe()
+        no_input, held = os.pipe()  # /dev/null may be missing
+        os.close(held)
         try:
             self.process = subprocess.Popen(
                 [sys.executable or "python3", "-I", "-B", "-c", BOOT, code, entry, str(read_end), *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=no_input,
                 cwd=run.state,
                 env=make_environment(run),
                 start_new_session=True,
@@ -1657,6 +1732,7 @@ class Engine:
             raise
         finally:
             os.close(read_end)
+            os.close(no_input)
         run.line.tell("engine", self.process.pid)
 
     def signal(self, number: int) -> None:
@@ -1669,7 +1745,7 @@ class Engine:
     def used_s(self) -> float:
         """Processor time of the whole group so far, in seconds."""
         ticks = 0
-        for name in filter(str.isdigit, os.listdir("/proc")):
+        for name in list_processes():
             try:
                 facts = read_stat(name)
                 if int(facts[2]) == self.process.pid:
@@ -1865,18 +1941,31 @@ def report_death(run: "Run", why: str, status: int | None, life_s: float, oom: b
 
 
 def finish(run: "Run", prior: "Prior") -> int:
-    """Everything after the engine; gives the exit code."""
-    end_engine(run, 0.0)
-    end_children()
-    valid = ensure_valid(run, prior)
-    sweep_temporary(run.working)
-    report = make_report(run, prior.sample)
+    """Everything after the engine; gives the exit code, which the file that is there decides, whatever else
+    goes wrong here.
+    """
+    safely(run, end_engine, run, 0.0)
+    safely(run, end_children)
+    path = os.path.join(run.working, "submission.csv")
+    valid = safely(run, ensure_valid, run, prior) or find_invalid(path, prior) is None
+    safely(run, sweep_temporary, run.working)
+    report = safely(run, make_report, run, prior, True) or safely(run, make_report, run, prior, False)
+    report = report or {"rows": len(prior.sample.ids), "faults": run.faults, "guard": {}}
     code = 2 if not valid else 1 if run.arguments.strict and is_degraded(report) else 0
     report["guard"]["exit_code"] = code
-    write_report(run, report)
+    safely(run, write_report, run, report)
     remove_tree(run.state)
-    print_banner(run, report, code)
+    safely(run, print_banner, run, report, code)
     return code
+
+
+def safely(run: "Run", action: "Callable[..., Any]", *given: "Any") -> "Any":
+    """What the action gives; None when it fails, which is named."""
+    try:
+        return action(*given)
+    except Exception as error:
+        run.fault("GuardError", action.__name__, f"{type(error).__name__}: {error}")
+        return None
 
 
 def ensure_valid(run: "Run", prior: "Prior") -> bool:
@@ -1917,8 +2006,8 @@ def find_invalid(path: str, prior: "Prior") -> str | None:
                     return f"row {count} has an unknown label"
                 if not all(0.0 <= value <= 1.0 for value in map(float, cells)):
                     return f"row {count} has a value outside 0..1"
-    except (OSError, ValueError, csv.Error) as error:
-        return f"row {count}: {error}"
+    except Exception as error:  # whatever lies there: it is no submission
+        return f"row {count}: {type(error).__name__}: {error}"
     return None if count == len(sample.ids) else f"{count} rows, the sample has {len(sample.ids)}"
 
 
@@ -1932,15 +2021,45 @@ def overwrite_prior(run: "Run", path: str, prior: "Prior") -> None:
         run.fault("OutputUnwritable", run.working, error)
 
 
-def make_report(run: "Run", sample: "Sample") -> "dict[str, Any]":
-    """The engine's report with the guard's section; a complete one of our own when the engine left none."""
-    report = read_json(run.working, "report.json")
+def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
+    """Rows, prior rows and partial rows of what lies in submission.csv: as the engine said when it put these
+    bytes there, else as they read.
+    """
+    import zlib
+
+    path = os.path.join(run.working, "submission.csv")
+    rows = len(prior.sample.ids)
+    crc = plain = 0
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    for line in prior.lines():
+        plain = zlib.crc32(line, plain)
+    published = read_json(run.state, "published.json") if run.state else {}
+    if crc == plain:
+        return {"rows": rows, "prior_rows": rows, "partial_rows": 0}
+    for told in published if isinstance(published, list) else []:
+        if told["crc"] == crc:
+            return {"rows": rows, "prior_rows": int(told["prior"]), "partial_rows": int(told["partial"])}
+    if published:
+        run.fault("SubmissionChanged", "submission.csv", "holds something else than the engine published")
+    if prior.labels is not None:  # a predicted label may be the prior's
+        return {"rows": rows}
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as text:
+        same = sum(row[1:] == prior.cells for row in csv.reader(text))
+    return {"rows": rows, "prior_rows": same}
+
+
+def make_report(run: "Run", prior: "Prior", engines: bool) -> dict[str, "Any"]:
+    """The report with the guard's section: the engine's, or a complete one of our own when it left none (or
+    one that is none of ours: not `engines`). The rows are counted in the file itself.
+    """
+    counts = safely(run, count_rows, run, prior) or {}
+    report = read_json(run.working, "report.json") if engines and not run.stale_report else {}
     if not isinstance(report, dict) or not report:
-        beat = read_json(run.state, "heartbeat.json") if run.state else {}
-        rows = len(sample.ids)
         report = {
-            "rows": rows,
-            "prior_rows": rows - min(rows, int(beat.get("scored_rows") or 0)),
+            "rows": len(prior.sample.ids),
+            "prior_rows": len(prior.sample.ids),
             "partial_rows": 0,
             "members": [],
             "store": {},
@@ -1950,10 +2069,15 @@ def make_report(run: "Run", sample: "Sample") -> "dict[str, Any]":
             "limits": {**run.profile, "seconds": run.budget_s()},
             "random_weights": bool(run.manifest.get("random_weights")),
         }
+    elif any(report.get(key) != value for key, value in counts.items()):
+        told = ", ".join(f"{key} {report.get(key)}" for key in counts)
+        here = ", ".join(f"{key} {value}" for key, value in counts.items())
+        run.fault("ReportCorrected", "report.json", f"said {told}; submission.csv has {here}")
+    report.update(counts)
     report.setdefault("faults", []).extend(run.faults)
-    counts = report.setdefault("fault_counts", {})
+    named = report.setdefault("fault_counts", {})
     for fault in run.faults:
-        counts[fault["code"]] = counts.get(fault["code"], 0) + 1
+        named[fault["code"]] = named.get(fault["code"], 0) + 1
     report["wall_s"] = round(run.elapsed(), 3)
     report["guard"] = {
         "prior_s": run.prior_s,
@@ -1965,7 +2089,7 @@ def make_report(run: "Run", sample: "Sample") -> "dict[str, Any]":
         "bundle": run.bundle,
         "offset_s": run.offset_s,
         "peak_bytes": 1024 * read_number("/proc/self/status", "VmHWM"),  # resident, of this process
-        "sample": sample.path,
+        "sample": prior.sample.path,
         "stacks": run.stacks,
         "signal": run.signal,
     }
@@ -1974,11 +2098,11 @@ def make_report(run: "Run", sample: "Sample") -> "dict[str, Any]":
 
 def write_report(run: "Run", report: "dict[str, Any]") -> None:
     """Put report.json in place; a full disk costs the report, not the run."""
-    temporary = os.path.join(run.working, f".report.json.{os.getpid()}.tmp")
+    temporary = name_temporary(run.working, "report.json")
     try:
         with open(temporary, "w", encoding="ascii") as file:
             json.dump(report, file, indent=1)
-        os.replace(temporary, os.path.join(run.working, "report.json"))
+        put_in_place(temporary, os.path.join(run.working, "report.json"))
     except OSError as error:
         remove(temporary)
         run.fault("OutputUnwritable", "report.json", error)
@@ -2003,6 +2127,11 @@ def print_banner(run: "Run", report: "dict[str, Any]", code: int) -> None:
             "UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a "
             "pushed one"
         )
+    if report["guard"].get("sample", "") is None:
+        say(
+            "SAMPLE MADE UP: there was no sample_submission.csv; the rows are the clips', and Kaggle takes "
+            "them only if its own sample has the same"
+        )
     if is_degraded(report):
         counted = sorted(report.get("fault_counts", {}).items())
         counts = " | " + ", ".join(f"{name} x{count}" for name, count in counted) if counted else ""
@@ -2015,7 +2144,10 @@ def print_banner(run: "Run", report: "dict[str, Any]", code: int) -> None:
 def rehearse(arguments: list[str]) -> int:
     """The rehearsal out of the bundle's verified code; gives its exit code."""
     known, _ = make_parser().parse_known_args([a for a in arguments if a not in ("-h", "--help")])
-    run = Run(known)
+    try:
+        run = Run(known)
+    except Refusal as refusal:
+        return refuse(refusal)
     catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
     try:
         code = open_bundle(run)
@@ -2028,8 +2160,7 @@ def rehearse(arguments: list[str]) -> int:
         end_engine(run, REHEARSAL_FAREWELL_S)
         return status if status is not None and status >= 0 else 1
     except Fault as fault:
-        print(f"[hourglass] {fault.code} {fault.where}: {fault}", file=sys.stderr, flush=True)
-        return 2
+        return refuse(fault)
     finally:
         remove_tree(run.state)
 
@@ -2061,7 +2192,7 @@ def say(text: str) -> None:
     try:
         print(f"[hourglass] {printable(text)}", flush=True)
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # nobody reads any more; report.json still tells
+        sys.stdout = open(open_nowhere(), "w")  # nobody reads any more; report.json still tells
 
 
 def printable(text: str) -> str:
@@ -2194,6 +2325,14 @@ def read_stat(pid: int | str, proc: str = "/proc") -> list[bytes]:
         return file.read().rpartition(b")")[2].split()
 
 
+def list_processes() -> list[str]:
+    """Numbers of all processes; none where /proc is not mounted."""
+    try:
+        return list(filter(str.isdigit, os.listdir("/proc")))
+    except OSError:
+        return []
+
+
 def read_number(path: str, name: str) -> int:
     """The figure on the line of a /proc file that begins with `name`, or 0."""
     try:
@@ -2219,7 +2358,7 @@ def end_children() -> None:
     """Kill and reap every child, and theirs as they become ours, for at most one second."""
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
-        for name in filter(str.isdigit, os.listdir("/proc")):
+        for name in list_processes():
             try:
                 parent = int(read_stat(name)[1])
             except (OSError, IndexError, ValueError):

@@ -65,7 +65,7 @@ def test_modules_planted_in_the_input_are_not_imported(where: Path) -> None:
 
 @pytest.mark.fault(
     row=78,
-    injection="__future__.py, json.py, csv.py and their like beside the script, started by its name or a link",
+    injection="__future__.py, json.py, csv.py and their like beside the script, started by name or link",
     outcome="not imported: the script's own folder leaves the path first",
 )
 @pytest.mark.parametrize("linked", [False, True])
