@@ -282,15 +282,17 @@ def serve(run: "Run") -> None:
             "give --seconds",
         )
     adopt_orphans(run.line.handle >= 0)
-    run.line.tell("doing", "making a private folder")
-    make_state(run, code, prior.sample)
-    try:
-        run.line.tell("doing", "watching the engine")
-        run_engine(run, prior.sample)
-    except OSError as error:
-        raise Fault(
-            "StoreError", run.state, f"the private folder failed ({error}); free the disk or set TMPDIR"
-        ) from error
+    while True:
+        run.line.tell("doing", "making a private folder")
+        make_state(run, code, prior.sample)
+        try:
+            run.line.tell("doing", "watching the engine")
+            run_engine(run, prior.sample)
+            return
+        except OSError as error:
+            end_engine(run, 0.0)
+            run.fault("StoreError", run.state, f"the private folder failed ({error}); another one is tried")
+            run.refused.append(os.path.dirname(run.state))
 
 
 # -- the watcher ---------------------------------------------------------------------------------------------
@@ -687,7 +689,8 @@ class Run:
         self.manifest: dict[str, Any] = {}  # the manifest in it,
         self.manifest_text = b""  # and the bytes that were hashed
         self.state = ""  # make_state: the private folder,
-        self.lock = -1  # and what says that we live
+        self.lock = -1  # what says that we live,
+        self.refused: list[str] = []  # and places that have failed
         self.engine: Engine | None = None  # attempt and end_engine
         self.attempts = 0  # attempt
         self.finished = False  # attempt
@@ -1490,21 +1493,27 @@ def set_limits(run: "Run") -> None:
 
 def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = None) -> None:
     """The private folder (0700) of this run with all that its process is given, after those of dead runs were
-    removed. A place that has no room for it is passed over. Raises Fault.
+    removed. A place that has no room for it, or has failed, is passed over. Raises Fault.
     """
     tried = []
     for place in [*scratch_places(run.working), run.working]:
+        if place in run.refused:
+            continue
         path = os.path.join(place, f"hourglass-{os.urandom(8).hex()}")
         try:
             sweep_stale(place)
             os.mkdir(path, 0o700)
-            run.lock = lock_folder(path)
-            prepare_state(run, path, sample, code)
+            lock = lock_folder(path)
+            run.reader.ask(prepare_state, path, run, sample, code)
         except OSError as error:
             tried.append(str(error))
             remove_tree(path)
             continue
+        if run.state:
+            carry(run.state, path)
+            remove_tree(run.state)
         run.state = path
+        run.lock = lock
         if place == run.working:
             run.profile["disk_bytes"] = 0
             run.fault(
@@ -1589,7 +1598,19 @@ def sweep_stale(place: str) -> None:
         os.close(handle)
 
 
-def prepare_state(run: "Run", state: str, sample: "Sample | None", code: dict[str, bytes]) -> None:
+def carry(old: str, new: str) -> None:
+    """What an engine has scored and what it died of, as far as the old folder still gives it."""
+    import shutil
+
+    for name in ("scores", "inflight", "crashes.json", "quarantine.json", "published.json"):
+        copy = shutil.copytree if os.path.isdir(os.path.join(old, name)) else shutil.copyfile
+        try:
+            copy(os.path.join(old, name), os.path.join(new, name))
+        except OSError:
+            continue  # it is scored again
+
+
+def prepare_state(state: str, run: "Run", sample: "Sample | None", code: dict[str, bytes]) -> None:
     """Everything the engine is given: verified code and manifest, and the sample as a plain file."""
     for name, data in code.items():
         write_state(state, os.path.join("code", name), data)

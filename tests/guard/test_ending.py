@@ -189,6 +189,32 @@ def test_a_full_temporary_folder_is_passed_over(where: Path) -> None:
 
 
 @pytest.mark.fault(
+    row=21,
+    injection="the private folder's disk turns read-only between two lives of the engine",
+    outcome="the next engine gets another folder with what was scored",
+)
+@needs_namespaces
+def test_a_private_folder_that_turns_read_only_is_changed(where: Path) -> None:
+    engine = f"""
+def run():
+    scores = Path(RUN["state"]) / "scores"
+    if RUN["attempt"] == 1:
+        scores.mkdir()
+        (scores / "net.npy").write_text("kept")
+        os.system("mount -o remount,bind,ro {where / 'scratch'}")
+        os._exit(9)
+    print((scores / "net.npy").read_text(), "in", RUN["state"])
+    publish()
+    report()
+"""
+    (where / "scratch").mkdir()
+    prefix = in_mounts(f"mount --bind {where / 'scratch'} {where / 'scratch'}")
+    run = run_guard(where, make_bundle(where / "bundle", engine).folder, prefix=prefix)
+    assert run.code == 0 and run.submission.count(STUB_CELLS) == 2 and "kept in " in run.out, run.out
+    assert run.faults == ["EngineDied", "StoreError"]
+
+
+@pytest.mark.fault(
     row=72,
     injection="a manifest that the guard takes and the engine refuses",
     outcome="named with the engine's own sentence, no restart, the prior submission",
