@@ -2057,11 +2057,11 @@ def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
     for line in prior.lines():
         plain = zlib.crc32(line, plain)
     published = read_json(run.state, "published.json") if run.state else {}
-    if crc == plain:
-        return {"rows": rows, "prior_rows": rows, "partial_rows": 0}
     for told in published if isinstance(published, list) else []:
         if told["crc"] == crc:
             return {"rows": rows, "prior_rows": int(told["prior"]), "partial_rows": int(told["partial"])}
+    if crc == plain:
+        return {"rows": rows, "prior_rows": rows, "partial_rows": 0}
     if published:
         run.fault("SubmissionChanged", "submission.csv", "holds something else than the engine published")
     if prior.labels is not None:  # a predicted label may be the prior's
