@@ -6,7 +6,8 @@ import pytest
 
 import infer_kernel
 from tests.helpers.guard_runs import GuardRun
-from tests.helpers.whole_runs import check, faulty_build, make_place, run_whole
+from tests.helpers.hung_mount import hung_mount, needs_fuse
+from tests.helpers.whole_runs import check, faulty_build, make_place, prior_rows, run_whole
 
 
 @pytest.mark.faults
@@ -49,3 +50,20 @@ def test_a_slow_dataset_hides_no_sample(
     arguments = ["--input", str(tmp_path), "--working", str(tmp_path / "out")]
     sample = infer_kernel.find_sample(infer_kernel.Run(infer_kernel.make_parser().parse_args(arguments)))
     assert sample is not None and sample.ids == ["a.wav"]
+
+
+@needs_fuse
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=90,
+    injection="a clip that is never read to its end (a real FUSE server), in every life of the engine",
+    outcome="two engines that cannot be killed are left behind, the clip is quarantined, the others scored",
+)
+def test_a_clip_that_never_comes_costs_its_row(tmp_path: Path, unharmed: GuardRun) -> None:
+    place = make_place(tmp_path)
+    place.clips.rename(tmp_path / "source")
+    bundle = faulty_build() / "bundle"
+    with hung_mount(tmp_path / "source", place.clips, "read", "c05.wav"):
+        run = run_whole(place, bundle, seconds=60)
+    check(run, "EngineStuck", reference=unharmed, affected={"c05.wav"})
+    assert prior_rows(run) == {"c05.wav"} and "ClipQuarantined" in run.report["fault_counts"]
