@@ -3,7 +3,8 @@
 Owns the writers and the validators of dataset-metadata.json and kernel-metadata.json. A broken rule is an
 UploadError that names the field and the rule, before anything is written. Does not look at the other files
 (bundle_check) and uploads nothing.
-Source of the rules: the documentation and client code of the `kaggle` package 2.2.5 (Oct 2026).
+Source of the rules: the documentation and client code of the `kaggle` package 2.2.5 (Oct 2026); of the
+machines: the same, and its pull requests 1192 (retired) and 1198 (admin-only and gated).
 """
 import re
 from collections.abc import Mapping
@@ -45,21 +46,17 @@ LICENCES = (
     "other",
     "unknown",
 )
-MACHINES = (
-    "NvidiaTeslaT4",
-    "NvidiaTeslaT4Highmem",
-    "NvidiaL4",
-    "NvidiaL4X1",
-    "NvidiaTeslaA100",
-    "NvidiaH100",
-    "NvidiaRtxPro6000",
-    "TpuV5E8",
-    "TpuV6E8",
-)
-# Kaggle puts the newer machine in their place without a word.
-RETIRED = {"NvidiaTeslaP100": "NvidiaTeslaT4", "TpuV38": "TpuV5E8", "Tpu1VmV38": "TpuV5E8"}
+PLACEHOLDER_OWNER = "your-kaggle-name"
+OPEN_MACHINES = ("NvidiaTeslaT4",)  # Two T4.
+GATED_MACHINES = ("NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
+ADMIN_MACHINES = ("NvidiaTeslaT4Highmem",)
+RETIRED_MACHINES = ("NvidiaTeslaP100",)  # Kaggle puts the default GPU in its place without a word.
 DATASET_KEYS = ("title", "id", "id_no", "subtitle", "description", "licenses", "resources", "keywords",
-                "expectedUpdateFrequency", "userSpecifiedSources", "image")
+                "expectedUpdateFrequency", "userSpecifiedSources", "image", "isPrivate", "collaborators",
+                "data")
+# What `kaggle datasets metadata` writes beside them; it says what Kaggle knows and changes nothing.
+TOLD_KEYS = ("datasetId", "datasetSlug", "ownerUser", "usabilityRating", "totalViews", "totalVotes",
+             "totalDownloads")
 KERNEL_KEYS = (
     "id",
     "id_no",
@@ -93,7 +90,7 @@ CHOICES = {  # Field of a kernel -> (values, rule); None where it may be left ou
     "language": (("python",), "'python'"),
     "is_private": FLAG,
     "enable_gpu": FLAG,
-    "enable_tpu": FLAG,
+    "enable_tpu": ((None, *FALSE), "leave it out or write false: the kernel has no path for a TPU"),
     "enable_internet": (
         FALSE, "write false: the client's default is true, and code competitions refuse such a kernel"
     ),
@@ -120,8 +117,32 @@ def name_dataset(ensemble: str, slug: str | None, title: str | None) -> tuple[st
 
 
 def dataset_metadata(*, owner: str, slug: str, title: str, licence: str, about: str) -> dict[str, Any]:
-    """Content of dataset-metadata.json."""
-    return {"title": title, "id": f"{owner}/{slug}", "licenses": [{"name": licence}], "description": about}
+    """Content of dataset-metadata.json.
+
+    `isPrivate` is for `kaggle datasets metadata --update` alone, which publishes the dataset without it.
+    """
+    return {
+        "title": title,
+        "id": f"{owner}/{slug}",
+        "licenses": [{"name": licence}],
+        "description": about,
+        "isPrivate": True,
+    }
+
+
+def complete_dataset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The file that `kaggle datasets metadata` wrote in the form that create and version need.
+
+    That command puts all of it under "info" and leaves out the id, which is its owner and slug.
+    """
+    inner = data.get("info")
+    flat = dict(data)
+    if isinstance(inner, Mapping):
+        flat.pop("info")
+        flat |= inner
+    if "id" not in flat and flat.get("ownerUser") and flat.get("datasetSlug"):
+        flat["id"] = f"{flat['ownerUser']}/{flat['datasetSlug']}"
+    return flat
 
 
 def kernel_metadata(*, owner: str, slug: str, title: str, code_file: str, machine: str | None,
@@ -138,7 +159,7 @@ def kernel_metadata(*, owner: str, slug: str, title: str, code_file: str, machin
         "kernel_type": "notebook" if code_file.endswith(".ipynb") else "script",
         "is_private": True,
         "enable_gpu": bool(machine and machine.startswith("Nvidia")),
-        "enable_tpu": bool(machine and machine.startswith("Tpu")),
+        "enable_tpu": False,
         "enable_internet": False,
         "dataset_sources": [f"{owner}/{slug}"],
         "kernel_sources": [],
@@ -209,7 +230,9 @@ def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
     folder  where the paths of `resources` must exist
     Raises  UploadError naming the field and the rule
     """
-    _check_common(data, DATASET_KEYS)
+    _check_common(data, (*DATASET_KEYS, *TOLD_KEYS))
+    if not isinstance(data.get("isPrivate", True), bool):
+        raise fail("isPrivate", data["isPrivate"], "true or false, not in quotes: text counts as true")
     if data.get("subtitle"):
         _check_text("subtitle", data["subtitle"], SUBTITLE_CHARACTERS)
     licences = data.get("licenses")
@@ -228,14 +251,40 @@ def _check_machine(data: Mapping[str, Any]) -> None:
     machine = data.get("machine_shape")
     if machine in (None, ""):
         return
-    if machine in RETIRED or str(machine).startswith("TpuV3") or str(machine).startswith("Tpu1Vm"):
-        raise fail(
-            "machine_shape",
-            machine,
-            f"retired, silently substituted; use {RETIRED.get(str(machine), 'no TPU')}",
+    if str(machine).startswith("Tpu"):
+        raise fail("machine_shape", machine, "the kernel has no path for a TPU; leave it out for the CPU, or "
+                                             f"use {OPEN_MACHINES[0]}")
+    if machine in RETIRED_MACHINES:
+        raise fail("machine_shape", machine, f"retired, silently substituted; use {OPEN_MACHINES[0]}")
+    if machine in ADMIN_MACHINES:
+        raise fail("machine_shape", machine, f"for Kaggle's own staff only; use {OPEN_MACHINES[0]}")
+    if machine not in (*OPEN_MACHINES, *GATED_MACHINES):
+        raise fail("machine_shape", machine, did_you_mean(str(machine), (*OPEN_MACHINES, *GATED_MACHINES)))
+
+
+def explain_competition(attached: str | None, given: str | None, profile: str) -> str | None:
+    """What the user must know of the competition of a kernel; None when the user named it."""
+    if attached is None:
+        return (
+            f"NO COMPETITION is attached: the limits {profile} belong to no single one. Without it a kernel "
+            "finds no test set; build again with --competition SLUG, as in kaggle.com/competitions/SLUG"
         )
-    if machine not in MACHINES:
-        raise fail("machine_shape", machine, did_you_mean(str(machine), MACHINES))
+    if given is None:
+        return (
+            f"competition {attached} is attached, because the ensemble's profile is {profile}; if "
+            "yours is another one, build again with --competition SLUG, as in kaggle.com/competitions/SLUG"
+        )
+    return None
+
+
+def explain_machine(machine: str | None) -> str | None:
+    """What the user must know of an accelerator that not everybody gets; None for the others."""
+    if machine not in GATED_MACHINES:
+        return None
+    return (
+        f"machine_shape {machine} is gated: Kaggle gives it in some competitions and to some accounts only; "
+        f"everybody gets {OPEN_MACHINES[0]}"
+    )
 
 
 def _check_sources(data: Mapping[str, Any]) -> None:
