@@ -63,7 +63,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def build(chosen: argparse.Namespace) -> None:
     """Build, then say what was built and how to upload it."""
-    from builder import assembly, metadata, upload
+    from builder import assembly, machines, metadata, upload
     from builder.kaggle_client import name_client
 
     built = assembly.build(
@@ -105,7 +105,7 @@ def build(chosen: argparse.Namespace) -> None:
     profile = built.manifest.ensemble.profile
     for note in (
         metadata.explain_competition(built.papers.competition, chosen.competition, profile),
-        metadata.explain_machine(built.papers.kernel.get("machine_shape")),
+        machines.explain_machine(built.papers.kernel.get("machine_shape")),
     ):
         if note:
             print(f"\n{note}.")

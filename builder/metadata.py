@@ -3,8 +3,7 @@
 Owns the writers and the validators of dataset-metadata.json and kernel-metadata.json. A broken rule is an
 UploadError that names the field and the rule, before anything is written. Does not look at the other files
 (bundle_check) and uploads nothing.
-Source of the rules: the documentation and client code of the `kaggle` package 2.2.5 (Oct 2026); of the
-machines: the same, and its pull requests 1192 (retired) and 1198 (admin-only and gated).
+Source of the rules: the documentation and client code of the `kaggle` package 2.2.5 (Oct 2026).
 """
 import re
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import UploadError, did_you_mean
+
+from . import machines
 
 SLUG = re.compile(r"[a-z0-9](?:-?[a-z0-9])*\Z")
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}\Z")
@@ -47,10 +48,6 @@ LICENCES = (
     "unknown",
 )
 PLACEHOLDER_OWNER = "your-kaggle-name"
-OPEN_MACHINES = ("NvidiaTeslaT4",)  # Two T4.
-GATED_MACHINES = ("NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
-ADMIN_MACHINES = ("NvidiaTeslaT4Highmem",)
-RETIRED_MACHINES = ("NvidiaTeslaP100",)  # Kaggle puts the default GPU in its place without a word.
 DATASET_KEYS = ("title", "id", "id_no", "subtitle", "description", "licenses", "resources", "keywords",
                 "expectedUpdateFrequency", "userSpecifiedSources", "image", "isPrivate", "collaborators",
                 "data")
@@ -247,21 +244,6 @@ def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
             raise fail("resources", path, "every listed path must exist, or the client stops")
 
 
-def _check_machine(data: Mapping[str, Any]) -> None:
-    machine = data.get("machine_shape")
-    if machine in (None, ""):
-        return
-    if str(machine).startswith("Tpu"):
-        raise fail("machine_shape", machine, "the kernel has no path for a TPU; leave it out for the CPU, or "
-                                             f"use {OPEN_MACHINES[0]}")
-    if machine in RETIRED_MACHINES:
-        raise fail("machine_shape", machine, f"retired, silently substituted; use {OPEN_MACHINES[0]}")
-    if machine in ADMIN_MACHINES:
-        raise fail("machine_shape", machine, f"for Kaggle's own staff only; use {OPEN_MACHINES[0]}")
-    if machine not in (*OPEN_MACHINES, *GATED_MACHINES):
-        raise fail("machine_shape", machine, did_you_mean(str(machine), (*OPEN_MACHINES, *GATED_MACHINES)))
-
-
 def explain_competition(attached: str | None, given: str | None, profile: str) -> str | None:
     """What the user must know of the competition of a kernel; None when the user named it."""
     if attached is None:
@@ -275,16 +257,6 @@ def explain_competition(attached: str | None, given: str | None, profile: str) -
             "yours is another one, build again with --competition SLUG, as in kaggle.com/competitions/SLUG"
         )
     return None
-
-
-def explain_machine(machine: str | None) -> str | None:
-    """What the user must know of an accelerator that not everybody gets; None for the others."""
-    if machine not in GATED_MACHINES:
-        return None
-    return (
-        f"machine_shape {machine} is gated: Kaggle gives it in some competitions and to some accounts only; "
-        f"everybody gets {OPEN_MACHINES[0]}"
-    )
 
 
 def _check_sources(data: Mapping[str, Any]) -> None:
@@ -330,7 +302,7 @@ def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
     for field, (choices, rule) in CHOICES.items():
         if data.get(field) not in choices:
             raise fail(field, data.get(field), rule)
-    _check_machine(data)
+    machines.check_machine(data.get("machine_shape"))
     _check_sources(data)
     _check_image(data)
     if folder is not None:

@@ -4,105 +4,21 @@ Each story looks at the exit code, at what the server has, and at what the user 
 """
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from builder import bundle_check
 from kernel.pin import read_constant
-from tests.helpers import REPOSITORY, fake_kaggle
-from tests.helpers.bundles import copy_of_build
-from tests.helpers.fake_kaggle import KEY, REFRESH, TOKEN, USER, KaggleServer
+from tests.helpers.fake_kaggle import KEY, REFRESH, TOKEN, USER
+from tests.helpers.uploads import NAME, Place, check_failure, check_success, make_version, needs_client
 
-NAME = "someone/hourglass-tiny"
-TRY_AGAIN = {"status": 429, "message": "Too Many Requests", "headers": {"Retry-After": "0"}}
-pytestmark = pytest.mark.skipif(
-    find_spec("kaggle") is None, reason="the kaggle client is not installed (pip install -e '.[dev]')"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A finished build, a home folder and a server."""
-
-    server: KaggleServer
-    out: Path
-    home: Path
-
-    def log_in(self, name: str = "kaggle.json", folder: str = ".kaggle", **content: str) -> None:
-        """A file of the client's, as its own commands or the website leave it."""
-        path = self.home / folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content or {"username": USER, "key": KEY})
-        path.write_text(content["text"] if "text" in content else text)
-        path.chmod(0o600)
-
-    def upload(
-        self, *arguments: str, python: str = sys.executable, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """`build_dataset.py --upload`, from another folder and with nothing activated."""
-        return subprocess.run(
-            [python, str(REPOSITORY / "build_dataset.py"), "--upload", str(self.out), *arguments],
-            env=self.environment(**environment),
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-        )
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return {"PATH": "/usr/bin:/bin", **self.server.environment(self.home), **more}
-
-    def files(self) -> dict[str, bytes]:
-        """What the server must have of this build."""
-        folder = self.out / "bundle"
-        return {
-            path.name: path.read_bytes() for path in folder.iterdir() if path.name != bundle_check.METADATA
-        }
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    with fake_kaggle.serve() as server:
-        home = tmp_path / "home"
-        home.mkdir()
-        found = Place(server=server, out=copy_of_build(tmp_path / "out"), home=home)
-        found.log_in()
-        yield found
-
-
-def make_version(place: Place) -> None:
-    """The dataset is there already, in its third version."""
-    place.server.datasets[NAME] = fake_kaggle.Dataset(
-        title="Hourglass tiny", is_private=True, versions=[{}, {}, {}], current=3
-    )
-
-
-def check_success(place: Place, done: subprocess.CompletedProcess[str], number: int = 1) -> None:
-    """Everything of the newest version arrived, privately, and the kernel was pushed once it was current."""
-    assert done.returncode == 0, done.stdout + done.stderr
-    dataset = place.server.datasets[NAME]
-    assert len(dataset.versions) == number and dataset.versions[-1] == place.files() and dataset.is_private
-    (kernel,) = place.server.kernels[NAME]
-    assert kernel["saw"] == {NAME: number} and kernel["enableInternet"] is False and kernel["isPrivate"]
-    assert kernel["text"] == (place.out / "push" / "infer_kernel.py").read_text(encoding="utf-8")
-
-
-def check_failure(place: Place, done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 1, no kernel, and on stderr the reason and what to do, without progress bars."""
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert not place.server.kernels
-    for word in words:
-        assert word in done.stderr, done.stdout + done.stderr
-    assert "B/s" not in done.stderr and "Traceback" not in done.stderr
-
+TRY_AGAIN: dict[str, Any] = {"status": 429, "message": "Too Many Requests", "headers": {"Retry-After": "0"}}
+pytestmark = needs_client
 
 # The twelve stories
 
@@ -287,3 +203,56 @@ def test_every_login_of_the_client_is_taken(place: Place, login: str) -> None:
         folder = {"KAGGLE_CONFIG_DIR": f"{where}/kaggle"}
         environment = {"XDG_CONFIG_HOME": where} if login == "XDG" else folder
     check_success(place, place.upload(**environment))
+
+
+# What else a user does
+
+
+def run_client(place: Place, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "kaggle", *words], env=place.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.faults
+def test_an_update_of_the_metadata_does_not_publish(place: Place) -> None:
+    make_version(place)
+    run_client(place, "datasets", "metadata", NAME, "--update", "-p", str(place.out / "bundle"))
+    dataset = place.server.datasets[NAME]
+    assert dataset.is_private and dataset.settings["isPrivate"] is True
+
+
+@pytest.mark.faults
+def test_a_file_of_datasets_metadata_is_completed_and_taken(place: Place) -> None:
+    make_version(place)
+    run_client(place, "datasets", "metadata", NAME, "-p", str(place.out / "bundle"))
+    done = place.upload()
+    check_success(place, done, number=4)
+    assert f"completed with id {NAME}" in done.stdout
+
+
+@pytest.mark.faults
+def test_another_address_is_checked_before_anything_is_written(place: Place) -> None:
+    before = {path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()}
+    for words in (("--slug", "short"), ("--owner", "so me"), ("--title", "x"), ("--competition", "a/b")):
+        check_failure(place, place.upload(*words), "UploadError: ")
+    assert {path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()} == before
+    assert not place.server.calls
+
+
+@pytest.mark.faults
+def test_a_log_of_the_client_shows_no_key(place: Place) -> None:
+    done = place.upload(VERBOSE="true")
+    check_success(place, done)
+    assert "Authorization" not in done.stdout + done.stderr
+
+
+@pytest.mark.faults
+def test_a_dataset_that_is_not_shown_at_once(place: Place) -> None:
+    place.server.fail("CreateDataset", status=403, message="Permission 'datasets.create' was denied")
+    check_failure(place, place.upload(), "Permission 'datasets.create' was denied", "kaggle config view")
+    for _ in range(2):  # The client asks for itself before it creates.
+        place.server.fail("GetDatasetStatus", status=403, message="Permission 'datasets.get' was denied")
+    check_success(place, place.upload())
