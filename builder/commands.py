@@ -26,14 +26,18 @@ def clean_lines(text: str) -> list[str]:
 
 
 def watch_command(
-    command: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None] | None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    say: Callable[[str], None] | None,
+    seconds: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """The finished process with what it printed; its lines are said as they come.
 
     Progress bars go to a terminal only.
 
-    say     None: nothing is said
-    Raises  OSError when it cannot be started
+    say      None: nothing is said
+    seconds  it is killed after them, and its last line says so
+    Raises   OSError when it cannot be started
     """
     process = subprocess.Popen(
         command,
@@ -51,7 +55,11 @@ def watch_command(
     try:
         for thread in threads:
             thread.start()
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
+        heard[1].append(f"\ntimed out after {seconds:g} s\n".encode())
     except BaseException:
         process.kill()
         raise

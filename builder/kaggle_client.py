@@ -18,6 +18,7 @@ from kernel.errors import UploadError
 from .commands import clean_lines, watch_command
 
 BESIDE = Path(sys.executable).parent
+ASK_SECONDS = 120.0  # A question; the client itself has no limit.
 LOUD = ("VERBOSE", "VERBOSE_OUTPUT")  # With these the client prints its token.
 RETRY = "Request failed: "  # The client tries again by itself; the end of its output says how that went.
 NEWS = ("Starting upload", "Upload successful", "Warning: ", RETRY)
@@ -36,6 +37,7 @@ NO_LOGIN = re.compile(
 )
 EXPIRED = "Invalid credentials!"
 IN_USE = re.compile(r"already in use")
+NOT_THERE = re.compile(r"\b404 Client Error|not found", re.IGNORECASE)
 TOO_OLD = re.compile(r"unrecognized arguments: --format")
 PAUSE = r"\b429 Client Error|Too Many Requests|rate limit"
 NETWORK = (
@@ -136,7 +138,7 @@ class Client:
     def ask(self, *words: str, loud: bool = False) -> Answer:
         """Answer to a question; nothing of it is shown. `loud`: with the client's own log in `err`."""
         more = {"VERBOSE": "true"} if loud else {}
-        return self._run(words, {**self.environment, **more}, None)
+        return self._run(words, {**self.environment, **more}, None, ASK_SECONDS)
 
     def do(self, *words: str) -> Answer:
         """Answer to an order; the client's lines are said as they come."""
@@ -144,9 +146,13 @@ class Client:
         return self._run(words, self.environment, self.say)
 
     def _run(
-        self, words: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None] | None
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        say: Callable[[str], None] | None,
+        seconds: float | None = None,
     ) -> Answer:
-        done = watch_command([self.path, *words], environment, say)
+        done = watch_command([self.path, *words], environment, say, seconds)
         answer = Answer(
             code=done.returncode, out=tuple(clean_lines(done.stdout)), err=tuple(clean_lines(done.stderr))
         )

@@ -21,6 +21,7 @@ from .kaggle_client import (
     IN_USE,
     KERNEL_DONE,
     NO_LOGIN,
+    NOT_THERE,
     TOO_OLD,
     Answer,
     Client,
@@ -88,7 +89,8 @@ def check(out: Path, say: Callable[[str], None] = print) -> Checked:
             "(make upload OWNER=...)"
         )
     sources = kernel.get("dataset_sources")
-    if not isinstance(sources, list) or not any(str(each).startswith(dataset["id"]) for each in sources):
+    attached = [str(each).split("/")[:2] for each in sources] if isinstance(sources, list) else []
+    if dataset["id"].split("/") not in attached:
         raise UploadError(f"dataset_sources: {sources!r}; the kernel would run without {dataset['id']}")
     _check_code(out / "push" / str(kernel["code_file"]), out / "bundle", manifest.bundle)
     if dataset != told:
@@ -171,10 +173,13 @@ class Upload:
         if isinstance(before, Answer) and answer.retried and IN_USE.search(answer.reason):
             self.say("the request whose answer was lost had arrived: the dataset is there")
             return 0
-        raise self.refuse(what, answer, self._left(answer))
+        raise self.refuse(what, answer, self._left(before, answer))
 
-    def _left(self, answer: Answer) -> str:
-        """What a refused upload may have left on the server, in words."""
+    def _left(self, before: State | Answer, answer: Answer) -> str:
+        """What a refused upload may have left on the server, or found there, in words."""
+        doubtful = isinstance(before, Answer) and not NOT_THERE.search(before.reason)
+        if doubtful and IN_USE.search(answer.reason):
+            return f"\nor try again, if {self.checked.dataset} is yours: at first Kaggle said {before.reason!r}"
         lost = [line.partition(": ")[2] for line in answer.out if line.startswith("Upload unsuccessful: ")]
         if lost and any(DATASET_DONE.match(line) for line in answer.out):
             return f"\nthe newest version on Kaggle lacks {', '.join(lost)}: do not use it"
@@ -225,7 +230,7 @@ class Upload:
         answer = self.client.do("kernels", "push", "-p", self._folder("push"))
         done = next(filter(None, map(KERNEL_DONE.match, answer.out)), None)
         if answer.code != 0 or answer.refusal or done is None:
-            more = f"\nthe dataset is up; once that is mended, this is enough: {self._push_again()}"
+            more = f"\nthe dataset is up, so that this is enough for another try: {self._push_again()}"
             raise self.refuse("kaggle kernels push", answer, more)
         return done[1] or ""
 

@@ -4,6 +4,7 @@ Uploads through the real client are in test_upload_stories.
 """
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from builder import assembly, backend_wheels, metadata, upload
-from builder.commands import clean_lines
+from builder.commands import clean_lines, watch_command
 from builder.kaggle_client import Answer, advise, find_client
 from kernel.errors import HourglassError, UploadError
 from kernel.spec import dumps_json, load_manifest
@@ -118,6 +119,19 @@ def test_progress_bars_are_no_lines() -> None:
     assert clean_lines(f"{bars}156kB [00:00, 49.9MB/s]   \n\nwhat it is\r\n") == ["what it is"]
 
 
+def test_a_question_without_an_answer_ends() -> None:
+    done = watch_command(["sh", "-c", "echo begun; exec sleep 60"], os.environ, None, seconds=0.2)
+    assert done.returncode != 0 and done.stdout == "begun\n"
+    assert answer(done.returncode, done.stdout, done.stderr).passing
+
+
+def test_lines_are_said_as_they_come() -> None:
+    said: list[str] = []
+    script = "printf 'one\\ntwo\\n'; printf ' 50%%|# | 1/2 [00:00<00:01, 3.0B/s]\\rodd\\n' >&2; exit 3"
+    done = watch_command(["sh", "-c", script], os.environ, said.append)
+    assert done.returncode == 3 and sorted(said) == ["odd", "one", "two"]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -196,7 +210,7 @@ def test_what_cannot_be_read_is_named_in_a_sentence(out: Path, name: str, data: 
 
 def test_a_kernel_without_the_dataset_is_refused(out: Path) -> None:
     path = out / "push" / "kernel-metadata.json"
-    path.write_text(path.read_text().replace('"someone/hourglass-tiny"\n', '"someone/hourglass-tinier"\n'))
+    path.write_text(path.read_text().replace('"someone/hourglass-tiny"\n', '"someone/hourglass-tiny-2"\n'))
     with pytest.raises(UploadError, match="^dataset_sources"):
         upload.check(out)
 

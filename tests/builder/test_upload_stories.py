@@ -42,7 +42,15 @@ def test_title_taken(place: Place) -> None:
     place.server.taken.add("Hourglass tiny")
     done = place.upload()
     check_failure(place, done, 'The requested title "Hourglass tiny" is already in use', "--slug")
-    assert NAME not in place.server.datasets
+    assert NAME not in place.server.datasets and "or try again" not in done.stderr
+
+
+@pytest.mark.faults
+def test_a_state_that_could_not_be_read_never_replaces_a_dataset(place: Place) -> None:
+    make_version(place)
+    place.server.fail("GetDatasetStatus", times=2, status=500, message="An error occurred")
+    check_failure(place, place.upload(), "is already in use", "or try again", "An error occurred")
+    assert len(place.server.datasets[NAME].versions) == 3
 
 
 @pytest.mark.faults
