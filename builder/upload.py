@@ -177,9 +177,9 @@ class Upload:
 
     def _left(self, before: State | Answer, answer: Answer) -> str:
         """What a refused upload may have left on the server, or found there, in words."""
-        doubtful = isinstance(before, Answer) and not NOT_THERE.search(before.reason)
-        if doubtful and IN_USE.search(answer.reason):
-            return f"\nor try again, if {self.checked.dataset} is yours: at first Kaggle said {before.reason!r}"
+        said = before.reason if isinstance(before, Answer) else ""
+        if said and IN_USE.search(answer.reason) and not NOT_THERE.search(said):
+            return f"\nor try again, if {self.checked.dataset} is yours: at first Kaggle said {said!r}"
         lost = [line.partition(": ")[2] for line in answer.out if line.startswith("Upload unsuccessful: ")]
         if lost and any(DATASET_DONE.match(line) for line in answer.out):
             return f"\nthe newest version on Kaggle lacks {', '.join(lost)}: do not use it"
