@@ -15,7 +15,7 @@ from kernel.files import write_atomically
 from kernel.pin import read_constant
 from kernel.spec import dumps_json, loads_json
 
-from . import bundle_check, metadata, notebook, upload_script
+from . import bundle_check, metadata, notebook, pushed, upload_script
 from .kaggle_client import (
     DATASET_DONE,
     IN_USE,
@@ -111,10 +111,11 @@ def _check_code(code: Path, bundle: Path, name: str) -> None:
         source = code.read_text(encoding="utf-8")
         bundle_check.check_secrets(code.name, source.encode())
         value = read_constant(notebook.read_script(code) if code.suffix == ".ipynb" else source)
-    except (ValueError, SyntaxError, LookupError) as error:
+    except (ValueError, SyntaxError, LookupError, TypeError, AttributeError) as error:
         raise UploadError(f"{code}: cannot be read as a kernel ({error}); build again") from error
     if value is None or value["manifest_sha256"] != bundle_check.file_sha256(bundle / "manifest.json"):
         raise UploadError(f"{code.name}: belongs to another bundle than {name}; build again")
+    pushed.check_unchanged(code)
 
 
 class Upload:
@@ -256,9 +257,9 @@ def upload(
     task = Upload(client, checked, say, sleep)
     version = task.wait(task.send(task.look()))
     say(f"{checked.dataset}: version {version} is ready")
-    pushed = task.push()
-    rest = tell_rest(checked, pushed, name_client(environment))
-    say(f"{checked.kernel}: version {pushed or '(unknown)'} is pushed; {rest}")
+    number = task.push()
+    rest = tell_rest(checked, number, name_client(environment))
+    say(f"{checked.kernel}: version {number or '(unknown)'} is pushed; {rest}")
 
 
 def tell_rest(checked: Checked, version: str, client: str) -> str:

@@ -101,9 +101,9 @@ class Engine:
                 "they keep the prior. Give more --seconds, or a lighter net"
             )
             self._recorder.error("clock", error)
-        self._measure()
+        used, disk = self._measure()
+        self._progress.close(self._state("end", used, disk))
         report = self._publish()
-        self._progress.close()
         report = replace(report, page=self._publication.write_page(report, self._stopping.is_set))
         self._publication.write_report(report)
         terminal.say(terminal.run_table(report))
@@ -123,9 +123,10 @@ class Engine:
         try:
             while (step := self.dispatcher.take()) is not None:
                 stop = self.dispatcher.stop_of(step)
-                outcome = self.steps.run(step, self.run.nets[step.net_id], device, stop)
-                self.dispatcher.finish(step, outcome)
-        except Exception as error:
+                outcomes = [self.steps.run(step, self.run.nets[net_id], device, stop)
+                            for net_id in step.net_ids]
+                self.dispatcher.finish(step, outcomes)
+        except BaseException as error:
             # Handed to the main thread, which ends the process with it; the other devices stop too
             self._fatal = error
         finally:
@@ -161,9 +162,8 @@ class Engine:
         self._peak_ram = max(self._peak_ram, reading.used_bytes)
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
-        scored = np.logical_or.reduce([run.board.covered(net_id) for net_id in run.nets])
-        run.heartbeat.scored_rows = int(scored.sum())
-        run.heartbeat.quarantined = len(run.journal.quarantined_clips) + len(run.journal.quarantined_pairs)
+        run.heartbeat.scored_rows = int(np.count_nonzero(run.board.scored()))
+        run.heartbeat.quarantined = run.journal.count_quarantined()
         return reading.used_bytes, stats.disk_bytes
 
     def _publish(self) -> Report:
@@ -175,13 +175,13 @@ class Engine:
         merged = self._publication.publish()
         report = summary.describe(self.run, merged, self.dispatcher.outcomes, self._peak_ram)
         self._publication.write_report(report)
-        self._publication.pace = self._publication.pace.learn(time.monotonic() - began)
+        self._publication.learn(time.monotonic() - began)
         return report
 
     def _state(self, unit: str, used: int, disk: int) -> progress.State:
         """Figures for the progress line."""
         run = self.run
-        missing = {net.net_id: len(net.missing()) for net in run.nets.values() if not net.failed}
+        missing = {net.net_id: net.lacking().rows for net in run.nets.values() if not net.failed}
         finished = sum(not count for count in missing.values())
         total = len(run.rows.wanted)
         return progress.State(
