@@ -23,11 +23,11 @@ from kernel.sound import frontends
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
 from . import bundle_check, code_wheel, dry_run, metadata, mounts, notebook, random_weights, weights
+from .metadata import PLACEHOLDER_OWNER
 from .staging import put_in_place, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-PLACEHOLDER_OWNER = "your-kaggle-name"
 GPU_MACHINE = "NvidiaTeslaT4"  # The default GPU machine (two cards).
 COMPETITIONS = {"fat2019": "freesound-audio-tagging-2019"}  # Profile -> competition to attach.
 OTHER_FILES = 3  # The wheel, the manifest and the metadata, beside nets, graphs and wheels of a back end.

@@ -192,10 +192,14 @@ class NetRun:
     def skip(self, i: int, error: BaseException) -> None:
         """This net cannot do row i; the other nets still do."""
         row_id = self.rows.all[i].id
-        self.skipped[row_id] = text_of(error)
+        self.pass_over(row_id, text_of(error))
         self.heartbeat.beat()  # it was something done, too
-        self.give_up([row_id])
         self.rows.recorder.error(f"{self.net_id} {row_id}", error)
+
+    def pass_over(self, row_id: str, why: str) -> None:
+        """Note that the net never has a say in this row."""
+        self.skipped[row_id] = why
+        self.give_up([row_id])
 
     def give_up(self, row_ids: Sequence[str]) -> None:
         """Note that the net passes over the rows with these ids; the other nets decide them."""

@@ -173,5 +173,6 @@ class StepRunner:
         for net_id, count in count_lacking(stacker, ensemble, run.board, read).items():
             run.notes.append(f"read without {net_id} in {count} rows, where it has no say")
         lonely = hopeless_rows(stacker, ensemble, run.board)
-        run.give_up([run.rows.all[i].id for i in sorted(missing.intersection(lonely.tolist()))])
+        for i in sorted(missing.intersection(lonely.tolist())):
+            run.pass_over(run.rows.all[i].id, "an input has no say in this row")
         run.save()
