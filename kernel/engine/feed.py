@@ -17,6 +17,7 @@ from ..inference.recipe import Recipe, Stage
 from ..memory import Meter
 from ..sound.loading import produce
 from ..sound.rows import Row
+from ..sound.scopes import OfRecording
 from ..sound.source import Source
 from .heartbeat import Heartbeat
 from .journal import Journal
@@ -66,9 +67,17 @@ class Feed:
         with self._journal.flight("clip", [rows[0].clip.id]):
             for row, array in produce(fe, rows, self._longest_s, self.rows.recorder.note):
                 if isinstance(array, np.ndarray):
-                    self._sizes_of(fe)[self.rows.number(row)] = array.nbytes
+                    self._note_size(fe, row, array.nbytes)
                 yield row, array
         self._heartbeat.beat()
+
+    def _note_size(self, fe: Source, row: Row, size: int) -> None:
+        """A recording's array counts for each of its rows alike."""
+        if isinstance(fe, OfRecording):
+            numbers = self.rows.of_clip(row.clip.id)
+            self._sizes_of(fe)[numbers] = max(1, size // max(1, len(numbers)))
+        else:
+            self._sizes_of(fe)[self.rows.number(row)] = size
 
     def _sizes_of(self, fe: Source) -> np.ndarray:
         """The front end's entry of `sizes`, made when first asked for."""

@@ -65,7 +65,7 @@ class View:
                   lengths in samples
     """
 
-    fe: FrontEnd = FrontEnd()
+    fe: Source = FrontEnd()
     merge_rule: str = "mean"
     pass_weights: tuple[float, ...] = ()
     flip: float = 0.0
@@ -321,7 +321,7 @@ def keys(kind: str) -> dict[str, object]:
     return {"merge": found.pop("merge_rule"), **found}
 
 
-def build(spec: Mapping[str, object], fe: FrontEnd) -> View:
+def build(spec: Mapping[str, object], fe: Source) -> View:
     """View of {kind = "tiles", frames = 256, step = 128, merge = "mean"} bound to the front end.
 
     For a front end without a time axis (statistics, length) every kind gives one pass: the caller repeats it
@@ -341,8 +341,8 @@ def build(spec: Mapping[str, object], fe: FrontEnd) -> View:
     if merge not in MERGES:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
     view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
-    if view.domain == "wave" and fe.time and (fe.trim_db is not None or view.cut_frames is None):
+    if view.domain == "wave" and fe.time and (fe.uneven or view.cut_frames is None):
         raise SpecError(
-            'view.domain: "wave" wants a kind with `frames` and a front end without trim_db, since all cuts '
-            f"must have one length; {fe.name} has trim_db = {fe.trim_db}")
+            'view.domain: "wave" wants a kind with `frames` and a front end without trim_db and of scope '
+            f'"window", since all cuts must have one length; {fe.name} is not such a one')
     return view
