@@ -137,7 +137,7 @@ class OfRecording:
         Raises  ClipEmpty for a row behind the recording's end, ClipUnreadable for one between its windows
         """
         step = whole_frames(self.fe)
-        place = (row.start or 0) / row.clip.rate / self.fe.piece_seconds
+        place = (row.start or 0) / max(1, row.clip.rate) / self.fe.piece_seconds
         number = round(place)
         if abs(place - number) > 1e-3:
             raise ClipUnreadable(
