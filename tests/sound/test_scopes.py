@@ -1,4 +1,4 @@
-"""Rows that are windows under a front end that looks at the whole recording: stored once, finished when read."""
+"""Rows that are windows under a front end that looks at the whole recording: stored once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FRONTS = pytest.mark.parametrize("keys", [BATCH, WHOLE, APART], ids=["batch", "w
 
 
 def make_recording(name: str, seconds: float) -> np.ndarray:
-    """A noise whose loudness falls by 70 dB on the way: windows differ most by what they are compared with."""
+    """A noise whose loudness falls by 70 dB: windows differ most by what they are compared with."""
     rng = np.random.default_rng(len(name))
     wave = rng.standard_normal(int(seconds * RATE)) * np.logspace(-0.5, -4, int(seconds * RATE))
     return wave.astype(np.float32)
