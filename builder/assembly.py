@@ -23,10 +23,10 @@ from kernel import models
 from kernel.errors import ModelLoadFailed, SpecError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
-from kernel.sound import frontends
+from kernel.sound import own
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
-from . import bundle_check, code_wheel, dry_run, metadata, notebook, random_weights, weights
+from . import bundle_check, code_wheel, dry_run, metadata, notebook, own_fronts, random_weights, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -177,7 +177,9 @@ def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
 def _warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
     """Names the front ends with mel filters that give nothing."""
     for name, keys in ensemble.frontends.items():
-        fe = frontends.build(keys)
+        fe = own.open_front_end(keys, name)
+        if isinstance(fe, own.OwnFrontEnd):
+            continue
         if fe.empty_filters:
             say(
                 f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and "
@@ -220,10 +222,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
 
     Raises  SpecError, LimitError, ModelLoadFailed, UploadError: each names the key or file and the rule
     """
-    own = code_wheel.find_own_files(
-        load_ensemble(request.ensemble), request.ensemble.resolve().parent
-    )
-    ensemble = own.here
+    found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
+    found = replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+    ensemble = found.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts = ensemble.parts
@@ -241,12 +242,12 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
         most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
         nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
-        code = {**code_wheel.kernel_files(ROOT), **own.code}
+        code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
             format=FORMAT,
             bundle="",
             version=kernel.__version__,
-            ensemble=own.shipped,
+            ensemble=found.shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
             files={**files, **extra},
             nets=tuple(nets),

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import spec
 from ..errors import SpecError
-from ..sound import frontends
+from ..sound import own
 from ..sound.source import Source
 from . import finish, views
 
@@ -48,6 +48,11 @@ class Stage:
     fe: Source
     view: views.View
     finish: finish.Finish
+
+    @property
+    def source(self) -> Source:
+        """The front end itself, without a view before it."""
+        return self.fe.fe if isinstance(self.fe, CutFirst) else self.fe
 
     def cut(self, stored: np.ndarray, row_id: str) -> np.ndarray:
         """[P, C, M, t] in the stored dtype."""
@@ -105,8 +110,8 @@ def open_source(ensemble: spec.Ensemble, name: str) -> Source:
 
     Raises  SpecError
     """
-    fe = frontends.build(ensemble.frontends[name], f"frontends.{name}")
-    if ensemble.windows is None or not isinstance(fe, frontends.FrontEnd) or fe.scope == "window":
+    fe = own.open_front_end(ensemble.frontends[name], name)
+    if ensemble.windows is None or isinstance(fe, own.OwnFrontEnd) or fe.scope == "window":
         return fe
     if fe.piece_seconds != ensemble.windows.seconds:
         raise SpecError(
