@@ -26,7 +26,17 @@ from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.sound import own
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
-from . import bundle_check, code_wheel, dry_run, metadata, notebook, own_fronts, random_weights, weights
+from . import (
+    bundle_check,
+    code_wheel,
+    compare,
+    dry_run,
+    metadata,
+    notebook,
+    own_fronts,
+    random_weights,
+    weights,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -47,6 +57,8 @@ class BuildRequest:
     costs           report.json of a rehearsal: measured seconds enter the manifest
     back_end        "openvino" or "onnxruntime" wheels ride along
     machine         accelerator of the kernel, "cpu", or None: by the profile
+    compare         .npz of what the training code gave; beyond the tolerance (None: the usual ones) the build
+                    fails, unless compare_allow
     """
 
     ensemble: Path
@@ -63,6 +75,9 @@ class BuildRequest:
     back_end: str | None = None
     export_onnx: bool = False
     notebook: bool = False
+    compare: Path | None = None
+    compare_tolerance: float | None = None
+    compare_allow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +249,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     costs = _try_parts(ensemble, parts, modules, sources, seconds)
+    if request.compare is not None:
+        tolerance, allowed = request.compare_tolerance, request.compare_allow
+        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
     _warn_empty_filters(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
