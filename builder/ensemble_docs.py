@@ -17,6 +17,7 @@ from kernel.inference import finish, views
 from kernel.models import FAMILIES
 from kernel.scores.means import MEANS
 from kernel.sound.front_end_keys import FrontEndKeys
+from kernel.sound.own import OwnFrontEnd
 from kernel.sound.presets import PRESETS
 from kernel.spec import LEAST_PROBABILITY
 from training.text_formats import markdown_table, toml_value
@@ -190,6 +191,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "output": lambda: key_table(spec.Output),
     "windows": lambda: key_table(spec.Windows),
     "frontend": lambda: key_table(FrontEndKeys, leave_out=("name",)),
+    "own_frontend": lambda: key_table(OwnFrontEnd, leave_out=("name",)),
     "presets": preset_table,
     "shared_views": shared_view_table,
     "views": view_table,

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import SpecError, did_you_mean
 from ..sound.frontends import FrontEnd
+from ..sound.own import OwnFrontEnd
 from ..sound.source import Source
 from ..spec import load
 from . import distort
@@ -94,7 +95,9 @@ class View:
         length = self.cut_frames
         if length is None or not self.fe.time:
             return self.fe.fixed
-        return self.fe.max_frames(length) if self.domain == "wave" else length
+        if self.domain == "frames":
+            return length
+        return None if isinstance(self.fe, OwnFrontEnd) else self.fe.max_frames(length)
 
     @property
     def key(self) -> str:

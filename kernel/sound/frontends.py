@@ -302,4 +302,10 @@ def build(spec: Mapping[str, Any], where: str = "frontend") -> FrontEnd:
     if preset is not None and preset not in PRESETS:
         raise SpecError(f"{where}.preset: {preset!r} is unknown; {did_you_mean(str(preset), PRESETS)}")
     base = {"name": preset, **read_keys(PRESETS[preset], preset)} if preset else {}
-    return load(FrontEnd, {**base, **own}, where)
+    try:
+        return load(FrontEnd, {**base, **own}, where)
+    except SpecError as error:
+        rule = str(error)
+        if rule.startswith("frontend "):  # one between keys, which does not know the table
+            rule = f"{where}: {rule.partition(': ')[2]}"
+        raise SpecError(rule) from None

@@ -79,11 +79,11 @@ class OwnFrontEnd:
 
     @functools.cached_property
     def key(self) -> str:
-        """Name and a hash of the keys and of all its code: equal keys mean equal arrays."""
+        """A hash of the keys and of all its code: equal keys mean equal arrays."""
         told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "name")}
         told |= {"function": self.file.rpartition(":")[2], "code": own_files.digest(self.path)}
         del told["frames_per_second"]  # for planning alone
-        return f"{self.name}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}"
+        return f"own-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}"
 
     @functools.cached_property
     def function(self) -> Function:

@@ -17,9 +17,10 @@ from builder import assembly, own_fronts
 from kernel import own_files, spec
 from kernel.bundle import open_bundle
 from kernel.errors import ClipEmpty, ClipError, ClipUnreadable, SpecError
+from kernel.inference import views
 from kernel.inference.devices import Device
 from kernel.inference.member import load_net, predict_alone
-from kernel.inference.recipe import build_recipe
+from kernel.inference.recipe import CutFirst, build_recipe
 from kernel.sound.decode import Clip
 from kernel.sound.own import OwnFrontEnd, open_front_end
 from kernel.sound.rows import Row
@@ -134,6 +135,24 @@ def test_the_key_knows_the_code_and_all_that_it_imports(tmp_path: Path) -> None:
 
 
 # Files beside it
+
+
+def test_a_view_may_cut_the_wave_before_it(tmp_path: Path) -> None:
+    fe = own(tmp_path)
+    view = views.build({"kind": "tiles", "frames": 4000, "step": 4000, "domain": "wave"}, fe)
+    assert view.fixed is None and CutFirst(fe, view).of_row(noise(9000), "x").shape == (3, 4, 41)
+
+
+def test_a_build_names_file_table_and_key(tmp_path: Path) -> None:
+    text = (EXAMPLES / "by_keys.toml").read_text()
+    for old, new, message in (
+        ("hop =", "hop_length =", "bad.toml: frontends.mine.hop_length: .*did you mean 'hop'"),
+        ('"zeros"', '"zero"', "bad.toml: frontends.mine: edges = 'zero' is unknown"),
+        ("n_fft = 2048", "n_fft = 2048\nwin_length = 4096", "bad.toml: frontends.mine: win_"),
+    ):
+        (tmp_path / "bad.toml").write_text(text.replace(old, new))
+        with pytest.raises(SpecError, match=message):
+            assembly.build(order(tmp_path / "o", ensemble=tmp_path / "bad.toml"), say=lambda _: None)
 
 
 def test_siblings_and_packages_ride_along(tmp_path: Path) -> None:
@@ -312,7 +331,9 @@ def test_whole_runs_by_librosa_and_by_keys_give_the_same_submission(tmp_path: Pa
 
 
 def test_killed_restarted_and_shuffled_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    text = "import os\n" + PLAIN.replace("4", "16").replace(
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "bank.py").write_text("BANK = 1.0\n")
+    text = "import os\nfrom parts.bank import BANK\n" + PLAIN.replace("4", "16").replace(
         "def mel(wave):",
         """def mel(wave):
     mark = os.environ.get("STRIKE")
