@@ -345,7 +345,6 @@ def build(spec: Mapping[str, object], fe: Source) -> View:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
     view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
     if view.domain == "wave" and fe.time and (fe.uneven or view.cut_frames is None):
-        raise SpecError(
-            'view.domain: "wave" wants a kind with `frames` and a front end without trim_db and of scope '
-            f'"window", since all cuts must have one length; {fe.name} is not such a one')
+        raise SpecError('view.domain: "wave" wants a kind with `frames`, and cuts of one length: a front end '
+                        f'without trim_db, of scope "window"; {fe.name} is not such a one')
     return view
