@@ -44,6 +44,16 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--wheels", choices=("openvino", "onnxruntime"), help="ship this back end's wheels")
     parser.add_argument("--export", choices=("onnx",), help="export every net as a graph for that back end")
+    parser.add_argument(
+        "--compare", type=Path, metavar="PAIRS.npz", help="clips and what your training code gave for them"
+    )
+    parser.add_argument(
+        "--compare-tolerance",
+        type=float,
+        metavar="SHARE",
+        help="largest difference, of an array's spread or of a score (default: 1e-3 and 1e-4)",
+    )
+    parser.add_argument("--compare-allow", action="store_true", help="build although --compare differs")
     parser.add_argument("--notebook", action="store_true", help="push the kernel as a notebook")
     parser.add_argument(
         "--simulate-mount", action="store_true", help="prove that the kernel finds OUT/bundle on every mount"
@@ -82,6 +92,9 @@ def build(chosen: argparse.Namespace) -> None:
             back_end=chosen.wheels,
             export_onnx=chosen.export == "onnx",
             notebook=chosen.notebook,
+            compare=chosen.compare,
+            compare_tolerance=chosen.compare_tolerance,
+            compare_allow=chosen.compare_allow,
         )
     )
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())

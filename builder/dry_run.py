@@ -18,6 +18,7 @@ from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
+from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
@@ -39,7 +40,8 @@ class SyntheticClip:
         x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * noise
         x *= np.clip(np.minimum(t - 0.1, self.seconds - 0.2 - t) / 0.05, 0, 1)
         wave = (0.5 * x / np.abs(x).max()).astype(np.float32)
-        return fe.of_row(wave, row.id)
+        array = fe.of_row(wave, row.id)
+        return fe.read(array, row) if isinstance(fe, OfRecording) else array
 
 
 def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> dict[str, torch.Tensor]:

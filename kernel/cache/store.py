@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import ClipError, ClipUnreadable, StoreError
 from ..memory import Meter
 from ..sound.rows import Row
+from ..sound.scopes import OfRecording
 from ..sound.source import Source
 from .ram import StoreLimits
 from .shelf import Shelf
@@ -66,6 +67,11 @@ class Store:
 
         Raises  ClipError when the clip is broken
         """
+        if isinstance(fe, OfRecording):
+            return fe.read(self._get(fe, fe.entry(row)), row)
+        return self._get(fe, row)
+
+    def _get(self, fe: Source, row: Row) -> np.ndarray:
         self._tiers.relieve()
         shelf = self._tiers.shelf(fe)
         while True:
@@ -106,6 +112,8 @@ class Store:
 
     def frames(self, fe: Source, row: Row) -> int | None:
         """Exact T of a row's array once it was produced, else None."""
+        if isinstance(fe, OfRecording):
+            return fe.fixed if fe.entry(row).id in self._tiers.shelf(fe).frames else None
         return self._tiers.shelf(fe).frames.get(row.id)
 
     def expect(self, fe: Source, uses: int) -> None:
@@ -141,6 +149,8 @@ class Store:
 
     def _look_ahead(self, fe: Source, rows: Iterable[Row]) -> set[Future[None]]:
         """Futures of all productions that these rows wait for; one task per clip."""
+        if isinstance(fe, OfRecording):
+            rows = list({row.clip.id: fe.entry(row) for row in rows}.values())
         shelf = self._tiers.shelf(fe)
         futures: set[Future[None]] = set()
         clips: dict[str, list[Row]] = {}

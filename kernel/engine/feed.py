@@ -3,7 +3,9 @@
 Owns `Feed`: the store, what a loader thread does for one clip, and the measured seconds of loading. Does not
 decode (sound), place arrays (cache) or choose rows (cpu, gpu).
 """
+import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,9 @@ from ..errors import ClipError
 from ..inference.recipe import Recipe, Stage
 from ..memory import Meter
 from ..sound.loading import produce
+from ..sound.own import OwnFrontEnd
 from ..sound.rows import Row
+from ..sound.scopes import OfRecording
 from ..sound.source import Source
 from .heartbeat import Heartbeat
 from .journal import Journal
@@ -26,6 +30,10 @@ from .run_rows import RunRows
 # Seconds per second of audio before anything is measured: decoding and front end with two loaders
 # (docs/performance.md).
 LOADING_S = 0.004
+# Seconds per second of audio that a user's own function is given in one call before it counts as hung:
+# librosa.cqt takes a hundredth of that.
+OWN_RATE = 2.0
+FIRST_CALL_S = 300.0
 
 
 class Feed:
@@ -56,6 +64,8 @@ class Feed:
         self._produced = itertools.count(1)
         self._changes = 0  # grows with every array that is produced
         self._fresh: dict[tuple[str, ...], tuple[int, np.ndarray, float]] = {}
+        self._called: set[str] = set()
+        self._calling = threading.Lock()
         self.store = Store(
             produce=self._produce,
             meter=meter,
@@ -68,12 +78,36 @@ class Feed:
     def _produce(self, fe: Source, rows: Sequence[Row]) -> Iterator[tuple[Row, np.ndarray | ClipError]]:
         """What a loader thread does for the rows of one clip; a crash leaves the clip's mark behind."""
         with self._journal.flight("clip", [rows[0].clip.id]):
+            self._first_call(fe)
             for row, array in produce(fe, rows, self._longest_s, self.rows.recorder.note):
                 if isinstance(array, np.ndarray):
-                    self._sizes_of(fe)[self.rows.number(row)] = array.nbytes
+                    self._note_size(fe, row, array.nbytes)
                     self._changes = next(self._produced)
                 self._heartbeat.beat()  # not behind the loop: whoever has the last array may not come back
                 yield row, array
+
+    def _first_call(self, fe: Source) -> None:
+        """A user's own function is called once before any clip: its import and its compiling take their time.
+
+        librosa compiles for some ten seconds, several times that on a busy machine. All the while the engine
+        says that it lives, for FIRST_CALL_S at most.
+        """
+        if not isinstance(fe, OwnFrontEnd) or fe.key in self._called:
+            return
+        with self._calling:
+            if fe.key in self._called:
+                return
+            with self._heartbeat.beating(FIRST_CALL_S), contextlib.suppress(Exception):
+                fe(np.sin(np.arange(fe.rate, dtype=np.float32)))  # what is wrong with it each clip will tell
+            self._called.add(fe.key)
+
+    def _note_size(self, fe: Source, row: Row, size: int) -> None:
+        """A recording's array counts for each of its rows alike."""
+        if isinstance(fe, OfRecording):
+            numbers = self.rows.of_clip(row.clip.id)
+            self._sizes_of(fe)[numbers] = max(1, size // max(1, len(numbers)))
+        else:
+            self._sizes_of(fe)[self.rows.number(row)] = size
 
     def _sizes_of(self, fe: Source) -> np.ndarray:
         """The front end's entry of `sizes`, made when first asked for."""
@@ -133,6 +167,12 @@ class Feed:
             fresh = todo & np.logical_or.reduce(new)
             known = self._fresh[keys] = changes, todo, float(self.rows.seconds[fresh].sum())
         return known[2] * self.rate() if known[2] else 0.0
+
+    def slowest_s(self, recipe: Recipe | None) -> float:
+        """Seconds that a user's own front end may keep the interpreter, so that nothing else moves."""
+        stages = recipe.stages.values() if recipe is not None else ()
+        own = any(isinstance(stage.source, OwnFrontEnd) for stage in stages)
+        return max(OWN_RATE, self.rate()) * float(self.rows.seconds.max(initial=0.0)) if own else 0.0
 
     def rate(self) -> float:
         """Wall seconds per second of audio for one front end, as measured so far."""

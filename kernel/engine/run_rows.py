@@ -56,6 +56,10 @@ class RunRows:
         """Number of a row: of the first one, where its id is repeated."""
         return self._numbers[row.id][0]
 
+    def of_clip(self, clip_id: str) -> list[int]:
+        """Numbers of all rows of one clip."""
+        return [i for i, row in enumerate(self.all) if row.clip.id == clip_id]
+
     def places(self, row_ids: Iterable[str]) -> list[int]:
         """Numbers of all rows with these ids; ids that this run does not have are left out."""
         return [i for row_id in row_ids for i in self._numbers.get(row_id, ())]

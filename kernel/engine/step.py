@@ -49,7 +49,7 @@ class StepRunner:
         began = time.monotonic()
         loading_before = run.loading_s
         before = run.timed()
-        run.heartbeat.begin(run.net_id, step.forecast_s)
+        run.heartbeat.begin(run.net_id, max(step.forecast_s, self.feed.slowest_s(run.recipe)))
         forecast_s = round(step.forecast_s, 2)
         with run.rows.recorder.span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
             try:

@@ -195,7 +195,8 @@ def predict_alone(
         outs.append(net.runner(part))
         timed = part[net.recipe.timed]
         if forwards is not None:
-            forwards.append((timed.shape[-1], timed.shape[0] * timed.shape[-1]))
+            frames = timed.shape[net.recipe.time_axis]
+            forwards.append((frames, timed.shape[0] * frames))
     return merge(net, np.concatenate(outs))
 
 

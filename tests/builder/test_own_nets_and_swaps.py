@@ -295,7 +295,7 @@ def test_costs_that_are_no_seconds_are_one_sentence(costs: str, number: str, tmp
     ('finish = ["delta"]', "finish = [-1]", r"finish\[0\]: -1; give a name"),
     ('finish = ["delta"]', 'finish = [["x"]]', r"finish\[0\]: \['x'\]; give a name"),
     ('finish = ["delta"]', "finish = [{ kind = [] }]", r"finish\[0\].kind: \[\] is unknown"),
-    ('preset = "argus"', "preset = []", r"frontend.preset: \[\] is unknown"),
+    ('preset = "argus"', "preset = []", r"frontends.mel.preset: \[\] is unknown"),
     ("step = 128 }", "step = 128, merge = [0] }", r"view.merge: \[0\] is unknown"),
 ])
 def test_values_of_another_kind_are_one_sentence(old: str, new: str, names: str, tmp_path: Path) -> None:
