@@ -23,7 +23,8 @@ from ..report.recorder import Recorder
 from ..scores.blend import Board, open_board
 from ..sound.clips import find_clips
 from ..sound.decode import Clip, probe
-from ..sound.loading import count_wave_bytes
+from ..sound.loading import count_work_bytes
+from ..sound.recording import count_idle_bytes
 from ..sound.rows import Row, clip_ids, list_rows
 from .cpu import Cores
 from .feed import Feed
@@ -181,10 +182,7 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
                   cores: Cores) -> StoreLimits:
     """What the store may use, and what it leaves to the largest clip and the largest forwards."""
     longest_s = float(rows.seconds.max(initial=1.0))
-    clips = {row.clip.id: row.clip for row in rows.all}.values()
-    rates = {clip.rate for clip in clips}
-    decoded_s = max((clip.samples_claimed / max(1, clip.rate) for clip in clips), default=0.0)
-    decoded_s = min(decoded_s, manifest.ensemble.longest_s)  # of a window its recording is decoded
+    kinds = {row.clip.id: row for row in rows.all}.values()  # windows of one recording are alike
     clip = 0
     batch = 0
     work = 0
@@ -193,7 +191,8 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
             continue
         for stage in run.recipe.stages.values():
             clip = max(clip, stage.fe.max_bytes(int(longest_s * stage.fe.rate) + 1))
-            work = max(work, count_wave_bytes(decoded_s, stage.fe.rate, *rates))
+            each = (count_work_bytes(row, stage.fe.rate, manifest.ensemble.longest_s) for row in kinds)
+            work = max(work, *each)
         cost = manifest.costs.get(run.part.name, spec.Cost())
         cells = run.recipe.cells_at_once(float(run.cells.max(initial=0.0)))
         batch = max(batch, int(cost.bytes_a + cost.bytes_b * cells))
@@ -202,4 +201,5 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),
         work_bytes=work,
+        open_bytes=count_idle_bytes(kinds),
         table_bytes=2 * 8 * len(rows.all) * len(manifest.ensemble.classes))  # f64: blended, and smoothed

@@ -3,6 +3,7 @@
 Owns `Ensemble` with its parts, what their keys mean, and the rules between them. Does not build anything:
 front ends, views, finishes and families check their own parameters.
 """
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
 LEAST_PROBABILITY = 1e-30
 LONGEST_CLIP_S = 60.0  # longer clips are cut there, unless the ensemble says otherwise
-LONGEST_RECORDING_S = 900.0  # the same where rows are windows of recordings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class Ensemble:
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
     row_independent  false where a mean or the metric compares rows: then only complete members count
-    max_seconds      longer clips are cut there; None = 60, or 900 with [windows]
+    max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
     prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
                      empty = uniform
     output           [output]: form of submission.csv
@@ -193,8 +193,8 @@ class Ensemble:
 
     @property
     def longest_s(self) -> float:
-        """Seconds of audio that are read of a clip at most."""
-        return self.max_seconds or (LONGEST_RECORDING_S if self.windows else LONGEST_CLIP_S)
+        """Seconds of audio that are read of a clip at most; infinite where a recording is read to its end."""
+        return self.max_seconds or (math.inf if self.windows else LONGEST_CLIP_S)
 
 
 def check(ensemble: Ensemble) -> Ensemble:

@@ -1,9 +1,10 @@
 """A net for the fault matrix that breaks on demand, and the strikes themselves. Never part of the product.
 
 The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a
-folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "open" | "row" |
-"forward" | "publish"; `do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row
-or folder it is for), "times" (how often in all; default always), "seconds", "bytes".
+folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "read" (of a
+recording with windows: id "CLIP@SAMPLES", those read before) | "open" | "row" | "forward" | "publish"; `do`:
+a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row or folder it is for), "times"
+(how often in all; default always), "seconds", "bytes".
 """
 import asyncio
 import ctypes

@@ -10,6 +10,7 @@ import soundfile
 from kernel import spec
 from kernel.sound import decode, frontends
 from kernel.sound.loading import load_wave
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import Row
 from tests.helpers import small_ensembles
 from tests.helpers.ensemble_runs import read_scores, run_clean, write_sample
@@ -61,5 +62,5 @@ def test_a_window_is_the_same_sound_as_the_cut_saved_as_a_clip(tmp_path: Path) -
     window = Row(id="scape_15", clip=long, start=10 * 22_050, stop=15 * 22_050)
     front = frontends.build({"preset": "daisukelab"})
     whole = Row(id="cut", clip=cut, start=None, stop=None)
-    arrays = [front(load_wave(row, front.rate, 900).samples) for row in (window, whole)]
+    arrays = [front(load_wave(row, front.rate, Recordings(900.0)).samples) for row in (window, whole)]
     assert np.array_equal(*arrays)
