@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import soundfile
 from .. import spec
 from ..errors import SampleMissing, SpecError
 from ..sound.clips import SUFFIXES, find_clips
-from ..sound.decode import MAX_CLAIM, probe
+from ..sound.decode import MAX_CLAIM, Stream, probe
 from ..sound.rows import Row, clip_ids, list_rows, window_ids
 
 NEGLIGIBLE = 0.01  # a length factor this close to 1 changes nothing
@@ -159,9 +160,9 @@ def stretch(source: Path, target: Path, factor: float) -> bool:
     return True
 
 
-def _read_blocks(path: Path) -> Iterator[np.ndarray]:
+def _read_blocks(path: Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[np.ndarray]:
     """The samples f32[n, channels] of a file, some at a time: a recording may last for hours."""
-    with soundfile.SoundFile(path) as file:
+    with kind(path) as file:
         while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
             yield block
 
@@ -183,7 +184,10 @@ def _seconds(path: Path) -> float:
     clip = probe(path.name, path, path.parent)
     samples = clip.samples_claimed
     if samples == MAX_CLAIM:
-        samples = sum(map(len, _read_blocks(path)))
+        samples = 0
+        with suppress(soundfile.SoundFileError):  # a broken end: what comes before it counts
+            for block in _read_blocks(path, Stream):
+                samples += len(block)
     return samples / clip.rate if clip.rate else 0.0
 
 
