@@ -144,6 +144,8 @@ class Tiers:
 
     def work_bytes(self, fe: Source, row: Row) -> int:
         """Bytes of the waves that exist while a row is decoded and goes through the front end."""
+        if row.clip.unread:
+            return self.limits.work_bytes
         return min(count_work_bytes(row, fe.rate), self.limits.work_bytes)
 
     def has_place(self, shelf: Shelf, size: int) -> bool:

@@ -75,7 +75,7 @@ class Feed:
                 if isinstance(array, np.ndarray):
                     self._sizes_of(fe)[self.rows.number(row)] = array.nbytes
                     self._changes = next(self._produced)
-                self._heartbeat.beat()
+                self._heartbeat.beat()  # not behind the loop: whoever has the last array may not come back
                 yield row, array
 
     def _sizes_of(self, fe: Source) -> np.ndarray:
