@@ -138,8 +138,7 @@ class Tiers:
     def estimate(self, fe: Source, row: Row) -> int:
         """Upper bound of a row's stored bytes by its header, capped against headers that lie."""
         clip = row.clip
-        samples = clip.samples_claimed if row.stop is None else row.stop - (row.start or 0)
-        size = fe.max_bytes(int(samples * fe.rate / clip.rate) + 1 if clip.rate > 0 else 1)
+        size = fe.max_bytes(int(row.heard * fe.rate / clip.rate) + 1 if clip.rate > 0 else 1)
         return min(size, self.limits.clip_bytes) if self.limits.clip_bytes > 0 else size
 
     def work_bytes(self, fe: Source, row: Row) -> int:

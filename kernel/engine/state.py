@@ -159,7 +159,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
                 recipe = build_recipe(ensemble, part)
             except HourglassError as error:
                 broken = error
-        cells = np.array([recipe.cells(seconds) for seconds in rows.seconds] if recipe is not None else [])
+        cells = np.array([recipe.cells(seconds) for seconds in rows.heard_s] if recipe is not None else [])
         for net_id in spec.net_ids(part):
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
@@ -180,7 +180,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
 def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun], rows: RunRows,
                   cores: Cores) -> StoreLimits:
     """What the store may use, and what it leaves to the largest clip and the largest forwards."""
-    longest_s = float(rows.seconds.max(initial=1.0))
+    longest_s = float(rows.heard_s.max(initial=1.0))
     if any(row.clip.unread for row in rows.all):
         longest_s = manifest.ensemble.longest_s
     kinds = {row.clip.id: row for row in rows.all}.values()  # windows of one recording are alike

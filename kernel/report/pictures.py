@@ -7,6 +7,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def draw_rows(rows: Sequence[Row], max_seconds: float, stop: Callable[[], bool])
         if stop():
             break
         try:
-            wave = load_wave(row, fe.rate, recordings)
+            wave = load_wave(replace(row, before=0, after=0), fe.rate, recordings)
         except ClipError:  # named where it was predicted
             continue
         pictures[row.id] = data_uri(draw_spectrogram(fe(wave.samples)[0]))

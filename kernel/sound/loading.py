@@ -27,11 +27,10 @@ def count_wave_bytes(seconds: float, *rates: int) -> int:
 def count_work_bytes(row: Row, rate: int, max_seconds: float = math.inf) -> int:
     """The same for a row by its header, at the front end's `rate`: the whole clip, or a window of it."""
     own = max(1, row.clip.rate)
-    if row.start is None or row.stop is None:
-        claimed = max_seconds if row.clip.unread else row.clip.samples_claimed / own
-        return count_wave_bytes(min(claimed, max_seconds), own, rate)
-    window = row.stop - row.start
-    return count_wave_bytes(window / own, own, rate) + count_open_bytes(row.clip, window)
+    if row.window:
+        return count_wave_bytes(row.heard / own, own, rate) + count_open_bytes(row)
+    claimed = max_seconds if row.clip.unread else row.clip.samples_claimed / own
+    return count_wave_bytes(min(claimed, max_seconds), own, rate)
 
 
 def load_wave(row: Row, rate: int, recordings: Recordings) -> decode.Wave:

@@ -40,16 +40,15 @@ WINDOWS_KEPT = 8
 MOST_OPEN = 8
 
 
-def count_open_bytes(clip: Clip, window: int) -> int:
-    """Most bytes that an open recording keeps, for windows of `window` samples at its own rate."""
-    read = READ_SAMPLES // max(1, clip.channels)
-    return np.dtype(np.float32).itemsize * ((WINDOWS_KEPT + 2) * window + 2 * read)
+def count_open_bytes(row: Row) -> int:
+    """Most bytes that an open recording keeps while such windows are cut out of it."""
+    read = READ_SAMPLES // max(1, row.clip.channels)
+    return np.dtype(np.float32).itemsize * (WINDOWS_KEPT * row.window + 2 * row.heard + 2 * read)
 
 
 def count_idle_bytes(rows: Iterable[Row]) -> int:
     """Most bytes that recordings keep between two uses, for one row of each."""
-    each = [count_open_bytes(row.clip, (row.stop or 0) - row.start) for row in rows if row.start is not None]
-    return sum(sorted(each)[-MOST_OPEN:])
+    return sum(sorted(count_open_bytes(row) for row in rows if row.window)[-MOST_OPEN:])
 
 
 class Recording:
@@ -75,23 +74,34 @@ class Recording:
         self._ended = False
         self.broken = False
 
-    def cut(self, id: str, start: int, stop: int) -> Wave:
-        """Samples start..stop, start >= `first`, zeros where the audio ends before.
-
-        id  of the row, for the message
+    def cut(self, row: Row) -> Wave:
+        """What a net hears for a window's row; nothing of it may lie before `first`.
 
         Raises  ClipUnreadable, ClipEmpty; the latter also for a window that begins after the last sample
         """
+        start, stop = row.start or 0, row.stop or 0
         if self._stream is None and not self._ended:
             self._open()
-        kept = start - WINDOWS_KEPT * (stop - start)
-        while self.done < stop and not self._ended:
+        kept = start - row.before - WINDOWS_KEPT * row.window
+        while self.done < stop + row.after and not self._ended:
             self._forget(kept)
             self._read()
         self._forget(kept)
         if start >= self.done:
-            raise ClipEmpty(f"{id!r}: the window begins at {start / self.clip.rate:g} s, {self._end()}; its "
-                            "row keeps the prior")
+            begins = f"the window begins at {start / self.clip.rate:g} s"
+            raise ClipEmpty(f"{row.id!r}: {begins}, {self._end()}; its row keeps the prior")
+        samples = self._samples(start - row.before, stop + row.after)
+        if row.edges == "repeat":
+            self._repeat(samples, start - row.before, row.window)
+        elif row.edges == "front" and stop > self.done:
+            samples = np.roll(samples, stop - self.done)
+        notes = self._notes(stop)
+        if not self._exact:
+            notes += repair(samples)
+        return Wave(samples=samples, rate=self.clip.rate, notes=tuple(notes))
+
+    def _samples(self, start: int, stop: int) -> np.ndarray:
+        """f32[stop - start], zeros where there is no audio."""
         samples = np.zeros(stop - start, np.float32)
         at = self.first
         for read in self._reads:
@@ -99,10 +109,21 @@ class Recording:
             if low < high:
                 samples[low - start : high - start] = read[low - at : high - at]
             at += len(read)
-        notes = self._notes(stop)
-        if not self._exact:
-            notes += repair(samples)
-        return Wave(samples=samples, rate=self.clip.rate, notes=tuple(notes))
+        return samples
+
+    def _repeat(self, samples: np.ndarray, start: int, window: int) -> None:
+        """Beyond the ends of the recording its first or last window again, in place.
+
+        Source: arpoyda/BirdCLEF_2024 src/inference.py 84, which joins spectra where this joins waves.
+        """
+        places = np.arange(start, start + len(samples))
+        end = -(-self.done // window) * window
+        if places[0] < 0:
+            front = places[places < 0] % window
+            samples[: len(front)] = self._samples(0, window)[front]
+        if places[-1] >= end and self._ended:
+            behind = (places[places >= end] - end) % window
+            samples[len(samples) - len(behind) :] = self._samples(end - window, end)[behind]
 
     def close(self) -> None:
         """Close the file; the samples at hand stay."""
@@ -184,12 +205,13 @@ class Recordings:
         Raises  ClipUnreadable, ClipEmpty
         """
         assert row.start is not None and row.stop is not None
-        sound, error = self._failed.get(row.clip.id, (row.stop, None))
-        if error is not None and row.stop > sound:
+        last = row.stop + row.after
+        sound, error = self._failed.get(row.clip.id, (last, None))
+        if error is not None and last > sound:
             raise type(error)(*error.args)  # a copy: raising one error twice would chain its tracebacks
-        recording = self._take(row.clip, row.start)
+        recording = self._take(row.clip, max(0, row.start - row.before))
         try:
-            return self._cut(recording, row, row.start, row.stop)
+            return self._cut(recording, row)
         finally:
             self._give_back(recording)
 
@@ -200,15 +222,15 @@ class Recordings:
                 self._open.remove(recording)
                 recording.close()
 
-    def _cut(self, recording: Recording, row: Row, start: int, stop: int) -> Wave:
+    def _cut(self, recording: Recording, row: Row) -> Wave:
         try:
             try:
-                return recording.cut(row.id, start, stop)
+                return recording.cut(row)
             except ClipUnreadable as error:
                 if getattr(error.__cause__, "errno", None) not in (errno.EMFILE, errno.ENFILE):
                     raise
                 self.close()  # files that wait hold the descriptors that are wanted now
-                return recording.cut(row.id, start, stop)
+                return recording.cut(row)
         except ClipEmpty as error:
             if not recording.done:
                 self._fail(recording, error)

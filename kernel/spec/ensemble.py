@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from ..errors import SpecError, did_you_mean
 from .strict import load, read_toml, require, require_choice
+from .windows import Windows, check_windows
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
@@ -137,18 +138,6 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
-    """One row per fixed window of a long recording, cut from the waveform at its own rate.
-
-    seconds  length of a window
-    pattern  row id, of {stem} (the file name without suffix) and {end} (the window's end in seconds)
-    """
-
-    seconds: float = 5.0
-    pattern: str = "{stem}_{end}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """A whole solution as data; docs/ensembles.md lists every key.
 
@@ -243,15 +232,6 @@ def _check_whole(ensemble: Ensemble) -> None:
         f"output.smoothing: {list(weights)}; give an odd number of weights >= 0, the middle one, for the row "
         "itself, above 0",
     )
-
-
-def check_windows(windows: Windows) -> None:
-    """Raises SpecError, unless the pattern names every window and windows have a length."""
-    require(
-        windows.pattern.count("{stem}") == 1 and windows.pattern.count("{end}") == 1,
-        f"windows.pattern: {windows.pattern!r}; it needs {{stem}} and {{end}} once each",
-    )
-    require(windows.seconds > 0, f"windows.seconds: {windows.seconds}; give a number above 0")
 
 
 def _check_member(member: Member, frontends: Collection[str], where: str) -> None:

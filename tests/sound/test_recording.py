@@ -6,11 +6,13 @@ import os
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from kernel.errors import ClipEmpty, ClipUnreadable
 from kernel.sound import decode, recording
@@ -182,7 +184,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
             recordings.cut(row)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 100_000 and peaks[1] < count_open_bytes(clip, 5 * rate) + 2**20
+    assert peaks[1] < peaks[0] + 100_000 and peaks[1] < count_open_bytes(rows[0]) + 2**20
 
 
 def test_threads_that_ask_side_by_side_share_one_reading(tmp_path: Path, opened: list[str]) -> None:
@@ -238,3 +240,69 @@ def test_every_read_gives_a_sign_of_life(tmp_path: Path) -> None:
     recordings = Recordings(beat=lambda: beats.append(1))
     recordings.cut(windows_of(clip, 5.0)[-1])
     assert len(beats) == -(-200 * 8_000 // decode.READ_SAMPLES)
+
+
+# -- what lies around a window
+
+
+def heard_of(
+    clip: decode.Clip, window: int, before: int, after: int, edges: str = "zeros", count: int | None = None
+) -> list[np.ndarray]:
+    """What is cut for each window of a recording, in time order."""
+    rows = windows_of(clip, window / clip.rate, count)
+    recordings = Recordings()
+    return [recordings.cut(replace(row, before=before, after=after, edges=edges)).samples for row in rows]
+
+
+def ramp_of(tmp_path: Path, samples: int, rate: int = 4_000) -> decode.Clip:
+    """A recording of 1, 2, 3 ... / 32768: a sample says where it came from, zeros are padding."""
+    path = tmp_path / "ramp.wav"
+    soundfile.write(path, np.arange(1, samples + 1, dtype=np.int16), rate, subtype="PCM_16")
+    return clip_of(path)
+
+
+@pytest.mark.parametrize(("samples", "window", "before", "after"), [
+    (24_000, 2_000, 0, 0),
+    (19_000, 2_000, 3_000, 3_000),
+    (10_100, 1_000, 0, 1_000),
+    (900, 2_000, 5_000, 5_000),
+    (25_000, 500, 2_250, 2_250),
+])
+def test_a_context_is_the_audio_around_a_window_with_zeros_beyond_the_ends(
+    tmp_path: Path, opened: list[str], samples: int, window: int, before: int, after: int
+) -> None:
+    wave = np.arange(1, samples + 1, dtype=np.float32) / 32768
+    padded = np.pad(wave, (before, window + after))
+    heard = heard_of(ramp_of(tmp_path, samples), window, before, after)
+    assert len(heard) == -(-samples // window) and opened == ["ramp.wav"]
+    for i, cut in enumerate(heard):
+        np.testing.assert_array_equal(cut, padded[i * window:][: before + window + after])
+
+
+def test_beyond_the_ends_the_first_and_the_last_window_are_heard_again(tmp_path: Path) -> None:
+    heard = [np.round(cut * 32768).astype(int) for cut in
+             heard_of(ramp_of(tmp_path, 12_000), 3_000, 1_500, 1_500, "repeat")]
+    ends = [[cut[0], cut[1499], cut[1500], cut[4499], cut[4500], cut[5999]] for cut in heard]
+    assert ends == [
+        [1501, 3000, 1, 3000, 3001, 4500],
+        [1501, 3000, 3001, 6000, 6001, 7500],
+        [4501, 6000, 6001, 9000, 9001, 10500],
+        [7501, 9000, 9001, 12000, 9001, 10500],
+    ]
+
+
+def test_an_only_window_that_is_not_whole_is_repeated_with_its_zeros(tmp_path: Path) -> None:
+    (cut,) = heard_of(ramp_of(tmp_path, 1_900), 3_000, 4_000, 4_000, "repeat")
+    own = np.pad(np.arange(1, 1_901), (0, 1_100))
+    np.testing.assert_array_equal(np.round(cut * 32768), np.tile(own, 5)[2_000:13_000])
+
+
+def test_a_last_window_that_is_not_whole_may_have_its_zeros_in_front(tmp_path: Path) -> None:
+    heard = heard_of(ramp_of(tmp_path, 5_000), 2_000, 0, 0, "front")
+    assert not heard[-1][:1_000].any() and round(heard[-1][1_000] * 32768) == 4_001
+    np.testing.assert_array_equal(heard[0], heard_of(ramp_of(tmp_path, 5_000), 2_000, 0, 0)[0])
+
+
+def test_a_window_behind_the_end_has_no_sound_whatever_its_context_hears(tmp_path: Path) -> None:
+    with pytest.raises(ClipEmpty, match="begins at 2.5 s, the audio ends at 2.50 s"):
+        heard_of(ramp_of(tmp_path, 10_000), 2_000, 4_000, 4_000, count=6)

@@ -84,3 +84,17 @@ def test_other_patterns_and_names_with_suffix(tmp_path: Path) -> None:
     assert [row.start for row in rows] == [0, 110_250]
     with pytest.raises(SpecError, match="pattern"):
         list_rows(["a_5"], find_clips(tmp_path, []), Windows(pattern="{stem}"))
+
+
+def test_a_context_lies_around_its_window_in_samples_of_the_recording(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", sound(30.0, 8_000), 8_000)
+    centred = windows_of(tmp_path, ["a_5", "a_30"], Windows(context_seconds=20.0))
+    assert [(row.start, row.stop, row.before, row.after) for row in centred] == [
+        (0, 40_000, 60_000, 60_000),
+        (200_000, 240_000, 60_000, 60_000),
+    ]
+    after = Windows(context_seconds=10.0, context_before=0.0, edges="repeat")
+    (behind,) = windows_of(tmp_path, ["a_5"], after)
+    assert (behind.before, behind.after, behind.edges, behind.heard) == (0, 40_000, "repeat", 80_000)
+    (alone,) = windows_of(tmp_path, ["a_5"], Windows())
+    assert (alone.before, alone.after, alone.heard) == (0, 0, 40_000)

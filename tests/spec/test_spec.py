@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +79,16 @@ def test_a_name_that_is_no_path_is_one_sentence() -> None:
         load_ensemble(Path("absent.toml"))
     with pytest.raises(SpecError, match="null"):
         load_ensemble(Path("a\0b.toml"))
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"context_seconds": 4.0}, "windows.context_seconds: 4.0 is shorter than a window"),
+    ({"context_seconds": 20.0, "context_before": 16.0}, "windows.context_before: 16.0; give 0 to 15"),
+    ({"context_before": 1.0}, "windows.context_before: 1.0; give 0 to 0"),
+    ({"context_seconds": 20.0, "context_before": -1.0}, "windows.context_before"),
+    ({"edges": "zero"}, "windows.edges"),
+    ({"edges": "front", "context_seconds": 20.0}, "windows.edges"),
+])
+def test_a_context_that_cannot_be_is_named(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        check(replace(PLAIN, windows=Windows(**keys)))
