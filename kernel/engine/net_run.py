@@ -20,6 +20,7 @@ from . import plan
 from .heartbeat import Heartbeat
 from .journal import Journal
 from .run_rows import RunRows
+from .window_rows import WindowRows
 
 
 @dataclass
@@ -75,6 +76,7 @@ class NetRun:
 
     recipe    stages of its member; None for a stacker, or where they cannot be built
     cells     f64[N], most cells the net computes for each row, all its passes together
+    windows   where rows are made of the frames of several windows, which and when
     scored    rows it has put on the board in this process
     widths    frames of a forward -> i64[3]: cells, padded cells and forwards of that width in all
     timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
@@ -103,6 +105,7 @@ class NetRun:
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    windows: WindowRows | None = None
     _known: tuple[tuple[int, int], Lacking] | None = None
 
     def lacking(self) -> Lacking:
@@ -122,6 +125,12 @@ class NetRun:
         order = self.rows.order
         missing: list[int] = order[self.lacking().mask[order]].tolist()
         return missing
+
+    def is_gone(self, i: int) -> bool:
+        """True where the net will never hear row i: its clip is broken, or the net passes over it."""
+        row_id = self.rows.all[i].id
+        passed = row_id in self.skipped or (self.net_id, row_id) in self.journal.quarantined_pairs
+        return passed or bool(self.rows.lost[i])
 
     def passed(self) -> list[int]:
         """Numbers of the rows that the net has had to pass over."""
@@ -150,11 +159,32 @@ class NetRun:
         totals = self.widths.setdefault(width, np.zeros(3, np.int64))
         totals += cells, padded, 1
 
+    def begin(self, todo: list[int]) -> list[int]:
+        """Numbers of the rows whose windows the net has to hear for the rows `todo`."""
+        return todo if self.windows is None else self.windows.begin(todo)
+
+    def finish_rows(self, last: bool = False) -> None:
+        """Put the rows on the board of which all windows have answered; `last`: look at every row."""
+        for i, probs in self.windows.ready(last) if self.windows is not None else ():
+            if probs is None:
+                self.skip(i, ValueError("no window of this row has an answer of the net"))
+            else:
+                self._add(i, probs)
+
     def put(self, i: int, probs: np.ndarray) -> None:
-        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say."""
+        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say.
+
+        Where rows are made of frames, f64[F, K] of its window wait for `finish_rows`.
+        """
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
-            return
+        elif self.windows is not None:
+            self.windows.take(i, probs)
+            self.heartbeat.beat()
+        else:
+            self._add(i, probs)
+
+    def _add(self, i: int, probs: np.ndarray) -> None:
         places = self.rows.places([self.rows.all[i].id])
         self.board.add(self.net_id, np.array(places), np.repeat(probs[None], len(places), axis=0))
         self.scored += len(places)

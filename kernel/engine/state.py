@@ -31,6 +31,7 @@ from .heartbeat import Heartbeat
 from .journal import Journal
 from .net_run import NetRun
 from .run_rows import RunRows, open_rows
+from .window_rows import WindowRows
 
 LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
 
@@ -163,6 +164,8 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
         for net_id in spec.net_ids(part):
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
+            if isinstance(part, spec.Member) and part.frames and ensemble.windows is not None:
+                run.windows = WindowRows(part.frames, ensemble.windows, rows, run.is_gone)
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))

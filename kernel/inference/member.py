@@ -200,5 +200,12 @@ def predict_alone(
 
 
 def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
-    """f64[K] of a row from the net's answers f32[P, K]; UNFIT where one is not finite (no vote)."""
-    return net.recipe.view.merge(answers, net.activate) if np.isfinite(answers).all() else UNFIT
+    """f64[K] of a row from the net's answers f32[P, K]; UNFIT where one is not finite (no vote).
+
+    A net of frames gives f64[F, K] of its one pass f32[1, F, K]: rows are made of several windows.
+    """
+    if not np.isfinite(answers).all():
+        return UNFIT
+    if net.recipe.member.frames is not None:
+        return np.asarray(net.activate(answers[0]), np.float64)
+    return net.recipe.view.merge(answers, net.activate)

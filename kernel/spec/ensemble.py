@@ -17,6 +17,7 @@ from .windows import Windows, check_windows
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
 MEANS = ("geometric", "arithmetic", "logit", "rank", "power", "min", "max", "median", "minmax", "vote")
+FRAMES = ("average_max", "max_average", "average")  # kernel.scores.frames.RULES, compared by a test too
 ROW_DEPENDENT_MEANS = ("rank", "minmax")  # these compare rows: only complete members may take part
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
@@ -54,6 +55,8 @@ class Member:
     weight        weight in the final mean (0 = feeds stackers only)
     activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
                   none otherwise
+    frames        where the net gives one score per frame: how those of overlapping contexts become rows
+                  (kernel.scores.frames.RULES); None = it gives one per row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike
     """
 
@@ -70,6 +73,7 @@ class Member:
     fold_weights: tuple[float, ...] = ()
     weight: float = 1.0
     activation: str | None = None
+    frames: str | None = None
     value: float | None = None
 
     def named_inputs(self) -> dict[str, Input]:
@@ -195,6 +199,8 @@ def check(ensemble: Ensemble) -> Ensemble:
     names = [part.name for part in ensemble.parts]
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
+        if member.frames is not None:
+            _check_frames(member, ensemble, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
     for name in names:
@@ -250,6 +256,14 @@ def _check_member(member: Member, frontends: Collection[str], where: str) -> Non
         len(member.fold_weights) in (0, len(member.folds)),
         f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
     )
+
+
+def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
+    """The rules of a member whose net gives one score per frame."""
+    require_choice(str(member.frames), FRAMES, f"{where}.frames")
+    require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
+    kind = member.view.get("kind", "full")
+    require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
 
 
 def _check_stacker(stacker: Stacker, members: Collection[str], where: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .strict import require, require_choice
 
-EDGES = ("zeros", "repeat", "front")
+EDGES = ("zeros", "repeat", "front", "inside")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,9 @@ class Windows:
                      alone
     context_before   seconds of these that lie before the window; None = as many as behind it
     edges            what a net hears beyond the ends of a recording: "zeros"; "repeat" = its first or last
-                     window again; "front" = zeros, and a last window that is not whole has them in front
+                     window again; "front" = zeros, and a last window that is not whole has them in front;
+                     "inside" = nothing: where frames are merged, contexts that reach beyond are left out if
+                     another one hears the row
     """
 
     seconds: float = 5.0

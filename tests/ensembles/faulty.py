@@ -131,6 +131,19 @@ def strike(at, name=""):
         DEEDS[found["do"]](found)
 
 
+class Frames(nn.Module):
+    """A convolution over f32[B, 1, M, T] that gives 12 scores along time, f32[B, 12, K]."""
+
+    def __init__(self, classes: int, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.head = nn.Conv1d(width, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(x)).mean(dim=2)
+        return self.head(nn.functional.adaptive_avg_pool1d(y, 12)).transpose(1, 2)
+
+
 class Net(nn.Module):
     """A small convolution over f32[B, 1, M, T]; its answers can be spoilt row by row."""
 

@@ -92,3 +92,15 @@ def test_a_name_that_is_no_path_is_one_sentence() -> None:
 def test_a_context_that_cannot_be_is_named(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         check(replace(PLAIN, windows=Windows(**keys)))
+
+
+@pytest.mark.parametrize(("member", "windows", "message"), [
+    ({"frames": "average_max"}, None, "members.0..frames: rows are made of frames only with .windows."),
+    ({"frames": "average_min"}, Windows(), "members.0..frames"),
+    ({"frames": "average", "view": {"kind": "tiles"}}, Windows(), "members.0..view: with frames .* 'tiles'"),
+])
+def test_frames_that_cannot_become_rows_are_named(
+    member: dict[str, Any], windows: Windows | None, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        check(replace(PLAIN, members=(replace(PLAIN.members[0], **member),), windows=windows))
