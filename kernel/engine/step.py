@@ -19,7 +19,7 @@ from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
 from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
 from ..inference.recipe import Recipe
-from ..scores.blend import count_lacking, stacker_features
+from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
@@ -91,6 +91,7 @@ class StepRunner:
         if on_gpu:
             todo = gpu.longest_first(run, recipe, self.feed.store, todo)
             self.feed.prefetch(recipe, todo[:gpu.FIRST_ROWS])  # on a CPU the net wants the loaders' cores
+        torch.set_default_dtype(torch.float32)  # a net before may have changed it
         with run.opening():
             net = self._open_net(entry, recipe, device, run.heartbeat.beat)
         run.path = net.runner.path
@@ -161,10 +162,19 @@ class StepRunner:
             if stop():
                 break
             if int(i) in missing:
-                with torch.inference_mode():
-                    out = module(torch.from_numpy(np.ascontiguousarray(features[None], dtype=np.float32)))
-                run.put(int(i), activate(out.numpy().astype(np.float64))[0])
-                read.append(int(i))
+                began = time.monotonic()
+                try:
+                    with run.flight([run.rows.all[i]]), torch.inference_mode():
+                        out = module(torch.from_numpy(np.array(features[None], np.float32)))
+                        probs = activate(out.numpy().astype(np.float64))[0]
+                except BaseException as error:  # as of any net, whatever it raises
+                    run.settle(int(i), error)
+                else:
+                    run.put(int(i), probs)
+                    read.append(int(i))
+                run.timing.add(1, 0.0, time.monotonic() - began)
         for net_id, count in count_lacking(stacker, ensemble, run.board, read).items():
             run.notes.append(f"read without {net_id} in {count} rows, where it has no say")
+        lonely = hopeless_rows(stacker, ensemble, run.board)
+        run.give_up([run.rows.all[i].id for i in sorted(missing.intersection(lonely.tolist()))])
         run.save()

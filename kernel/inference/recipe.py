@@ -99,6 +99,11 @@ def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
     for name, entry in member.named_inputs().items():
         fe = frontends.build(ensemble.frontends[entry.frontend])
         view = views.build(member.view, fe)
+        if member.frames is not None and (fe.trim_db is not None or fe.layout != "plain"):
+            raise SpecError(
+                f"member {member.name}: frames want a front end that keeps time; {fe.name} has trim_db = "
+                f"{fe.trim_db} and layout = {fe.layout!r}"
+            )
         source: Source = CutFirst(fe, view) if fe.time and view.domain == "wave" else fe
         stages[name] = Stage(fe=source, view=view, finish=finish.build(entry.finish, fe))
     timed = next((name for name, stage in stages.items() if stage.fe.time), None)

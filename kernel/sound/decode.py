@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from ..errors import ClipEmpty, ClipError, ClipUnreadable
+from ..errors import ClipEmpty, ClipError, ClipUnreadable, text_of
 from .clips import SUFFIXES
 from .mpeg_words import drop_tag_warnings
 
@@ -231,7 +231,8 @@ def as_clip_error(id: str, what: str, error: BaseException) -> ClipError:
     """The error itself if it names a fault of the clip, else one that does."""
     if isinstance(error, ClipError):
         return error
-    return ClipUnreadable(f"{id}: the {what} failed: {type(error).__name__}: {error}; replace the file")
+    reason = f"{type(error).__name__}: {text_of(error)}"
+    return ClipUnreadable(f"{id}: the {what} failed: {reason}; replace the file")
 
 
 def decode(clip: Clip, max_seconds: float) -> Wave:

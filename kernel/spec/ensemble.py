@@ -264,6 +264,7 @@ def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
     require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
     kind = member.view.get("kind", "full")
     require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
+    require(not member.view.get("flip"), f"{where}.view.flip: mirrored frames are those of another time")
 
 
 def _check_stacker(stacker: Stacker, members: Collection[str], where: str) -> None:

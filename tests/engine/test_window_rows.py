@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernel import spec
 from kernel.engine.run_rows import RunRows, open_rows
 from kernel.engine.window_rows import WindowRows
-from kernel.errors import ClipEmpty
+from kernel.errors import ClipEmpty, SpecError
+from kernel.inference.recipe import build_recipe
 from kernel.limits import Clock
 from kernel.report.recorder import Recorder
 from kernel.scores import frames
@@ -144,3 +146,11 @@ def test_a_row_that_no_window_reaches_is_told() -> None:
     made = WindowRows("average_max", windows, rows, lambda i: i == COUNT - 2)
     found = run(made, [COUNT - 1])
     assert found == {COUNT - 1: None}
+
+
+def test_a_front_end_that_does_not_keep_time_is_refused() -> None:
+    member = spec.Member(name="m", family="none", frontend="mel", frames="average")
+    ensemble = spec.Ensemble(name="e", classes=("a", "b"), members=(member,), windows=CENTRED,
+                             frontends={"mel": {"preset": "argus"}})
+    with pytest.raises(SpecError, match="frames want a front end that keeps time; argus has"):
+        build_recipe(ensemble, member)

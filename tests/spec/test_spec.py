@@ -97,6 +97,7 @@ def test_a_context_that_cannot_be_is_named(keys: dict[str, Any], message: str) -
 @pytest.mark.parametrize(("member", "windows", "message"), [
     ({"frames": "average_max"}, None, "members.0..frames: rows are made of frames only with .windows."),
     ({"frames": "average_min"}, Windows(), "members.0..frames"),
+    ({"frames": "average", "view": {"kind": "full", "flip": 0.5}}, Windows(), "members.0..view.flip"),
     ({"frames": "average", "view": {"kind": "tiles"}}, Windows(), "members.0..view: with frames .* 'tiles'"),
 ])
 def test_frames_that_cannot_become_rows_are_named(
