@@ -49,8 +49,9 @@ def bundle() -> Path:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> GuardRun:
-    """A run that nothing strikes, on the recordings whose windows all others are compared with."""
-    run = run_whole(make_recordings(tmp_path_factory.mktemp("plain")), bundle)
+    """A run that nothing harms, with which all others are compared; each decoding leaves a mark."""
+    counting = [{"at": "decode", "id": f"r{i}", "do": "sleep", "seconds": 0, "times": 50} for i in range(3)]
+    run = run_whole(make_recordings(tmp_path_factory.mktemp("plain")), bundle, plan=counting)
     check(run, "ClipEmpty")
     return run
 
@@ -65,6 +66,18 @@ def test_recordings_are_scored_to_their_end(plain: GuardRun) -> None:
     assert prior_rows(plain) == {"r0_70", "r1_40", "r2_1005"}
     told = {fault["where"]: fault["message"] for fault in plain.report["faults"]}
     assert "begins at 1000 s, the audio ends at 1000.00 s" in told["r2_1005"]
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=92,
+    injection="three nets over two front ends; the page draws rows by a third one",
+    outcome="a recording is decoded once per front end, in the whole run",
+)
+def test_a_recording_is_decoded_once_per_front_end(plain: GuardRun) -> None:
+    marks = list((plain.working.parent / "marks").iterdir())
+    for i in range(3):
+        assert 2 <= sum(mark.name.startswith(f"{i}.") for mark in marks) <= 3
 
 
 @pytest.mark.faults
