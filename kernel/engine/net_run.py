@@ -22,6 +22,8 @@ from .journal import Journal
 from .run_rows import RunRows
 from .window_rows import WindowRows
 
+ROUNDING = 1e-3  # beyond 0..1, which half precision may leave of a softmax
+
 
 @dataclass
 class Timing:
@@ -82,6 +84,7 @@ class NetRun:
     timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
               once
     skipped   row id -> why this net cannot do that row
+    out_of_range  whether it has given scores that are no probabilities
     failed    why the net was given up, or None
     """
 
@@ -106,6 +109,7 @@ class NetRun:
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     windows: WindowRows | None = None
+    out_of_range: bool = False
     _known: tuple[tuple[int, int], Lacking] | None = None
 
     def lacking(self) -> Lacking:
@@ -183,11 +187,24 @@ class NetRun:
         """
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
-        elif self.windows is not None:
+            return
+        self._check_range(i, probs)
+        if self.windows is not None:
             self.windows.take(i, probs)
             self.heartbeat.beat()
         else:
             self._add(i, probs)
+
+    def _check_range(self, i: int, probs: np.ndarray) -> None:
+        """Name a net whose scores are no probabilities, once."""
+        if not self.out_of_range and (probs.min() < -ROUNDING or probs.max() > 1.0 + ROUNDING):
+            self.out_of_range = True
+            self.rows.recorder.fault(
+                "ScoresOutOfRange",
+                self.net_id,
+                f"gave {probs.min():.3g} to {probs.max():.3g} for {self.rows.all[i].id}, which are no "
+                "probabilities: in the file they are cut to 0..1; give the member another activation",
+            )
 
     def _add(self, i: int, probs: np.ndarray) -> None:
         places = self.rows.places([self.rows.all[i].id])

@@ -58,7 +58,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> GuardRun:
 
 @pytest.mark.faults
 @pytest.mark.fault(
-    row=92,
+    row=94,
     injection="a recording of 1,000 s; a window behind the end of each recording",
     outcome="every window is scored to the end; those behind it keep the prior and say where the audio ends",
 )
@@ -70,7 +70,7 @@ def test_recordings_are_scored_to_their_end(plain: GuardRun) -> None:
 
 @pytest.mark.faults
 @pytest.mark.fault(
-    row=92,
+    row=94,
     injection="three nets over two front ends; the page draws rows by a third one",
     outcome="a recording is decoded once per front end, in the whole run",
 )
@@ -82,7 +82,7 @@ def test_a_recording_is_decoded_once_per_front_end(plain: GuardRun) -> None:
 
 @pytest.mark.faults
 @pytest.mark.fault(
-    row=92,
+    row=94,
     injection="the decoder kills its process, or never returns, in the middle of a recording, once",
     outcome="engine restarted; the recording runs first and alone, decoded once; the same bytes",
 )
@@ -98,7 +98,7 @@ def test_a_death_in_the_middle_of_a_recording_costs_time_alone(
 
 @pytest.mark.faults
 @pytest.mark.fault(
-    row=92,
+    row=94,
     injection="the decoder kills its process in the middle of a recording, each time",
     outcome="that recording is quarantined after two deaths; every window of the others as without the fault",
 )
@@ -113,7 +113,7 @@ def test_a_poisonous_recording_costs_its_own_windows(
 
 @pytest.mark.faults
 @pytest.mark.fault(
-    row=92,
+    row=94,
     injection="the decoder raises in the middle of a recording, each time",
     outcome="the windows before are scored, those behind keep the prior and name the error",
 )
@@ -129,7 +129,7 @@ def test_an_error_in_the_middle_of_a_recording_costs_what_lies_behind(
 
 @pytest.mark.faults
 @pytest.mark.fault(
-    row=92,
+    row=94,
     injection="windows with room for their arrays in RAM, on disk, or nowhere",
     outcome="the same bytes",
 )
