@@ -20,6 +20,7 @@ from ..inference.recipe import Recipe, Stage
 from ..memory import Meter
 from ..sound.loading import produce
 from ..sound.own import OwnFrontEnd
+from ..sound.recording import Recordings
 from ..sound.rows import Row
 from ..sound.scopes import OfRecording
 from ..sound.source import Source
@@ -39,6 +40,8 @@ FIRST_CALL_S = 300.0
 class Feed:
     """Arrays for the nets, loaded ahead.
 
+    longest_s  seconds of a clip that are read at most
+
     sizes   front end key -> i64[N], bytes of each row's array, 0 = not produced yet
     waited  front end key -> [wall seconds waited, seconds of audio] of loading what was new
     """
@@ -56,7 +59,7 @@ class Feed:
         loaders: int,
     ) -> None:
         self.rows = rows
-        self._longest_s = longest_s
+        self._recordings = Recordings(longest_s, heartbeat.beat)
         self._journal = journal
         self._heartbeat = heartbeat
         self.sizes: dict[str, np.ndarray] = {}
@@ -79,7 +82,7 @@ class Feed:
         """What a loader thread does for the rows of one clip; a crash leaves the clip's mark behind."""
         with self._journal.flight("clip", [rows[0].clip.id]):
             self._first_call(fe)
-            for row, array in produce(fe, rows, self._longest_s, self.rows.recorder.note):
+            for row, array in produce(fe, rows, self._recordings, self.rows.recorder.note):
                 if isinstance(array, np.ndarray):
                     self._note_size(fe, row, array.nbytes)
                     self._changes = next(self._produced)
@@ -132,7 +135,9 @@ class Feed:
         fresh = [i for i in block if self.store.frames(stage.fe, self.rows.all[i]) is None]
         # Filter banks and caches are made once: no part of the rate
         if fresh and stage.fe.key not in self.waited:
-            warm_up = fresh.pop(len(fresh) // 2)  # of middle length: the rate then holds for the others
+            # Of middle length: the rate then holds for the others. Windows are alike, and read in order
+            windowed = self.rows.all[fresh[0]].start is not None
+            warm_up = fresh.pop(0 if windowed else len(fresh) // 2)
             self.store.warm(stage.fe, [self.rows.all[warm_up]], stop)
             self.waited.setdefault(stage.fe.key, [0.0, 0.0])
         began = time.monotonic()
@@ -143,14 +148,20 @@ class Feed:
             total[1] += float(self.rows.seconds[fresh].sum())
 
     def load_first(self, recipes: Iterable[Recipe], rows: Sequence[Row], stop: Callable[[], bool]) -> None:
-        """Load these rows one after the other on one thread: a second crash then names the culprit."""
-        for recipe in recipes:
-            for stage in recipe.stages.values():
-                for row in rows:
+        """Load these rows clip after clip on one thread: a second crash then names the culprit."""
+        clips: dict[str, list[Row]] = {}
+        for row in rows:
+            clips.setdefault(row.clip.id, []).append(row)
+        fes = {stage.fe.key: stage.fe for recipe in recipes for stage in recipe.stages.values()}
+        for fe in fes.values():
+            for group in clips.values():
+                self.store.warm(fe, group, stop)
+                for row in group:
                     if stop():
                         return
                     try:
-                        self.store.get(stage.fe, row)
+                        if self.store.frames(fe, row) is None:  # broken, or there was no place ahead
+                            self.store.get(fe, row)
                     except ClipError as error:
                         self.rows.lose(row, error)
 

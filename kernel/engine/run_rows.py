@@ -4,6 +4,7 @@ Owns `RunRows`. Which rows a sample asks for is sound.rows'; which net still lac
 """
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -51,6 +52,12 @@ class RunRows:
         self._numbers: dict[str, list[int]] = {}
         for i, row in enumerate(self.all):
             self._numbers.setdefault(row.id, []).append(i)
+
+    @cached_property
+    def heard_s(self) -> np.ndarray:
+        """f64[N]: `seconds` with what a net hears around a window."""
+        around = [(row.before + row.after) / max(1, row.clip.rate) for row in self.all]
+        return np.asarray(self.seconds + np.array(around))
 
     def number(self, row: Row) -> int:
         """Number of a row: of the first one, where its id is repeated."""

@@ -86,6 +86,7 @@ class StepRunner:
                         stop: Stop) -> None:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
+        todo = run.begin(todo)
         on_gpu = device.cuda and entry.kind != "onnx"  # graphs run on the CPU
         if on_gpu:
             todo = gpu.longest_first(run, recipe, self.feed.store, todo)
@@ -101,10 +102,12 @@ class StepRunner:
         saved = time.monotonic()
         try:
             for _ in self._schedule(run, net, on_gpu, stop).predict(todo):
+                run.finish_rows()
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     run.save()
                     saved = time.monotonic()
         finally:  # a lost device ends the process: what it has done is kept
+            run.finish_rows(last=True)
             run.save()
         run.path = net.runner.path
         run.notes += net.runner.notes

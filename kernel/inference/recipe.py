@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import spec
 from ..errors import SpecError
-from ..sound import own
+from ..sound import frontends, own
 from ..sound.source import Source
 from . import finish, views
 
@@ -118,7 +118,21 @@ def open_source(ensemble: spec.Ensemble, name: str) -> Source:
             f"frontends.{name}: piece_seconds = {fe.piece_seconds:g} and windows.seconds = "
             f"{ensemble.windows.seconds:g} must be equal where scope = {fe.scope!r}; correct one of them"
         )
+    if ensemble.windows.context_seconds:
+        raise SpecError(
+            f"frontends.{name}: scope = {fe.scope!r} and windows.context_seconds do not go together; give "
+            "the front end context_frames, or scope = \"window\""
+        )
     return fe.of_recording()
+
+
+def _check_keeps_time(member: spec.Member, fe: Source) -> None:
+    """Raises SpecError for a front end whose columns do not follow the wave of a window."""
+    if isinstance(fe, frontends.FrontEnd) and (fe.trim_db is not None or fe.layout != "plain"):
+        raise SpecError(
+            f"member {member.name}: frames want a front end that keeps time; {fe.name} has trim_db = "
+            f"{fe.trim_db} and layout = {fe.layout!r}"
+        )
 
 
 def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
@@ -130,6 +144,8 @@ def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
     for name, entry in member.named_inputs().items():
         fe = open_source(ensemble, entry.frontend)
         view = views.build(member.view, fe)
+        if member.frames is not None:
+            _check_keeps_time(member, fe)
         source: Source = CutFirst(fe, view) if fe.time and view.domain == "wave" else fe
         stages[name] = Stage(fe=source, view=view, finish=finish.build(entry.finish, fe))
     timed = next((name for name, stage in stages.items() if stage.fe.time), None)

@@ -129,7 +129,7 @@ class OfRecording:
     @staticmethod
     def entry(row: Row) -> Row:
         """What is stored for a row: its whole recording."""
-        return replace(row, id=row.clip.id, start=None, stop=None)
+        return replace(row, id=row.clip.id, start=None, stop=None, before=0, after=0)
 
     def read(self, stored: np.ndarray, row: Row) -> np.ndarray:
         """array[C, M, step + 2 x context] of a row from its recording's array.
