@@ -44,6 +44,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--wheels", choices=("openvino", "onnxruntime"), help="ship this back end's wheels")
     parser.add_argument("--export", choices=("onnx",), help="export every net as a graph for that back end")
+    parser.add_argument(
+        "--sample", type=Path, metavar="CSV", help="the competition's sample submission, to check the form"
+    )
     parser.add_argument("--notebook", action="store_true", help="push the kernel as a notebook")
     parser.add_argument(
         "--simulate-mount", action="store_true", help="prove that the kernel finds OUT/bundle on every mount"
@@ -80,6 +83,7 @@ def build(chosen: argparse.Namespace) -> None:
             back_end=chosen.wheels,
             export_onnx=chosen.export == "onnx",
             notebook=chosen.notebook,
+            sample=chosen.sample,
         )
     )
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())

@@ -1159,8 +1159,9 @@ class Prior:
         self.labels: set[str] | None = None
         named = run.output.get("label_column")
         self.label_at = columns.index(named) if named in columns else 0
-        if has_labels(sample, run.output.get("format")):
-            texts = {name: name for name in run.classes} | (run.output.get("labels") or {})
+        texts = {name: name for name in run.classes} | (run.output.get("labels") or {})
+        by_class = named not in columns and any(t in columns for t in [*texts, *texts.values()])
+        if has_labels(sample, run.output.get("format")) and not by_class:  # which the engine refuses
             fallback = (sample.cells or run.classes or ["0"])[0]
             label = texts[max(scores, key=lambda name: scores[name])] if scores else fallback
             self.cells = [f"{even:.6e}"] * len(columns)

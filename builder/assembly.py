@@ -19,6 +19,7 @@ from kernel import models
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
+from kernel.scores.submission import check_form
 from kernel.sound import frontends
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
@@ -39,9 +40,10 @@ class BuildRequest:
     """What is to be built; the command line's values.
 
     weights         folder of checkpoints; None: `weights/` beside the TOML, the TOML's folder, `weights/`
-                    of the repository
+                    beside that folder (where training puts them), `weights/` of the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
     back_end        "openvino" or "onnxruntime" wheels ride along
+    sample          the competition's sample submission, which must want what the ensemble writes
     machine         accelerator of the kernel, "cpu", or None: by the profile
     """
 
@@ -59,6 +61,7 @@ class BuildRequest:
     back_end: str | None = None
     export_onnx: bool = False
     notebook: bool = False
+    sample: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ def weights_folders(request: BuildRequest) -> list[Path]:
             raise SpecError(f"--weights {request.weights}: no such folder")
         return [request.weights]
     beside = request.ensemble.resolve().parent
-    return [beside / "weights", beside, ROOT / "weights"]
+    return list(dict.fromkeys([beside / "weights", beside, beside.parent / "weights", ROOT / "weights"]))
 
 
 def _find_sources(
@@ -207,6 +210,8 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         load_ensemble(request.ensemble), request.ensemble.resolve().parent
     )
     ensemble = own.here
+    if request.sample is not None:
+        check_form(request.sample, ensemble.output, ensemble.classes)
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts = ensemble.parts

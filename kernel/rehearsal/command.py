@@ -22,6 +22,7 @@ from ..report.contents import RehearsalReport, Report, VerdictLine, encode_repor
 from ..report.page import encode_page, page
 from ..report.pictures import draw_rows
 from ..report.terminal import show, verdict_table
+from ..scores.submission import check_form
 from ..sound.rows import window_ids
 from ..units import parse_bytes, parse_count, parse_seconds
 from . import fake_kaggle
@@ -74,13 +75,20 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="CSV with fname and labels of the clips: score, and the worst predictions",
     )
     add(
+        "--sample",
+        type=Path,
+        metavar="CSV",
+        help="the competition's sample submission: refuse an ensemble that writes another form (default: "
+        "sample_submission.csv in --clips or beside it, if there is one)",
+    )
+    add(
         "--simulate-commit",
         action="store_true",
         help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips "
         "(train clips)",
     )
     chosen = parser.parse_args(list(arguments))
-    for name in ("bundle", "clips", "working", "labels"):
+    for name in ("bundle", "clips", "working", "labels", "sample"):
         if getattr(chosen, name) is not None:
             setattr(chosen, name, (chosen.folder / getattr(chosen, name)).absolute())
     return chosen
@@ -281,6 +289,9 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     manifest = spec.load_manifest(text)
     ensemble = manifest.ensemble
     run_limits = limits(chosen.limits or ensemble.profile, chosen.seconds, chosen.ram, chosen.disk)
+    sample = chosen.sample or fake_kaggle.find_sample(chosen.clips)
+    if sample is not None:
+        check_form(sample, ensemble.output, ensemble.classes)
     working = chosen.working
     working.mkdir(parents=True, exist_ok=True)
     with private_tree(working.parent) as tree:

@@ -134,6 +134,12 @@ def write_sample(competition: Path, ids: Sequence[str], ensemble: spec.Ensemble)
         writer.writerows([id, *["0"] * len(columns)] for id in ids)
 
 
+def find_sample(clips: Path) -> Path | None:
+    """The competition's own sample submission, where it lies in the folder of clips or beside it."""
+    places = (folder / "sample_submission.csv" for folder in (clips, clips.parent))
+    return next((path for path in places if path.is_file()), None)
+
+
 def stretch(source: Path, target: Path, factor: float) -> bool:
     """`target` is `source` cut or repeated to `factor` times its length; False when that cannot be."""
     try:
