@@ -9,6 +9,7 @@ from kernel.errors import SpecError
 
 from .data import Clips
 
+COUNT = 5  # Folds of a recipe that names no number.
 
 def split(clips: Clips, count: int, seed: int) -> np.ndarray:
     """int[N], the fold in 0..count-1 of every clip; the same for the same clips and seed, whatever their
