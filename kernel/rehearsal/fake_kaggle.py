@@ -99,7 +99,7 @@ def lay_clips(
             made[source] = target
         else:
             link(made.get(source, source), target)
-        ids += _row_ids(name, target, ensemble)
+        ids += row_ids(name, target, ensemble)
     write_sample(competition, ids, ensemble)
     return FakeKaggle(test=competition / "test", ids=tuple(ids), notes=tuple(notes))
 
@@ -176,7 +176,7 @@ def _seconds(path: Path) -> float:
     return clip.samples_claimed / clip.rate if clip.rate else 0.0
 
 
-def _row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
+def row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
     """The sample's ids for one clip: itself, or one per window."""
     if ensemble.windows is None:
         return [name]

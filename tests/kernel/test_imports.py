@@ -27,6 +27,7 @@ FLOORS = (
     ("report",),
     ("engine",),
     ("rehearsal", "run"),
+    ("library",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LIGHT = (
