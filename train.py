@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from kernel.errors import HourglassError  # noqa: E402
+from kernel.units import parse_count  # noqa: E402
 from training import pipeline  # noqa: E402
 
 
@@ -34,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         "ship = true, else the run folder)")
     add("--scale", choices=("published", "small"), default="published",
         help="small: the recipe's [small] values, for a CPU (default: published)")
-    add("--threads", type=int, default=2, metavar="N",
+    add("--threads", type=parse_count, default=2, metavar="N",
         help="torch threads; last digits depend on it (default: 2)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--no-write", action="store_true", help="train only; write no TOML, weights or card")
@@ -61,6 +62,9 @@ def main(arguments: list[str]) -> int:
         )
     except HourglassError as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # What the system refused, with the file in question.
+        print(f"train.py: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -113,15 +113,25 @@ def _list_ids(
 ) -> list[str]:
     """The rows that are wanted."""
     if names is None:
-        files = fake_kaggle.find_audio(folder)
+        files = _find_audio(folder)
         return [id for path in files
                 for id in fake_kaggle.row_ids(path.relative_to(folder).as_posix(), path, ensemble)]
     if isinstance(names, str):
         raise SpecError(f"names: {names!r} is one text; give a list of row ids")
+    if isinstance(names, pd.DataFrame) and not len(names.columns):
+        raise SpecError("names: a table without a column; give the row ids in the first one")
     ids = [str(id) for id in (names.iloc[:, 0] if isinstance(names, pd.DataFrame) else names)]
     if not ids or not folder.is_dir():
         raise SampleMissing("names: no row; give at least one id" if not ids else f"{folder}: no such folder")
     return ids
+
+
+def _find_audio(folder: Path) -> list[Path]:
+    """Audio files below the folder; an empty one is named as the argument, not as a rehearsal's option."""
+    try:
+        return fake_kaggle.find_audio(folder)
+    except SampleMissing as error:
+        raise SampleMissing(str(error).removeprefix("--clips ")) from error
 
 
 def _unpack(bundle: Path, manifest: spec.Manifest, target: Path) -> None:

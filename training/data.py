@@ -110,6 +110,8 @@ def _table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); check --data") from error
+    except ValueError as error:  # pandas' own errors and those of the encoding
+        raise SpecError(f"{path}: no CSV in UTF-8 ({str(error).strip()}); save it as one") from error
 
 
 def _columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None:

@@ -315,7 +315,11 @@ def _check(recipe: Recipe) -> Recipe:
                 f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once"
             )
         recipe.settings(member)
-    for key in recipe.folds:
+    for key, value in recipe.folds.items():
         if key not in ("count", "run"):
             raise SpecError(f"folds.{key}: unknown key; {did_you_mean(key, ('count', 'run'))}")
+        numbers = value if key == "run" and isinstance(value, list) else [value]
+        if (key == "run") != isinstance(value, list) or any(type(n) is not int for n in numbers):
+            wanted = "a whole number" if key == "count" else "a list of whole numbers from 0"
+            raise SpecError(f"folds.{key}: expected {wanted}, got {value!r}")
     return recipe

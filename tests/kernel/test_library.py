@@ -81,13 +81,26 @@ def test_a_label_stays_the_text_that_it_is(place: Path, tmp_path: Path) -> None:
     assert found.to_numpy().tolist() == [["007"]] and list(found.columns) == ["label"]
 
 
+@pytest.mark.faults
+def test_recordings_have_a_row_per_window(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_text(TINY.read_text() + "\n[windows]\nseconds = 0.5\n")
+    assembly.build(order(tmp_path / "out", ensemble=tmp_path / "windows.toml"), say=lambda _: None)
+    (tmp_path / "clips").mkdir()
+    shutil.copy(place / "in/test/e.wav", tmp_path / "clips")
+    found = kernel.score(tmp_path / "out", tmp_path / "clips", device="cpu", progress=False)
+    assert list(found.index) == ["e_0.5", "e_1", "e_1.5", "e_2"]  # 1.6 s: the last one is not full
+    last = kernel.score(tmp_path / "out", tmp_path / "clips", names=[found.index[-1]], device="cpu")
+    assert last.equals(found.iloc[-1:])
+
+
 @pytest.mark.parametrize(
     "change, error, reason",
     [
         ({"bundle": "nowhere"}, BundleMissing, "nowhere: no manifest.json"),
-        ({"clips": "nowhere"}, SampleMissing, "nowhere: no audio file"),
+        ({"clips": "nowhere"}, SampleMissing, "^.*nowhere: no audio file"),
         ({"names": []}, SampleMissing, "at least one id"),
         ({"names": "c.wav"}, SpecError, "is one text"),
+        ({"names": pd.DataFrame()}, SpecError, "without a column"),
         ({"names": ["c.wav"], "clips": "nowhere"}, SampleMissing, "nowhere: no such folder"),
         ({"limits": "fat2091"}, LimitError, "did you mean 'fat2019'"),
         ({"device": "gpu"}, SpecError, "choose one of: auto, cpu, cuda"),

@@ -18,7 +18,7 @@ from builder import training_docs
 from kernel.errors import SpecError
 from kernel.spec import load_ensemble
 from tests.helpers import REPOSITORY
-from training import class_list, data, defaults, recipe
+from training import class_list, data, defaults, folds, recipe
 
 PAGE = training_docs.PAGE.read_text(encoding="utf-8")
 EXAMPLE = PAGE.partition("## Your own table")[2].partition("\n## ")[0]
@@ -62,8 +62,8 @@ def test_the_printed_example_trains_and_builds(trained: Path) -> None:
     assert ensemble.members[0].folds == (0, 1)
     assert (trained / "out/bundle/manifest.json").is_file()
     with np.load(trained / "out/my_sounds/oof.npz") as arrays:
-        folds, targets = arrays["folds"], arrays["targets"]
-    assert folds.tolist() == [0] * 6 + [1] * 6
+        numbers, targets = arrays["folds"], arrays["targets"]
+    assert numbers.tolist() == [0] * 6 + [1] * 6
     assert targets[:4].tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
@@ -173,3 +173,42 @@ def test_a_table_without_its_clips_is_refused_before_the_training(
     (own / "recipe.toml").write_text(BLOCKS[3].replace("count = 2", "count = 2\nrun = [5]"))
     assert train_command.main(words) == 2
     assert "fold 5: no clip to measure it on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        ('separator = ";"', "separator = 3", "data.separator: expected text, got 3"),
+        ("count = 2", 'count = "two"', "folds.count: expected a whole number, got 'two'"),
+        ("count = 2", "count = 2\nrun = 1", "folds.run: expected a list of whole numbers from 0, got 1"),
+        ('kind = "mixup", ', 'kind = "mixup", alpha = "much", ', "alpha: expected a number, got 'much'"),
+        ('fold_column = "part"', 'fold_column = "file"', "file: 'a1.wav' of row 0; give whole numbers"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, reason: str
+) -> None:
+    lay_example(tmp_path)
+    own = tmp_path / "my_data"
+    assert old in BLOCKS[3]
+    (own / "recipe.toml").write_text(BLOCKS[3].replace(old, new, 1))
+    words = [str(own / "recipe.toml"), "--data", str(own), "--out", str(tmp_path / "o")]
+    assert train_command.main(words) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"fname,labels\na.wav,\xff\n", b"fname,labels\na.wav,dog\na,b,c,d\n"]
+)
+def test_a_table_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(SpecError, match=r"labels.csv: no CSV in UTF-8 \(.+\); save it as one"):
+        data.read_clips({"adapter": "csv"}, tmp_path, ("dog", "cat"))
+
+
+def test_a_group_in_two_prescribed_folds_is_named(tmp_path: Path) -> None:
+    given = {"adapter": "csv", "fold_column": "part", "group_column": "labels"}
+    clips = data.read_clips(given, write_table(tmp_path, "a.wav,dog,1", "b.wav,dog,2", "c.wav,cat,1"),
+                            ("dog", "cat"))
+    with pytest.raises(SpecError, match="'dog' are prescribed to two folds"):
+        folds.split(clips, 2, 1)
