@@ -16,55 +16,50 @@ from pathlib import Path
 from kernel.errors import HourglassError
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help."""
+    parser = argparse.ArgumentParser(
+        prog="build_dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("ensemble", type=Path, nargs="?", help="ensemble TOML (default: nothing is built)")
+    add("--out", type=Path, default=Path("out"), metavar="DIR",
+        help="results: DIR/bundle and DIR/push (default: out)")
+    add("--owner", default="your-kaggle-name", help="Kaggle user name (default: a placeholder)")
+    add("--slug", help="dataset and kernel slug (default: from the title)")
+    add("--title", help="title of both (default: from the slug or the ensemble's name)")
+    add("--licence", "--license", default="other", help="licence of the dataset (default: other)")
+    add("--competition", help="competition slug to attach (default: FAT2019's, or none)")
+    add("--machine", help="accelerator, e.g. NvidiaTeslaT4, or cpu (default: by the profile)")
+    add("--weights", type=Path, metavar="DIR",
+        help="folder of checkpoints: .safetensors, .pt, .pth, .bin, .onnx (default: weights/ beside the TOML,"
+        " its folder, weights/ beside that one, weights/ of the repository)")
+    add("--random-weights", action="store_true", help="fill members without weights, to time an ensemble")
+    add("--costs", type=Path, metavar="JSON",
+        help="report.json of a rehearsal: its seconds enter the manifest (default: estimated from the nets)")
+    add("--wheels", choices=("openvino", "onnxruntime"),
+        help="ship this back end's wheels (default: none, plain torch)")
+    add("--export", choices=("onnx",), help="ship every net as a graph too (default: none)")
+    add("--compare", type=Path, metavar="PAIRS.npz",
+        help="clips and what your training code gave for them (default: nothing is compared)")
+    add("--compare-tolerance", type=float, metavar="SHARE",
+        help="largest difference, of an array's spread or of a score (default: 1e-3 and 1e-4)")
+    add("--compare-allow", action="store_true", help="build although --compare differs")
+    add("--sample", type=Path, metavar="CSV",
+        help="the competition's sample submission; an ensemble that writes another form is refused (default: "
+        "not checked)")
+    add("--notebook", action="store_true", help="push a notebook, for competitions that take no script")
+    add("--simulate-mount", action="store_true",
+        help="prove that the kernel finds the bundle of --out on every mount")
+    add("--upload", type=Path, metavar="OUT",
+        help="upload OUT/bundle and push OUT/push with the kaggle client, as they are, or under --owner, "
+        "--slug, --title and --competition (default: nothing is uploaded)")
+    return parser
+
+
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
     """Parsed command line; ends the process with exit code 2 for bad arguments."""
-    parser = argparse.ArgumentParser(
-        prog="build_dataset.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("ensemble", type=Path, nargs="?", help="ensemble TOML")
-    parser.add_argument(
-        "--out", type=Path, default=Path("out"), help="results: OUT/bundle and OUT/push (default: out)"
-    )
-    parser.add_argument("--owner", default="your-kaggle-name", help="Kaggle user name")
-    parser.add_argument("--slug", help="dataset and kernel slug (default: from the title)")
-    parser.add_argument("--title", help="title of both (default: from the slug or the ensemble's name)")
-    parser.add_argument(
-        "--licence", "--license", default="other", help="licence of the dataset (default: other)"
-    )
-    parser.add_argument("--competition", help="competition slug to attach (default: FAT2019's, or none)")
-    parser.add_argument("--machine", help="accelerator, e.g. NvidiaTeslaT4, or cpu (default: by the profile)")
-    parser.add_argument(
-        "--weights", type=Path, help="folder of checkpoints (.safetensors, .pt, .pth, .bin, .onnx)"
-    )
-    parser.add_argument(
-        "--random-weights", action="store_true", help="fill members without weights, to time an ensemble"
-    )
-    parser.add_argument(
-        "--costs", type=Path, help="report.json of a rehearsal: its seconds enter the manifest"
-    )
-    parser.add_argument("--wheels", choices=("openvino", "onnxruntime"), help="ship this back end's wheels")
-    parser.add_argument("--export", choices=("onnx",), help="export every net as a graph for that back end")
-    parser.add_argument(
-        "--compare", type=Path, metavar="PAIRS.npz", help="clips and what your training code gave for them"
-    )
-    parser.add_argument(
-        "--compare-tolerance",
-        type=float,
-        metavar="SHARE",
-        help="largest difference, of an array's spread or of a score (default: 1e-3 and 1e-4)",
-    )
-    parser.add_argument("--compare-allow", action="store_true", help="build although --compare differs")
-    parser.add_argument("--notebook", action="store_true", help="push the kernel as a notebook")
-    parser.add_argument(
-        "--simulate-mount", action="store_true", help="prove that the kernel finds OUT/bundle on every mount"
-    )
-    parser.add_argument(
-        "--upload",
-        type=Path,
-        metavar="OUT",
-        help="upload OUT/bundle and push OUT/push with the kaggle client, as they are, or "
-        "under --owner, --slug, --title and --competition",
-    )
+    parser = make_parser()
     chosen = parser.parse_args(arguments)
     if chosen.ensemble is None and not (chosen.simulate_mount or chosen.upload):
         parser.error("give an ensemble TOML, --simulate-mount or --upload OUT")
@@ -95,6 +90,7 @@ def build(chosen: argparse.Namespace) -> None:
             compare=chosen.compare,
             compare_tolerance=chosen.compare_tolerance,
             compare_allow=chosen.compare_allow,
+            sample=chosen.sample,
         )
     )
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())

@@ -804,7 +804,7 @@ def make_parser() -> "argparse.ArgumentParser":
         help="folder with sample_submission.csv and the clips (default: /kaggle/input)",
     )
     parser.add_argument(
-        "--clips", metavar="DIR", help="folder of clips, if not the one found below the input"
+        "--clips", metavar="DIR", help="folder of clips (default: found below the input)"
     )
     parser.add_argument(
         "--working",
@@ -812,13 +812,13 @@ def make_parser() -> "argparse.ArgumentParser":
         help="folder for submission.csv and report.json (default: /kaggle/working)",
     )
     parser.add_argument(
-        "--limits", metavar="PROFILE", help="named limits, e.g. fat2019, code-gpu, code-cpu, birdclef-cpu90"
+        "--limits", metavar="PROFILE", help="fat2019, code-gpu, code-cpu, birdclef-cpu90 (default: bundle's)"
     )
-    parser.add_argument("--seconds", type=parse_seconds, help="time budget instead of the profile's")
+    parser.add_argument("--seconds", type=parse_seconds, help="time budget (default: the profile's)")
     parser.add_argument(
-        "--ram", type=parse_bytes, metavar="14GB", help="memory limit instead of the profile's"
+        "--ram", type=parse_bytes, metavar="14GB", help="memory limit (default: the profile's)"
     )
-    parser.add_argument("--disk", type=parse_bytes, metavar="5GB", help="disk limit instead of the profile's")
+    parser.add_argument("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)"
     )
@@ -826,19 +826,19 @@ def make_parser() -> "argparse.ArgumentParser":
         "--first",
         type=parse_count,
         metavar="N",
-        help="predict the first N rows only; the others keep the prior",
+        help="predict the first N rows only; the others keep the prior (default: all)",
     )
     parser.add_argument(
         "--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)"
     )
     parser.add_argument(
-        "--offset", type=parse_seconds, metavar="SECONDS", help="seconds that had passed before the start"
+        "--offset", type=parse_seconds, metavar="SECONDS", help="passed before the start (default: found)"
     )
     parser.add_argument("--strict", action="store_true", help="exit 1 when anything was degraded")
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="rehearse with --clips under the limits: see --rehearse --help",
+        help="rehearse with --clips under the limits: see --rehearse --bundle DIR --help",
     )
     return parser
 
@@ -1159,8 +1159,9 @@ class Prior:
         self.labels: set[str] | None = None
         named = run.output.get("label_column")
         self.label_at = columns.index(named) if named in columns else 0
-        if has_labels(sample, run.output.get("format")):
-            texts = {name: name for name in run.classes} | (run.output.get("labels") or {})
+        texts = {name: name for name in run.classes} | (run.output.get("labels") or {})
+        by_class = named not in columns and any(t in columns for t in [*texts, *texts.values()])
+        if has_labels(sample, run.output.get("format")) and not by_class:  # which the engine refuses
             fallback = (sample.cells or run.classes or ["0"])[0]
             label = texts[max(scores, key=lambda name: scores[name])] if scores else fallback
             self.cells = [f"{even:.6e}"] * len(columns)

@@ -17,36 +17,34 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from kernel.errors import HourglassError  # noqa: E402
+from kernel.units import parse_count  # noqa: E402
 from training import pipeline  # noqa: E402
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help."""
+    about = __doc__ or ""
+    parser = argparse.ArgumentParser(prog="train.py", description=about.splitlines()[0])
+    add = parser.add_argument
+    add("recipe", type=Path, help="training/recipes/NAME.toml or your own (required)")
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of the labelled clips (required)")
+    add("--out", type=Path, metavar="DIR",
+        help="run folder: checkpoints, logs, curves (default: out/train/NAME)")
+    add("--into", type=Path, metavar="DIR",
+        help="folder for weights/ and ensembles/ (default: the repository's own for a recipe with "
+        "ship = true, else the run folder)")
+    add("--scale", choices=("published", "small"), default="published",
+        help="small: the recipe's [small] values, for a CPU (default: published)")
+    add("--threads", type=parse_count, default=2, metavar="N",
+        help="torch threads; last digits depend on it (default: 2)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--no-write", action="store_true", help="train only; write no TOML, weights or card")
+    return parser
 
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 wrong recipe or data."""
-    about = __doc__ or ""
-    parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("recipe", type=Path, help="training/recipes/NAME.toml")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the labelled clips")
-    parser.add_argument(
-        "--out", type=Path, help="run folder: checkpoints, logs, curves (default out/train/NAME)"
-    )
-    parser.add_argument(
-        "--into",
-        type=Path,
-        help="folder for weights/ and ensembles/ (default: the repository's own for a "
-        "recipe with ship = true, else the run folder)",
-    )
-    parser.add_argument(
-        "--scale",
-        choices=("published", "small"),
-        default="published",
-        help="small: the recipe's [small] values",
-    )
-    parser.add_argument(
-        "--threads", type=int, default=2, help="torch threads (default 2); last digits depend on it"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--no-write", action="store_true", help="train only; write no TOML, weights or card")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     command = f"python train.py {options.recipe} --data {options.data}"
     try:
         pipeline.train(
@@ -64,6 +62,9 @@ def main(arguments: list[str]) -> int:
         )
     except HourglassError as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # What the system refused, with the file in question.
+        print(f"train.py: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -19,7 +19,7 @@ from kernel import models
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
-from kernel.sound import own
+from kernel.scores.submission import check_form
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
 from . import (
@@ -50,9 +50,10 @@ class BuildRequest:
     """What is to be built; the command line's values.
 
     weights         folder of checkpoints; None: `weights/` beside the TOML, the TOML's folder, `weights/`
-                    of the repository
+                    beside that folder (where training puts them), `weights/` of the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
     back_end        "openvino" or "onnxruntime" wheels ride along
+    sample          the competition's sample submission, which must want what the ensemble writes
     machine         accelerator of the kernel, "cpu", or None: by the profile
     compare         .npz of what the training code gave; beyond the tolerance (None: the usual ones) the build
                     fails, unless compare_allow
@@ -75,6 +76,7 @@ class BuildRequest:
     compare: Path | None = None
     compare_tolerance: float | None = None
     compare_allow: bool = False
+    sample: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def weights_folders(request: BuildRequest) -> list[Path]:
             raise SpecError(f"--weights {request.weights}: no such folder")
         return [request.weights]
     beside = request.ensemble.resolve().parent
-    return [beside / "weights", beside, ROOT / "weights"]
+    return list(dict.fromkeys([beside / "weights", beside, beside.parent / "weights", ROOT / "weights"]))
 
 
 def _find_sources(
@@ -195,24 +197,18 @@ def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
     return costs
 
 
-def _warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
-    """Names the front ends with mel filters that give nothing."""
-    for name, keys in ensemble.frontends.items():
-        fe = own.open_front_end(keys, name)
-        if isinstance(fe, own.OwnFrontEnd):
-            continue
-        if fe.empty_filters:
-            say(
-                f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and "
-                "give nothing; right only if the checkpoints were trained so, else raise n_fft or fmin, or "
-                "lower mels"
-            )
-
-
 def _identify(manifest: Manifest) -> Manifest:
     """The manifest with its bundle id: the same content has the same id on every machine."""
     plain = {k: v for k, v in asdict(manifest).items() if k not in ("format", "bundle")}
     return replace(manifest, bundle=hashlib.sha256(dumps_json(plain)).hexdigest()[:16])
+
+
+def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_wheel.OwnFiles:
+    """The ensemble with its own files, tried; refused where the sample wants another form."""
+    found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
+    if request.sample is not None:
+        check_form(request.sample, found.here.output, found.here.classes)
+    return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -221,8 +217,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     Raises  SpecError, LimitError, ModelLoadFailed, UploadError, OutputUnwritable: each names the key or file
             and the rule
     """
-    found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
-    found = replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+    found = _find_own_files(request, say)
     ensemble = found.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
@@ -236,7 +231,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     if request.compare is not None:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
-    _warn_empty_filters(ensemble, say)
+    dry_run.warn_empty_filters(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from kernel.errors import BundleInvalid, SpecError
-from kernel.own_files import with_siblings
 from kernel.spec import Ensemble, FileEntry, Member, Stacker, Wheel
+from kernel.spec.own_files import with_siblings
 
 from . import own_fronts
 

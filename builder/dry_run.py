@@ -3,6 +3,7 @@
 Owns the trial of front ends, views, finishes and nets: the kernel's own code takes three seconds of synthetic
 sound from waveform to probabilities. Does not judge scores: a member that passes can still be badly trained.
 """
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from kernel.errors import SpecError
 from kernel.inference import backends
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe
+from kernel.sound import own
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
 from kernel.sound.scopes import OfRecording
@@ -181,3 +183,17 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
         ) from error
     _check_answer(f"member {member.name}", out, len(ensemble.classes), member.frames is not None)
     return Cost()
+
+
+def warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
+    """Names the front ends with mel filters that give nothing."""
+    for name, keys in ensemble.frontends.items():
+        fe = own.open_front_end(keys, name)
+        if isinstance(fe, own.OwnFrontEnd):
+            continue
+        if fe.empty_filters:
+            say(
+                f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and "
+                "give nothing; right only if the checkpoints were trained so, else raise n_fft or fmin, or "
+                "lower mels"
+            )

@@ -6,8 +6,8 @@ can be added and forgotten.
 """
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ ENTRY = re.compile(r"^( *)((?:\w+, )*\w+) {2,}(\S.*)$")
 TYPES = (  # How an annotation begins, and what it is to a TOML author.
     ("Output", "table [output]"),
     ("Windows", "table [windows]"),
+    ("Small", "table [small]"),
+    ("tuple[MemberRecipe", "tables [[members]]"),
+    ("tuple[StackerRecipe", "tables [[stackers]]"),
+    ("tuple[dict", "list of tables"),
     ("dict[str, Input]", "table of inputs"),
     ("tuple[str", "list of texts"),
     ("tuple[float", "list of numbers"),
@@ -42,8 +46,8 @@ TYPES = (  # How an annotation begins, and what it is to a TOML author.
 )
 
 
-def describe_keys(documented: type) -> dict[str, str]:
-    """Key -> meaning, from the two columns in a class's docstring; an indented line continues a meaning."""
+def describe_keys(documented: Any) -> dict[str, str]:
+    """Key -> meaning, from the two columns in a docstring; an indented line continues a meaning."""
     found: dict[str, str] = {}
     keys: list[str] = []
     for line in (inspect.getdoc(documented) or "").splitlines():
@@ -75,7 +79,7 @@ def default_of(field: Field[Any]) -> str:
     """The default as text, or that there is none."""
     if field.default_factory is not MISSING:
         made = field.default_factory()
-        return "-" if isinstance(made, spec.Output) else toml(made)
+        return "-" if is_dataclass(made) else toml(made)
     return "**required**" if field.default is MISSING else toml(field.default)
 
 
@@ -201,18 +205,19 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def fill(page: str) -> str:
+def fill(
+    page: str, tables: Mapping[str, Callable[[], str]] = TABLES, name: str = "docs/ensembles.md"
+) -> str:
     """The page with every table made anew.
 
     Raises  SpecError for a place that names no table, or a table without a place
     """
     named = PLACE.findall(page)
-    if sorted(named) != sorted(TABLES):
+    if sorted(named) != sorted(tables):
         raise SpecError(
-            f"docs/ensembles.md has places for {sorted(named)}, the tables are {sorted(TABLES)}; "
-            "give each one place"
+            f"{name} has places for {sorted(named)}, the tables are {sorted(tables)}; give each one place"
         )
-    return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{TABLES[place[1]]()}\n<!-- end -->", page)
+    return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{tables[place[1]]()}\n<!-- end -->", page)
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from kernel.errors import ClipError, SpecError
-from kernel.own_files import imports_of, with_siblings
 from kernel.sound.own import OwnFrontEnd, open_front_end
 from kernel.spec import Ensemble
+from kernel.spec.own_files import imports_of, with_siblings
 
 TRIALS = (("silence", 3.0), ("0.1 s", 0.1), ("3 s", 3.0), ("20 s", 20.0))
 HOLD_S = 1.0  # a call that keeps the interpreter longer is named

@@ -75,7 +75,7 @@ class CrossValidation:
         self.device = device
         self.jobs = jobs
         self.progress = progress or Progress(quiet=True)
-        self.folds = folds.split(clips, int(recipe.folds.get("count", 5)), recipe.seed)
+        self.folds = folds.split(clips, int(recipe.folds.get("count", folds.COUNT)), recipe.seed)
         settings = [recipe.settings(member) for member in recipe.members]
         kinds = {repr(s.wave_effects) for s in settings if s.wave_variants}
         if len(kinds) > 1:
@@ -137,6 +137,13 @@ class CrossValidation:
 
     def _job(self, member: MemberRecipe, stages: NetRecipe, fold: int) -> trainer.Job:
         usable = self.features.usable
+        for rows, purpose in ((self.folds != fold, "train"), (self.folds == fold, "measure")):
+            if not (rows & usable).any():
+                broken = next((f": {error}" for error in self.features.errors.values()), "")
+                raise SpecError(
+                    f"fold {fold}: no clip to {purpose} it on, of {rows.sum()} in the table; correct "
+                    f"folds.run, or the clips{broken}"
+                )
         return trainer.Job(
             recipe=stages,
             train=self.recipe.settings(member),

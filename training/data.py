@@ -14,6 +14,7 @@ from kernel.errors import SpecError, did_you_mean
 
 from . import lookup
 
+ADAPTER = "labelled"  # Of a recipe that names none.
 MANY_SOUNDS = ("kitchen20",)  # Sources whose unlabelled clips may still hold one of the classes.
 
 
@@ -73,14 +74,35 @@ def encode(label_sets: Sequence[Sequence[str]], classes: Sequence[str], where: s
     """
     index = {name: k for k, name in enumerate(classes)}
     targets = np.zeros((len(label_sets), len(classes)), np.float32)
+    unknown = {name: i for i, names in reversed(list(enumerate(label_sets))) for name in names
+               if name not in index}
+    if unknown:
+        raise SpecError(_explain(unknown, classes, where))
     for i, names in enumerate(label_sets):
         for name in names:
-            if name not in index:
-                raise SpecError(
-                    f"{where}: label {name!r} of row {i} is no class; {did_you_mean(name, index)}"
-                )
             targets[i, index[name]] = 1.0
     return targets
+
+
+def _explain(unknown: Mapping[str, int], classes: Sequence[str], where: str) -> str:
+    """What is wrong with labels (and their first rows) that are no class, and what helps."""
+    name = min(unknown, key=lambda name: unknown[name])
+    more = f" (nor are {len(unknown) - 1} others)" if len(unknown) > 1 else ""
+    shown = ", ".join(classes[:3])
+    joined = next((sign for sign in ",;|/ "
+                   if sign in name and {part.strip() for part in name.split(sign)} <= set(classes)), None)
+    if joined is not None:
+        cure = f"it holds several: write separator = {joined!r} in [data]"
+    else:
+        cure = (f"{did_you_mean(name, classes) if len(classes) <= 20 else _near(name, classes)} The recipe's "
+                f"`classes` names {len(classes)} ({shown} ...)")
+    return f"{where}: label {name!r} of row {unknown[name]} is no class{more}; {cure}"
+
+
+def _near(name: str, classes: Sequence[str]) -> str:
+    """The nearest class as a question, or a request: a long list of classes helps nobody."""
+    found = did_you_mean(name, classes)
+    return found if found.startswith("did you mean") else "correct the label or the list of classes."
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -88,6 +110,8 @@ def _table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); check --data") from error
+    except ValueError as error:  # pandas' own errors and those of the encoding
+        raise SpecError(f"{path}: no CSV in UTF-8 ({str(error).strip()}); save it as one") from error
 
 
 def _columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None:
@@ -147,20 +171,43 @@ def read_csv(
     id_column: str = "fname",
     label_column: str = "labels",
     group_column: str = "",
+    fold_column: str = "",
     separator: str = ",",
 ) -> Clips:
-    """Clips of any CSV with a column of file names and one of labels; `separator` "" = one label a clip.
+    """Clips of any CSV with a column of file names and one of labels.
 
-    ERC2019: id_column "File", label_column "Label"; HackerEarth: "filename" and "emotion".
+    csv           the table, below --data
+    folder        the clips, below --data; the file names are paths below it
+    id_column     column of the file names
+    label_column  column of the labels; an empty cell is a clip without any class
+    group_column  column of recordings, speakers or takes that never stand in two folds; "" = each clip alone
+    fold_column   column of prescribed folds, counted from 1 (from 0 if a 0 stands there); an empty cell is
+                  free; "" = all are free
+    separator     between the labels of one cell, blanks around them do not count; "" = one label a cell
     Raises  SpecError
     """
     path = data / csv
     table = _table(path)
-    _columns(table, path, [c for c in (id_column, label_column, group_column) if c])
+    _columns(table, path, [c for c in (id_column, label_column, group_column, fold_column) if c])
+    if table.empty:
+        raise SpecError(f"{path}: no row below the header; list at least one clip")
     texts = list(table[label_column])
-    sets = [[x for x in text.split(separator) if x] if separator else [text] for text in texts]
-    more = {"groups": tuple(table[group_column])} if group_column else {}
+    sets = [[x for x in map(str.strip, text.split(separator)) if x] if separator else [text] * bool(text)
+            for text in texts]
+    more: dict[str, Any] = {"groups": tuple(table[group_column])} if group_column else {}
+    if fold_column:
+        more["fixed"] = _prescribed(list(table[fold_column]), f"{path}: {fold_column}")
     return _make(data / folder, classes, list(table[id_column]), encode(sets, classes, str(path)), **more)
+
+
+def _prescribed(cells: Sequence[str], where: str) -> np.ndarray:
+    """int[N], fold numbers from 0, -1 = free."""
+    for i, cell in enumerate(cells):
+        if cell and not (cell.isascii() and cell.isdigit()):
+            raise SpecError(f"{where}: {cell!r} of row {i}; give whole numbers from 1, or empty cells")
+    found = np.array([int(cell) if cell else -1 for cell in cells])
+    first = 0 if (found == 0).any() else 1
+    return np.where(found < 0, -1, found - first)
 
 
 def read_fat2019(
@@ -179,7 +226,8 @@ def read_fat2019(
 ) -> Clips:
     """Clips of FSDKaggle2019: train_curated.csv + train_curated/, and, if `noisy`, the same of train_noisy.
 
-    drop  curated clips that are known to be broken or wrongly labelled
+    noisy  true: the clips of train_noisy too
+    drop   curated clips that are known to be broken or wrongly labelled
     Raises  SpecError
     """
     tables = []
@@ -199,6 +247,7 @@ def read_folders(
 ) -> Clips:
     """Clips of one folder per class.
 
+    suffixes  endings of the files that are clips
     Raises  SpecError when a folder is no class or no clip is found
     """
     files = sorted(p for p in data.rglob("*") if p.suffix.lower() in suffixes and p.parent != data)
@@ -218,7 +267,7 @@ def read_clips(spec: Mapping[str, Any], data: Path, classes: Sequence[str]) -> C
 
     Raises  SpecError naming the unknown adapter or key, or what is wrong with the data
     """
-    return lookup.find(ADAPTERS, spec, "data", named_by="adapter", default="labelled")(data, classes)
+    return lookup.find(ADAPTERS, spec, "data", named_by="adapter", default=ADAPTER)(data, classes)
 
 
 def subset(clips: Clips, count: int, seed: int) -> Clips:

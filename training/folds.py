@@ -9,6 +9,7 @@ from kernel.errors import SpecError
 
 from .data import Clips
 
+COUNT = 5  # Folds of a recipe that names no number.
 
 def split(clips: Clips, count: int, seed: int) -> np.ndarray:
     """int[N], the fold in 0..count-1 of every clip; the same for the same clips and seed, whatever their
@@ -31,7 +32,12 @@ def split(clips: Clips, count: int, seed: int) -> np.ndarray:
     np.add.at(counts, of_clip, has)
     fold_of = np.full(len(groups), -1)
     for g, fold in zip(of_clip, clips.fixed, strict=True):
-        if fold >= count or (fold >= 0 and fold_of[g] not in (-1, fold)):
+        if fold >= 0 and fold_of[g] not in (-1, fold):
+            raise SpecError(
+                f"folds: clips of the group {groups[g]!r} are prescribed to two folds; a group stands in "
+                "one, so correct the column of folds or of groups"
+            )
+        if fold >= count:
             raise SpecError(
                 f"folds: the group {groups[g]!r} is prescribed to fold {fold}; "
                 f"use {clips.fixed.max() + 1} folds"

@@ -11,6 +11,13 @@ from typing import Any, TypeVar
 from kernel.errors import SpecError, did_you_mean
 
 Made = TypeVar("Made")
+# Of a default, of a value that may stand in its place, and in an author's words; bool is a number in Python
+KINDS: tuple[tuple[Any, Any, str], ...] = (
+    (str, str, "text"),
+    (bool, bool, "true or false"),
+    ((int, float), (int, float), "a number"),
+    ((tuple, list), (tuple, list), "a list"),
+)
 
 
 def find(table: Mapping[str, Callable[..., Made]], entry: Mapping[str, Any], where: str, *,
@@ -25,12 +32,23 @@ def find(table: Mapping[str, Callable[..., Made]], entry: Mapping[str, Any], whe
     name = keys.pop(named_by, default)
     if name not in table:
         raise SpecError(f"{where}.{named_by}: {name!r} is unknown; {did_you_mean(str(name), table)}")
-    known = [p.name for p in inspect.signature(table[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in keys:
+    found = inspect.signature(table[name]).parameters.values()
+    known = {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+    for key, value in keys.items():
         if key not in known:
             hint = did_you_mean(key, [*known, *more])
             raise SpecError(f"{where}.{key}: unknown key of {named_by} {name!r}; {hint}")
+        _check_like(value, known[key], f"{where}.{key}")
     return partial(table[name], **keys)
+
+
+def _check_like(value: Any, default: Any, where: str) -> None:
+    """Raises SpecError for a value of another kind than the key's default."""
+    for kind, allowed, word in KINDS:
+        if isinstance(default, kind):
+            if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+                raise SpecError(f"{where}: expected {word}, got {value!r}")
+            return
 
 
 def find_all(table: Mapping[str, Callable[..., Made]], entries: Sequence[Mapping[str, Any]],

@@ -3,7 +3,8 @@
 Owns the order in which that happens. Nets are cross_validation's, numbers evaluation's, files export's, and
 the text is model_card's.
 """
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from kernel.errors import SpecError
 from kernel.inference.devices import find_devices
 from kernel.scores import blend
 from kernel.scores.metrics import lwlrap
 from kernel.spec import Ensemble, load
 
 from . import data, evaluation, export, external_clips, model_card, stackers
+from .class_list import find_classes, read_classes
 from .cross_validation import CrossValidation, Trained
+from .defaults import name_defaults
 from .epoch_progress import Progress
-from .recipe import Train, load_recipe, read_classes
+from .recipe import Recipe, Train, load_recipe
 
 Value = TypeVar("Value", str, float)
 
@@ -46,12 +50,7 @@ def train(request: TrainRequest) -> model_card.Facts | None:
     Raises  SpecError, DeviceError
     """
     torch.set_num_threads(request.threads)
-    recipe = load_recipe(request.recipe)
-    if request.small:
-        recipe = recipe.scaled_small()
-    clips = data.read_clips(recipe.data, request.data, read_classes(recipe, request.recipe))
-    if request.small and recipe.small.clips:
-        clips = data.subset(clips, recipe.small.clips, recipe.seed)
+    recipe, clips = _read(request)
     folder = request.out or Path("out/train") / (recipe.name + ("_small" if request.small else ""))
     devices, notes = find_devices(request.device)
     ships = recipe.ship and not request.small
@@ -62,6 +61,7 @@ def train(request: TrainRequest) -> model_card.Facts | None:
                 progress.say(note)
             work = stack.enter_context(
                 CrossValidation(recipe, clips, folder, devices[0].name, request.threads, progress))
+            _check_found(work, progress.say)
             nets = list(work.train())
         if not request.write:
             return None
@@ -69,9 +69,50 @@ def train(request: TrainRequest) -> model_card.Facts | None:
     print(
         f"{recipe.name}: out-of-fold scores\n\n{model_card.score_table(facts)}\n\n"
         f"written: {into / 'weights' / recipe.card}, {into / 'ensembles' / (recipe.name + '.toml')}, "
-        f"{len(facts.sizes)} weights files, {folder / 'oof.npz'}"
+        f"{len(facts.sizes)} weights files, {folder / 'oof.npz'}\n\n"
+        f"To build a bundle of it:\n\n{_build_command(into / 'ensembles' / (recipe.name + '.toml'))}"
     )
     return facts
+
+
+def _build_command(toml: Path) -> str:
+    """The command that makes a bundle of the written TOML; its weights lie where the builder looks."""
+    return f"python build_dataset.py {shlex.quote(str(toml))} --out out --owner YOUR_NAME"
+
+
+def _read(request: TrainRequest) -> tuple[Recipe, data.Clips]:
+    """The recipe and its clips, once the defaults that it leaves open are named.
+
+    Raises  SpecError
+    """
+    recipe = load_recipe(request.recipe)
+    if request.small:
+        recipe = recipe.scaled_small()
+    for line in name_defaults(recipe):
+        print(line, flush=True)
+    clips = data.read_clips(recipe.data, request.data, read_classes(recipe, request.recipe))
+    if request.small and recipe.small.clips:
+        clips = data.subset(clips, recipe.small.clips, recipe.seed)
+    absent = [name for name, count in zip(clips.classes, clips.targets.sum(axis=0), strict=True) if not count]
+    print(f"{len(clips)} clips of {len(clips.classes)} classes below {clips.folder}"
+          + (f"; {len(absent)} classes without a clip: {', '.join(absent[:5])}" if absent else "")
+          + (" ..." if len(absent) > 5 else ""), flush=True)
+    return recipe, clips
+
+
+def _check_found(work: CrossValidation, say: Callable[[str], None]) -> None:
+    """Nothing, when every clip of the table is there; a word on those that are not.
+
+    Raises  SpecError when none is
+    """
+    gone = [row.id for row in work.features.rows if row.clip.path is None]
+    if len(gone) == len(work.clips):
+        raise SpecError(
+            f"{work.clips.folder}: none of the {len(gone)} clips of the table is there, e.g. {gone[0]!r}; "
+            "correct --data, or in [data] the folder and the column of file names"
+        )
+    if gone:
+        say(f"{len(gone)} of {len(work.clips)} clips are not in {work.clips.folder}, e.g. {gone[0]!r}")
 
 
 def _refer(path: Path, ensembles: Path, values: Sequence[Value]) -> str | Sequence[Value]:
@@ -88,7 +129,7 @@ def write_toml(work: CrossValidation, recipe_path: Path, into: Path, values: dic
     """
     recipe = work.recipe
     ensembles = into / "ensembles"
-    classes = _refer(recipe_path.parent / recipe.classes, ensembles, read_classes(recipe, recipe_path))
+    classes = _refer(find_classes(recipe, recipe_path), ensembles, read_classes(recipe, recipe_path))
     prior: str | Sequence[float] | None = None  # The kernel then takes the uniform one.
     if recipe.prior:
         file = recipe_path.parent / recipe.prior

@@ -20,27 +20,32 @@ SAMPLINGS = ("uniform", "balanced")
 class Train:
     """How one net is trained.
 
-    epochs         passes over the clips; batch: clips of a batch
+    epochs         passes over the clips
+    batch          clips of a batch
     samples        clips drawn per epoch, 0 = as many as the fold has
     sampling       "uniform", or "balanced": a clip's chance falls with the count of its class
-    balance        the power of that count; negatives: share of draws without any label (both: balanced only)
+    balance        the power of that count ("balanced" only)
+    negatives      share of draws without any label ("balanced" only)
     noisy          share of draws from noisy clips, None = as they come
     crop           frames of the random crop of the timed input
-    crop_short     how a clip shorter than the crop is filled (augment.SHORT), one drawn per clip
-    augment        [{kind, chance, ...}] of augment.AUGMENTATIONS, for one crop
-    mixers         [{kind, chance, ...}] of mixers.MIXERS, for a batch
-    wave_effects   [{kind, chance, ...}] of effects.EFFECTS, for the waveform
+    crop_short     where a clip shorter than the crop stands: "centre", "right", "left", "random", or "wrap"
+                   to repeat it; one drawn per clip
+    augment        [{kind, chance, ...}] for one crop
+    mixers         [{kind, chance, ...}] for a batch; a clip draws one at most
+    wave_effects   [{kind, chance, ...}] for the waveform
     wave_variants  copies of every clip that wave_effects alter beforehand
     clean_epochs   last epochs without augmentation and mixing
-    optimiser      {kind, lr, ...} of optim.OPTIMISERS; clip_norm: largest norm of the gradient, 0 = any
-    schedule       {kind, ...} of optim.SCHEDULES
-    loss           {kind, ...} of losses.LOSSES; noisy_loss: another one for noisy clips
+    optimiser      {kind, lr, ...}
+    schedule       {kind, ...} of the learning rate
+    clip_norm      largest norm of the gradient, 0 = any
+    loss           {kind, ...}
+    noisy_loss     another one for noisy clips
     aux_weights    weight of each head of a net that has several
     bias_prior     the bias of every head starts at the logit of the classes' share among the draws
     ema            decay of the averaged weights per update, 0 = off
     patience       epochs without a better lwlrap before stopping, 0 = never; needs `validate`
     validate       epochs between measurements on the held-out fold, 0 = only at the end
-    precision      arithmetic of the net; anything but float32 is autocast
+    precision      arithmetic of the net: "float32", or "bfloat16" or "float16" by autocast
     pretrain       keys changed in an earlier training whose weights are the start, empty = none
     """
 
@@ -74,7 +79,20 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberRecipe:
-    """One member: the stages of kernel.spec.Member, and what its training changes in the recipe's [train]."""
+    """One member: the stages of kernel.spec.Member, and what its training changes in the recipe's [train].
+
+    name        of the member, part of the file names of its weights
+    family      the net: a family of `python -m kernel.models`
+    params      the family's own parameters
+    frontend    name of a table in [frontends]
+    finish      steps between front end and net
+    inputs      for nets with several inputs, in place of frontend and finish
+    view        how a clip is cut when it is scored
+    activation  of the net's answer, empty = the family's own
+    weight      in the ensemble's mean
+    fold_mean   mean over the folds
+    train       keys of [train] that are other for this member
+    """
 
     name: str
     family: str
@@ -91,7 +109,18 @@ class MemberRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class StackerRecipe:
-    """One stacker over members: keys of kernel.spec.Stacker, and its own epochs, optimiser and so on."""
+    """One stacker over members: keys of kernel.spec.Stacker, and its own epochs, optimiser and so on.
+
+    name             of the stacker
+    family           gated_mlp or per_class_stacker
+    inputs           members whose scores it sees
+    params           the family's own parameters
+    features         "concat" or "per_class", as in an ensemble TOML
+    average_weights  one weight per input for the average ("per_class" only)
+    weight           in the ensemble's mean, beside the members
+    fold_mean        mean over the folds
+    train            keys of [train] for the stacker: epochs, batch, optimiser, loss
+    """
 
     name: str
     family: str
@@ -108,11 +137,14 @@ class StackerRecipe:
 class Small:
     """What `--scale small` puts in place of the published values, so that a CPU can follow.
 
-    params, train  override every member's (params: by member name, "all" = every one)
-    members        kept members, empty = all; stackers are kept where their inputs are
-    frontends      front end name -> keys changed
-    data, classes  another source of clips, another class file
-    clips          at most so many clips, 0 = all; folds: trained of the recipe's folds, empty = all
+    params     of nets: member name -> parameters changed, "all" = every member
+    train      keys of [train] changed for every member
+    members    kept members, empty = all; stackers are kept where their inputs are
+    frontends  front end name -> keys changed
+    data       another source of clips
+    classes    another class file
+    clips      at most so many clips, 0 = all
+    folds      trained of the recipe's folds, empty = all
     """
 
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -133,20 +165,30 @@ class Recipe:
     members, stackers, classes and means; the tables member_train and stacker_train (by name) then say how
     each part is trained.
 
-    classes    file with one class a line, relative to the recipe
-    prior      file with the value per class for rows that cannot be predicted, "" = uniform
-    data       adapter and its keys (data.ADAPTERS)
-    folds      {count, run}: `run` names the folds that are trained, empty = all
-    train      defaults of every member, keys of Train
-    notes      text of the model card on use and limits; card: its file name
-    ship       True: weights, card and ensemble go to the repository's own folders, else to the run folder
-    elsewhere  adapter and keys of clips that never train and are scored for the card
-    ensemble   keys of the written ensemble TOML (profile, mean, output, about ...)
+    name         of the run and of the written ensemble: a-z, 0-9, "_", "-" and "."
+    members      the nets, one table [[members]] each
+    classes      file with one class a line, relative to the recipe; "" = the 80 of FAT2019
+    about        one sentence for the written TOML and the card
+    source       where the recipe comes from
+    notes        text of the model card on use and limits
+    card         file name of the model card
+    ship         true: weights, card and ensemble go to the repository's own folders, else to the run folder
+    seed         of folds, draws and first weights
+    data         adapter and its keys
+    folds        {count, run}: the number of folds (5), and those that are trained, empty = all
+    frontends    tables [frontends.NAME] as in an ensemble TOML
+    max_seconds  seconds of a clip that are read at most
+    train        table of every member's training, which a member's own `train` overrides
+    prior        file with the value per class for rows that cannot be predicted, "" = uniform
+    elsewhere    adapter and keys of clips that never train and are scored for the card
+    stackers     nets over the members' scores, one table [[stackers]] each
+    ensemble     keys of the written ensemble TOML (profile, mean, output ...)
+    small        what `--scale small` changes
     """
 
     name: str
     members: tuple[MemberRecipe, ...]
-    classes: str = "../../ensembles/classes/fat2019.txt"
+    classes: str = ""
     about: str = ""
     source: str = ""
     notes: str = ""
@@ -273,19 +315,11 @@ def _check(recipe: Recipe) -> Recipe:
                 f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once"
             )
         recipe.settings(member)
-    for key in recipe.folds:
+    for key, value in recipe.folds.items():
         if key not in ("count", "run"):
             raise SpecError(f"folds.{key}: unknown key; {did_you_mean(key, ('count', 'run'))}")
+        numbers = value if key == "run" and isinstance(value, list) else [value]
+        if (key == "run") != isinstance(value, list) or any(type(n) is not int for n in numbers):
+            wanted = "a whole number" if key == "count" else "a list of whole numbers from 0"
+            raise SpecError(f"folds.{key}: expected {wanted}, got {value!r}")
     return recipe
-
-
-def read_classes(recipe: Recipe, path: Path) -> tuple[str, ...]:
-    """Class names of a recipe read from `path`.
-
-    Raises  SpecError
-    """
-    listed = (path.parent / recipe.classes).resolve()
-    try:
-        return tuple(line for line in listed.read_text(encoding="utf-8").split("\n") if line)
-    except OSError as error:
-        raise SpecError(f"{path}: classes = {recipe.classes!r} cannot be read ({error.strerror})") from error

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from .. import own_files
 from ..errors import SpecError, did_you_mean
+from ..spec import own_files
 from .blocks import Tagger
 
 FOLDER = own_files.FOLDER

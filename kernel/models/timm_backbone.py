@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError, did_you_mean
-from ..own_files import mend_torchvision
+from ..spec.own_files import mend_torchvision
 from .blocks import Tagger, global_average, global_max
 
 HEADS = ("linear", "concat")

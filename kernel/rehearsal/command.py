@@ -1,9 +1,9 @@
 """A rehearsal: the very kernel that is pushed, in a fake /kaggle tree, under the competition's limits.
 
-Owns the command line, the run inside its sandbox and the verdict. The tree is fake_kaggle's, the limits
-around the kernel are sandbox's, the figures of the hidden test set are forecast's. Started by the guard
-(`infer_kernel.py --rehearse`). Does not predict anything itself: the pushed kernel does, in its own process.
-Linux only.
+Owns the run inside its sandbox and the verdict. The command line is options', the tree is fake_kaggle's, the
+limits around the kernel are sandbox's, the figures of the hidden test set are forecast's. Started by the
+guard (`infer_kernel.py --rehearse`). Does not predict anything itself: the pushed kernel does, in its own
+process. Linux only.
 """
 import argparse
 import hashlib
@@ -23,68 +23,16 @@ from ..report.contents import RehearsalReport, Report, VerdictLine, encode_repor
 from ..report.page import encode_page, page
 from ..report.pictures import draw_rows
 from ..report.terminal import show, verdict_table
+from ..scores.submission import check_form
 from ..sound.rows import window_ids
-from ..units import parse_bytes, parse_count, parse_seconds
 from . import fake_kaggle
-from .forecast import SLOWDOWN, forecast, unmeasured
+from .forecast import forecast, unmeasured
 from .labels import Score, score_submission
+from .options import read_arguments
 from .sandbox import build_sandbox, private_tree
 
 STUB_ROWS = 3  # what the public test set of many code competitions holds when a version is saved
 LIGHTER = "fewer or lighter nets; without a GPU also build_dataset.py --export onnx --wheels onnxruntime"
-
-
-def _factor(text: str) -> float:
-    """A finite number above 0."""
-    value = parse_seconds(text)  # the same grammar: a plain number
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
-    return value
-
-
-def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The rehearsal's command line; a size, time or count that is none ends the process with exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="infer_kernel.py --rehearse", description="Run the pushed kernel under its limits."
-    )
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True)
-    add("--clips", type=Path, required=True, help="folder of clips; they become the test folder")
-    add("--working", type=Path, default=Path("out/rehearsal"), help="results (default: out/rehearsal)")
-    add("--folder", type=Path, default=Path(), help=argparse.SUPPRESS)  # the caller's, where paths begin
-    add("--limits", default=None, help="profile: fat2019, code-gpu, code-cpu, birdclef-cpu90")
-    add("--seconds", type=parse_seconds)
-    add("--ram", type=parse_bytes)
-    add("--disk", type=parse_bytes)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--loaders", type=parse_count)
-    add("--first", type=parse_count)
-    add("--strict", action="store_true")
-    add("--expect-clips", type=parse_count, help="rows of the hidden test set (FAT2019: 3361)")
-    add("--expect-hours", type=_factor, help="hours of audio in the hidden test set (FAT2019: 9.7)")
-    add(
-        "--repeat-to",
-        type=parse_count,
-        help="repeat the clips up to this number, cut or repeated to --expect-hours "
-        "if that is given: a full-size run from few clips",
-    )
-    add("--slowdown", type=_factor, default=SLOWDOWN, help="factor for a slower machine (default 1.3)")
-    add(
-        "--labels",
-        type=Path,
-        help="CSV with fname and labels of the clips: score, and the worst predictions",
-    )
-    add(
-        "--simulate-commit",
-        action="store_true",
-        help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips "
-        "(train clips)",
-    )
-    chosen = parser.parse_args(list(arguments))
-    for name in ("bundle", "clips", "working", "labels"):
-        if getattr(chosen, name) is not None:
-            setattr(chosen, name, (chosen.folder / getattr(chosen, name)).absolute())
-    return chosen
 
 
 def find_pushed(kernel_file: Path, bundle: Path, manifest: spec.Manifest, digest: str, tree: Path) -> Path:
@@ -299,6 +247,9 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     manifest = spec.load_manifest(text)
     ensemble = manifest.ensemble
     run_limits = limits(chosen.limits or ensemble.profile, chosen.seconds, chosen.ram, chosen.disk)
+    sample = chosen.sample or fake_kaggle.find_sample(chosen.clips)
+    if sample is not None:
+        check_form(sample, ensemble.output, ensemble.classes)
     working = chosen.working
     working.mkdir(parents=True, exist_ok=True)
     with private_tree(working.parent) as tree:

@@ -102,7 +102,7 @@ def lay_clips(
             made[source] = target
         else:
             link(made.get(source, source), target)
-        ids += _row_ids(name, target, ensemble)
+        ids += row_ids(name, target, ensemble)
     write_sample(competition, ids, ensemble)
     return FakeKaggle(test=competition / "test", ids=tuple(ids), notes=tuple(notes))
 
@@ -135,6 +135,12 @@ def write_sample(competition: Path, ids: Sequence[str], ensemble: spec.Ensemble)
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["fname", *columns])
         writer.writerows([id, *["0"] * len(columns)] for id in ids)
+
+
+def find_sample(clips: Path) -> Path | None:
+    """The competition's own sample submission, where it lies in the folder of clips or beside it."""
+    places = (folder / "sample_submission.csv" for folder in (clips, clips.parent))
+    return next((path for path in places if path.is_file()), None)
 
 
 def stretch(source: Path, target: Path, factor: float) -> bool:
@@ -191,7 +197,7 @@ def _seconds(path: Path) -> float:
     return samples / clip.rate if clip.rate else 0.0
 
 
-def _row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
+def row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
     """The sample's ids for one clip: itself, or one per window."""
     if ensemble.windows is None:
         return [name]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CandidateRejected, OutputUnwritable, SampleMissing
+from ..errors import CandidateRejected, OutputUnwritable, SampleMissing, SpecError
 from ..files import name_temporary, put_in_place, sync_folder
 from ..spec import LEAST_PROBABILITY, Output
 
@@ -68,6 +68,56 @@ def read_sample(path: Path) -> Sample:
     return Sample(header=tuple(header), ids=ids)
 
 
+def read_header(path: Path) -> tuple[str, ...]:
+    """Header of a sample submission alone, however many rows it has.
+
+    Raises  SampleMissing as read_sample does
+    """
+    try:
+        header = tuple(next(read_rows(path), ()))
+    except (OSError, csv.Error) as error:
+        raise SampleMissing(
+            f"{path}: cannot be read ({error}); give the competition's sample_submission.csv"
+        ) from error
+    if len(header) < 2:
+        raise SampleMissing(f"{path}: header {header!r}; expected an id column and at least one more")
+    return header
+
+
+def find_label_column(columns: Sequence[str], output: Output, classes: Sequence[str]) -> int:
+    """Place of the column that gets the best class, for `format = "label"`.
+
+    Raises  SpecError when no column is named for it and the columns are classes: the sample then wants one
+            probability per class, and a label would stand under the first of them
+    """
+    if output.label_column in columns:
+        return columns.index(output.label_column)
+    told = {*classes, *output.labels.values()}
+    found = [name for name in columns if name in told]
+    if found:
+        shown = ", ".join(map(repr, found[:5])) + (" ..." if len(found) > 5 else "")
+        raise SpecError(
+            f'output.format: "label" writes one text per row, but the sample submission has a column for '
+            f'{len(found)} classes ({shown}); use format = "probabilities", or name the column of the label '
+            f"in output.label_column (it is {output.label_column!r})"
+        )
+    return 0
+
+
+def check_form(path: Path, output: Output, classes: Sequence[str]) -> None:
+    """Nothing, when what the ensemble writes fits the columns of this sample submission.
+
+    Raises  SampleMissing, SpecError for a label under a sample whose columns are classes
+    """
+    columns = read_header(path)[1:]
+    if output.format != "label":
+        return
+    try:
+        find_label_column(columns, output, classes)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
 def quote(text: str) -> str:
     """One CSV cell: quoted only where a reader would otherwise see something else."""
     return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
@@ -118,17 +168,19 @@ class Publisher:
 
     A column of the sample that is no class holds 1 / number of columns; a class without a column is not
     written.
+
+    Raises  SpecError for a label under a sample whose columns are classes
     """
 
     def __init__(self, path: Path, sample: Sample, output: Output, classes: Sequence[str]) -> None:
         self.path = path
         self.sample = sample
         self.classes = len(classes)
-        named = output.label_column in sample.columns
-        self.label_column = sample.columns.index(output.label_column) if named else 0
+        self.label_column = 0
         self.labels: list[str] | None = None
         position = {name: i for i, name in enumerate(classes)}
         if output.format == "label":
+            self.label_column = find_label_column(sample.columns, output, classes)
             self.labels = [output.labels.get(name, name) for name in classes]
             position = {}
         self.columns = [position.get(name, -1) for name in sample.columns]

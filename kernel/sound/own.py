@@ -1,6 +1,6 @@
 """An ensemble's own front end: a function of the user's Python file that makes an array of a wave.
 
-Owns its keys, its call and the checks of what it gives. Finding and importing the file is `kernel.own_files`;
+Owns its keys, its call and the checks of what it gives. Finding and importing the file is `spec.own_files`;
 which front end a table means (own, preset or keys) is `open_front_end`.
 """
 import functools
@@ -15,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .. import own_files
 from ..errors import ClipEmpty, ClipUnreadable, SpecError, did_you_mean
-from ..spec import load
+from ..spec import load, own_files
 from . import frontends
 from .spectra import one_thread
 

@@ -130,7 +130,8 @@ class Output:
     """Form of submission.csv.
 
     format        "probabilities" (one column per class) or "label" (one column with the best class)
-    label_column  name of the label column; None or not in the sample = the first column after the id
+    label_column  name of the label column; None or not in the sample = the first column after the id, and a
+                  sample whose columns are classes is refused
     labels        class -> text written (default: the class name)
     smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]
     """

@@ -99,6 +99,18 @@ def test_a_label_submission_gets_the_likeliest_label(tmp_path: Path) -> None:
     check(run_guard(tmp_path, publishes.folder), "CandidateRejected", labels={"dog, loud"})
 
 
+@pytest.mark.parametrize("header", [("id", *CLASSES), ("id", "dog, loud", "other")])
+def test_no_label_goes_under_a_class(tmp_path: Path, header: tuple[str, ...]) -> None:
+    """The engine refuses such a sample; what stays is a prior of probabilities."""
+    make_input(tmp_path / "in", header=header)
+    bundle = make_bundle(tmp_path / "bundle", "def run():\n    sys.exit(3)\n", ensemble=LABELS)
+    for kernel in (KERNEL, pin(bundle, tmp_path / "kernel.py")):
+        run = run_guard(tmp_path, bundle.folder, kernel=kernel)
+        check(run, "MemoryTooSmall")
+        cells = PRIOR_CELLS if len(header) == 4 else "5.000000e-01,5.000000e-01"
+        assert {line.split(",", 1)[1] for line in run.submission.splitlines()[1:]} == {cells}
+
+
 def test_an_unknown_label_format_keeps_the_samples_own_text(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "sample_submission.csv").write_text("id,label\nx,unknown\ny,unknown\n")

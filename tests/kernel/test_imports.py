@@ -18,7 +18,7 @@ KERNEL = REPOSITORY / "kernel"
 # Lowest first: a room, or a module beside the rooms, imports only from itself and from lower floors
 FLOORS = (
     ("errors",),
-    ("units", "files", "own_files"),
+    ("units", "files"),
     ("spec", "memory"),
     ("limits", "bundle", "pin"),
     ("order",),
@@ -27,6 +27,7 @@ FLOORS = (
     ("report",),
     ("engine",),
     ("rehearsal", "run"),
+    ("library",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LIGHT = (

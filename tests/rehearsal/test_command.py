@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from builder import assembly
 from kernel.errors import SpecError
-from kernel.rehearsal import command
+from kernel.rehearsal import command, fake_kaggle
 from kernel.report.contents import Report, encode_report, load_report
+from tests.helpers.bundles import TINY, order
 from tests.helpers.guard_runs import KERNEL, GuardRun, run_guard
 
 LENGTHS_S = (0.4, 0.7, 1.1, 0.5, 0.9, 1.6)
@@ -120,6 +122,27 @@ def test_a_full_rehearsal(tmp_path: Path, tiny_bundle: Path) -> None:
     forecast = report.rehearsal.verdict[0].raw
     assert forecast == pytest.approx(report.wall_s, rel=0.15), "the very set that ran takes its own time"
     assert "Worst predictions" in (tmp_path / "working/report.html").read_text()
+
+
+def test_a_sample_of_another_form_is_refused_before_the_run(tmp_path: Path) -> None:
+    toml = tmp_path / "label.toml"
+    toml.write_text(TINY.read_text() + '\n[output]\nformat = "label"\n')
+    assembly.build(order(tmp_path / "build", ensemble=toml), say=lambda _: None)
+    fill(tmp_path / "clips", ["c0.wav"])
+    (tmp_path / "mine.csv").write_text("fname,bark,meow,hiss\nc0.wav,0,0,0\n")
+    words = ["--sample", str(tmp_path / "mine.csv")]
+    code, out = rehearse(tmp_path, KERNEL, tmp_path / "build" / "bundle", *words)
+    assert code == 2 and "mine.csv: output.format" in out and "[hourglass]" not in out
+    assert not (tmp_path / "working").exists()
+
+
+def test_the_competitions_sample_is_found_with_the_clips_or_beside_them(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    assert fake_kaggle.find_sample(clips) is None
+    for folder in (tmp_path, clips):
+        (folder / "sample_submission.csv").touch()
+        assert fake_kaggle.find_sample(clips) == folder / "sample_submission.csv"
 
 
 def test_a_bundle_that_is_not_the_kernels_own(tmp_path: Path, tiny_bundle: Path) -> None:

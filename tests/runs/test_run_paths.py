@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import soundfile
 
 from builder import assembly
-from tests.helpers.bundles import order
+from kernel.errors import SpecError
+from tests.helpers.bundles import TINY, order
 from tests.helpers.guard_runs import GuardRun, run_guard
 
 CLASSES = ("bark", "meow", "hiss")
@@ -77,3 +79,23 @@ def test_pools_of_threads_are_bounded_before_anything_loads(tmp_path: Path, tiny
     assert seen[0]["OMP_WAIT_POLICY"] == "PASSIVE" and seen[0]["OPENBLAS_NUM_THREADS"] == "1"
     assert seen[0]["OMP_NUM_THREADS"] == seen[0]["MKL_NUM_THREADS"] == str(cores)
     assert run.report["device"]["about"] == f"{cores} CPU threads"
+
+
+@pytest.mark.fault(
+    row=72,
+    injection='an ensemble of `format = "label"` under a sample whose columns are the classes',
+    outcome="named with its cure by one engine, no restart; the prior submission, a number per class",
+)
+def test_a_label_under_columns_of_classes_ends_with_the_prior(tmp_path: Path) -> None:
+    (tmp_path / "label.toml").write_text(TINY.read_text() + '\n[output]\nformat = "label"\n')
+    request = order(tmp_path / "build", ensemble=tmp_path / "label.toml")
+    assembly.build(request, say=lambda _: None)
+    place = make_place(tmp_path)
+    sample = place / "in" / "sample_submission.csv"
+    with pytest.raises(SpecError, match="sample_submission.csv: output.format"):
+        assembly.build(replace(request, sample=sample), say=lambda _: None)
+    run = run_guard(place, tmp_path / "build" / "bundle", "--device", "cpu", seconds=100)
+    told = run.report["faults"][0]
+    assert run.code == 0 and run.faults == ["SpecError"] and 'format = "probabilities"' in told["message"]
+    assert run.report["guard"]["attempts"] == 1 and 'format = "probabilities"' in run.out
+    assert np.allclose(scores(run), 1 / 3) and scores(run).shape == (6, 3)

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import infer_kernel
-from kernel.errors import CandidateRejected, OutputUnwritable, SampleMissing
-from kernel.scores.submission import Publisher, Sample, quote, read_sample, validate
+from kernel.errors import CandidateRejected, OutputUnwritable, SampleMissing, SpecError
+from kernel.scores.submission import Publisher, Sample, check_form, quote, read_sample, validate
 from kernel.spec import LEAST_PROBABILITY, Output
 
 CLASSES = ("Bark", "Meow", "Run, water")
@@ -213,6 +213,35 @@ def test_a_label_submission_holds_the_best_class_and_reserves_the_longest(tmp_pa
     assert (tmp_path / "o.csv").stat().st_size == publisher.size
     with pytest.raises(CandidateRejected):
         publisher.publish(np.full((2, 3), np.nan))
+
+
+@pytest.mark.parametrize(
+    "header, output",
+    [
+        (("id", *CLASSES), Output(format="label")),
+        (("id", "Meow"), Output(format="label", label_column="label")),
+        (("id", "extra", "Meow"), Output(format="label")),
+        (("id", "cat", "dog"), Output(format="label", labels={"Bark": "dog", "Meow": "cat"})),
+    ],
+)
+def test_a_label_never_goes_under_a_class(tmp_path: Path, header: tuple[str, ...], output: Output) -> None:
+    with pytest.raises(SpecError, match='output.format: "label".*format = "probabilities".*label_column'):
+        Publisher(tmp_path / "o.csv", make_sample(header=header), output, CLASSES)
+    with open(tmp_path / "sample.csv", "w", newline="") as file:
+        csv.writer(file).writerow(header)
+    with pytest.raises(SpecError, match="sample.csv: output.format"):
+        check_form(tmp_path / "sample.csv", output, CLASSES)
+    check_form(tmp_path / "sample.csv", Output(), CLASSES)
+    named = Output(format="label", label_column=header[1], labels=output.labels)
+    Publisher(tmp_path / "o.csv", make_sample(header=header), named, CLASSES).publish(ones(2))
+    assert read_back(tmp_path / "o.csv")[1][1] == output.labels.get("Bark", "Bark")
+
+
+def test_a_sample_for_the_check_needs_columns(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("id\na\n")
+    for name in ("s.csv", "nowhere.csv"):
+        with pytest.raises(SampleMissing, match=name):
+            check_form(tmp_path / name, Output(format="label"), CLASSES)
 
 
 def test_a_wrong_label_is_refused(tmp_path: Path) -> None:

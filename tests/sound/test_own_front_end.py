@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from builder import assembly, own_fronts
-from kernel import own_files, spec
+from kernel import spec
 from kernel.bundle import open_bundle
 from kernel.errors import ClipEmpty, ClipError, ClipUnreadable, SpecError
 from kernel.inference import views
@@ -24,7 +24,7 @@ from kernel.inference.recipe import CutFirst, build_recipe
 from kernel.sound.decode import Clip
 from kernel.sound.own import OwnFrontEnd, open_front_end
 from kernel.sound.rows import Row
-from kernel.spec import load_manifest
+from kernel.spec import load_manifest, own_files
 from tests.helpers import REPOSITORY
 from tests.helpers.bundles import order
 from tests.helpers.ensemble_runs import make_input, read_scores, run_clean, write_sample

@@ -6,7 +6,7 @@ import torch
 
 from kernel.errors import SpecError
 from tests.helpers import REPOSITORY
-from training import augment, effects, losses, mixers, optim, recipe
+from training import augment, class_list, effects, losses, mixers, optim, recipe
 
 RECIPES = sorted((REPOSITORY / "training" / "recipes").glob("*.toml"))
 PUBLISHED = {"argus", "qrfaction", "ex4sperans", "erc2019", "viel", "shirogane", "hackerearth", "filipmu",
@@ -22,7 +22,7 @@ def test_recipe_is_complete_at_both_scales(path):
     """All that a recipe names exists: augmentations, mixers, effects, losses, optimisers and schedules."""
     plan = recipe.load_recipe(path)
     for scaled in (plan, plan.scaled_small()):
-        assert len(recipe.read_classes(scaled, path)) > 1 and scaled.members
+        assert len(class_list.read_classes(scaled, path)) > 1 and scaled.members
         for member in scaled.members:
             for train in filter(None, (scaled.settings(member), scaled.pretraining(member))):
                 augment.build(train.augment)

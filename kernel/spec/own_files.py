@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from .errors import SpecError
+from ..errors import SpecError
 
-FOLDER = Path(__file__).resolve().parent / "custom"  # where the builder's wheel carries users' files
+FOLDER = Path(__file__).resolve().parent.parent / "custom"  # where the builder's wheel carries users' files
 # What imports torchvision, which comes without its operators beside a torch of another index.
 USING_TORCHVISION = ("torchvision", "timm", "transformers")
 _LOADING = threading.RLock()
