@@ -7,7 +7,7 @@ DEMO := out/demo
 OWNER ?= your-kaggle-name
 SLUG ?= hourglass-default
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image formats lint types upload clean
 
 all: rehearse
 
@@ -51,6 +51,10 @@ fuzz: $(READY)
 # A bundle under the package versions of the Kaggle image, as far as pip can have them here.
 image: $(READY)
 	$(PY) -m tests.helpers.image
+
+# Checkpoints written by the packages that people train with, each in an environment of its own: an hour, 10 GB.
+formats: $(READY)
+	$(PY) -m tests.helpers.formats --write
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -24,7 +24,18 @@ from kernel.errors import ModelLoadFailed, SpecError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.sound import frontends
-from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
+from kernel.spec import (
+    Cost,
+    Ensemble,
+    FileEntry,
+    Manifest,
+    Net,
+    Part,
+    Stacker,
+    dumps_json,
+    load_ensemble,
+    net_ids,
+)
 
 from . import bundle_check, code_wheel, dry_run, metadata, notebook, random_weights, weights
 
@@ -108,9 +119,9 @@ def _find_sources(
     by_name = {part.name: part for part in parts}
 
     @lru_cache(maxsize=1)  # The folds of a member are alike and follow each other.
-    def fill(name: str) -> bytes:
+    def fill(name: str) -> weights.Blob:
         state = random_weights.draw_state(modules[name], by_name[name].family, by_name[name].params)
-        return weights.to_blob(state, name)
+        return weights.Blob(weights.to_blob(state, name))
 
     for part in parts:
         module = modules.get(part.name)
@@ -120,7 +131,7 @@ def _find_sources(
                 raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
             path = weights.find_weights(name, folders)
             if path is not None:
-                read = partial(weights.load_blob, path, part.family, part.params, module)
+                read = partial(weights.load_blob, path, part.family, part.params, module, part)
             elif request.random_weights and module is not None:
                 filled.append(net_id)
                 read = partial(fill, part.name)
@@ -186,6 +197,16 @@ def _warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
             )
 
 
+def _say_conversions(nets: Sequence[Net], say: Callable[[str], None]) -> None:
+    """What was converted or left out of checkpoints, once per member with the folds it is true of."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for net in nets:
+        for sentence in net.said:
+            found.setdefault((net.member, sentence), []).append(net.fold)
+    for (member, sentence), folds in found.items():
+        say(f"{member} (folds {', '.join(map(str, folds))}): {sentence}")
+
+
 def _identify(manifest: Manifest) -> Manifest:
     """The manifest with its bundle id: the same content has the same id on every machine."""
     plain = {k: v for k, v in asdict(manifest).items() if k not in ("format", "bundle")}
@@ -241,6 +262,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
         most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
         nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
+        _say_conversions(nets, say)
         code = {**code_wheel.kernel_files(ROOT), **own.code}
         manifest = _identify(Manifest(
             format=FORMAT,

@@ -16,7 +16,7 @@ from kernel.bundle import parse_state
 from kernel.errors import SpecError
 from kernel.inference import backends
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
-from kernel.inference.recipe import Recipe, build_recipe
+from kernel.inference.recipe import Recipe, build_recipe, fill_constants
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
 from kernel.sound.source import Source
@@ -65,8 +65,8 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     """
     recipe = build_recipe(ensemble, member)
     try:
+        recipe, state = fill_constants(recipe, parse_state(blob, member.name))
         inputs = make_inputs(recipe, module)
-        state = parse_state(blob, member.name)
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
         with torch.no_grad():
             out = backends.call_net(module, inputs, None)
