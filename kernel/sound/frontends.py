@@ -22,7 +22,7 @@ from . import scales, spectra
 from .filter_banks import MelBank, chroma_bank, mel_bank
 from .layouts import LAYOUTS, grey
 from .presets import PRESETS
-from .waves import LEVELS, SHORT, trim_bounds, wave_statistics
+from .waves import LEVELS, SHORT, TRIM_EDGES, trim_bounds, wave_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class FrontEnd:
 
     name             preset it came from, or "custom"
     rate             Hz of the wave it wants
-    trim_db          cut silent ends, dB below the loudest RMS frame; None = keep all (as librosa 0.6.3)
+    trim_db          cut silent ends, dB below the loudest RMS frame; None = keep all
+    trim_edges       ends of the wave in those frames: "reflect" (librosa 0.6.3 to 0.8), "zeros" (>= 0.9)
     short            what happens to short waves: waves.SHORT
     min_seconds      shortest wave after `short`
     level            change of the wave's level: waves.LEVELS
@@ -59,6 +60,7 @@ class FrontEnd:
     name: str = "custom"
     rate: int = 44100
     trim_db: float | None = None
+    trim_edges: str = "reflect"
     short: str = "keep"
     min_seconds: float = 0.0
     level: str = "keep"
@@ -180,7 +182,9 @@ class FrontEnd:
         if wave.ndim != 1 or len(wave) == 0:
             raise ClipEmpty(f"front end {self.name}: wave of shape {wave.shape}; give it one sample or more")
         wave = LEVELS[self.level](wave)
-        start, stop = (0, len(wave)) if self.trim_db is None else trim_bounds(wave, self.trim_db)
+        start, stop = 0, len(wave)
+        if self.trim_db is not None:
+            start, stop = trim_bounds(wave, self.trim_db, edges=self.trim_edges)
         wave = SHORT[self.short](wave, start, stop, self.min_samples)
         x = LAYOUTS[self.layout](SPECTRA[self.spectrum](self, wave), self.layout_frames)
         return np.ascontiguousarray(NORMS[self.norm](self, x), dtype=self.dtype)
@@ -270,6 +274,7 @@ TABLES: dict[str, Collection[str]] = {  # key of a front end -> the values it ma
     "layout": LAYOUTS,
     "norm": NORMS,
     "edges": ("reflect", "zeros"),
+    "trim_edges": TRIM_EDGES,
     "window": ("exact", "single"),
     "precision": ("auto", "single", "double"),
     "stored": ("uint8", "float16", "float32"),
