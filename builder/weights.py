@@ -74,10 +74,11 @@ def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Mod
     """
     if module is None:
         return Blob.of(*graph_files.read_graph(path))
-    which = part.weights_key or "" if part else ""
+    which = (part.weights_key or "").rstrip(".") if part else ""
     stored = read_checkpoint(path, which)
     matched = match_state(
-        stored.tensors, family, params, module, str(path), drop=part.drop if part else (), which=which
+        stored.tensors, family, params, module, str(path), drop=part.drop if part else (),
+        which="" if stored.named else which
     )
     rest, said = matched.rest, (*stored.said, *matched.said)
     constants: dict[str, torch.Tensor] = {}

@@ -34,10 +34,12 @@ class Stored:
 
     tensors  stored key -> tensor, in the stored dtype
     said     what was converted or left aside on the way, a sentence each
+    named    True if the weights were asked for by a name in the file
     """
 
     tensors: dict[str, Tensor]
     said: tuple[str, ...] = ()
+    named: bool = False
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -113,7 +115,7 @@ def _read_pickle(path: Path, which: str) -> Stored:
         answer = json.loads(done.stdout.splitlines()[-1])
         if "refused" in answer:
             raise ModelLoadFailed(f"{path}: refused: {answer['refused']}")
-        return Stored(tensors=load_file(target), said=tuple(answer["said"]))
+        return Stored(tensors=load_file(target), said=tuple(answer["said"]), named=answer["named"])
 
 
 def read_keras(path: Path) -> Layers:

@@ -3,7 +3,8 @@
     python -I pickle_reader.py SOURCE TARGET [WHICH]
 
 Owns torch.load(weights_only=True) and finding the state dict among the wrappers people save; WHICH names one
-of several. Prints one line of JSON: {"refused": reason}, or {"keys": count, "said": [what was left aside]}.
+of several. Prints one line of JSON: {"refused": reason}, or {"keys": count, "said": [what was left aside],
+"named": whether WHICH is a name in the file}.
 Imports nothing of this project, so that it runs isolated. Never runs pickled code.
 """
 import argparse
@@ -115,8 +116,8 @@ def _below(path: str, wrapper: str, candidate: str) -> bool:
     return candidate == inner or candidate.startswith(inner + ".")
 
 
-def find_state(loaded: Any, which: str = "") -> tuple[State, list[str]] | str:
-    """The tensors of one state dict with what else the file holds, or the reason why there are none.
+def find_state(loaded: Any, which: str = "") -> tuple[State, list[str], bool] | str:
+    """The tensors of one state dict, what else the file holds, and whether `which` named it; or why not.
 
     which  path of the state dict; one that names none may be a prefix of keys, which the caller looks at
     """
@@ -132,12 +133,9 @@ def find_state(loaded: Any, which: str = "") -> tuple[State, list[str]] | str:
     if chosen is None:
         names = ", ".join(f"{path or 'at the top'} ({len(states[path])} tensors)" for path in states)
         return f"it holds several sets of tensors: {names}; name one in the TOML: weights_key = \"...\""
-    if which and not inside and not any(key.startswith(which) for key in states[chosen]):
-        names = ", ".join(path for path in list_states(loaded, all_of=True) if path) or "none"
-        return f"weights_key = {which!r} names nothing in it; it holds {names}, or give a prefix of its keys"
     said = [f"weights taken from {chosen}"] if chosen and (which or len(states) > 1) else []
     said += [f"left aside: {_describe(path, tensors)}" for path, tensors in states.items() if path != chosen]
-    return (states | named)[chosen], said
+    return (states | named)[chosen], said, chosen in inside
 
 
 def _describe(path: str, tensors: State) -> str:
@@ -167,8 +165,8 @@ def _stands_in(allowed: list[Any], name: str) -> bool:
     return any(isinstance(entry, tuple) and entry[1] == name for entry in allowed)
 
 
-def read(source: str, which: str = "") -> tuple[State, list[str]] | str:
-    """The state dict in the file with what was left aside, or the reason why it is refused."""
+def read(source: str, which: str = "") -> tuple[State, list[str], bool] | str:
+    """What `find_state` makes of the file, or the reason why it is refused."""
     try:
         loaded = load_inert(source)
     except pickle.UnpicklingError as error:
@@ -195,10 +193,14 @@ def main(source: str, target: str, which: str = "") -> None:
     if isinstance(found, str):
         print(json.dumps({"refused": found}))
         return
-    state, said = found
+    state, said, named = found
+    odd = next((k for k, v in state.items() if v.is_quantized or v.is_meta), None)
+    if odd is not None:
+        print(json.dumps({"refused": f"{odd} is quantised or empty; save the net in float32"}))
+        return
     # Clones, because several names may share memory.
     save_file({k: v.detach().to_dense().clone().contiguous() for k, v in state.items()}, target)
-    print(json.dumps({"keys": len(state), "said": said}))
+    print(json.dumps({"keys": len(state), "said": said, "named": named}))
 
 
 if __name__ == "__main__":

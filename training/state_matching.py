@@ -60,11 +60,18 @@ def match_state(stored: Mapping[str, Tensor], family: str, params: Mapping[str, 
     said: list[str] = []
     bare = _without_wrappers(stored, said, where)
     kept = dict(bare)
-    chosen = which.rstrip(".") + "." if which else ""
-    if chosen and any(key.startswith(chosen) for key in kept):  # Else `which` named the state dict itself.
-        outside = [key for key in kept if not key.startswith(chosen)]
+    if which:
+        inside = {key: value for key, value in kept.items() if key.startswith(which + ".")}
+        if not inside:
+            begin = ", ".join(sorted({key.split(".")[0] for key in kept})[:MAX_LISTED])
+            raise ModelLoadFailed(
+                f"{where}: weights_key = {which!r} is neither a name in the file nor a prefix "
+                "of its keys, which "
+                f"begin with {begin}"
+            )
+        outside = [key for key in kept if key not in inside]
         said += [f"weights_key {which}: {_some(outside)} left out"] if outside else []
-        kept = {key: value for key, value in kept.items() if key.startswith(chosen)}
+        kept = inside
     best = _best_trial(kept, family, params, module, where, drop)
     if best.prefix:
         said.append(f"prefix {best.prefix!r} taken off {sum(k.startswith(best.prefix) for k in kept)} keys")
@@ -116,7 +123,7 @@ def _best_trial(stored: Mapping[str, Tensor], family: str, params: Mapping[str, 
         names = ", ".join(repr(p.rstrip(".")) for p in (best.prefix, *others))
         raise ModelLoadFailed(
             f"{where}: holds {len(others) + 1} whole nets, below {names}; name one in the TOML: "
-            f"weights_key = {others[-1].rstrip('.')!r}"
+            f"weights_key = {next((p for p in whole if 'ema' in p), others[-1]).rstrip('.')!r}"
         )
     return best
 

@@ -107,10 +107,19 @@ WRAPPERS: dict[str, Callable[[State], Any]] = {
 }
 
 
+PREFIXES_ALONE = ("compiled", "data parallel twice", "a part that was compiled", "averages alone")
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_every_wrapper_gives_identical_logits(wrapper: str, state: State, tmp_path: Path) -> None:
-    torch.save(WRAPPERS[wrapper](state), tmp_path / "net.pth")
-    convert(tmp_path / "net.pth", FAMILY, PARAMS, tmp_path / "out.safetensors")
+    content = WRAPPERS[wrapper](state)
+    path = tmp_path / "net.pth"
+    if wrapper in PREFIXES_ALONE:
+        path = path.with_suffix(".safetensors")  # No wrapper, so no process is needed to open it.
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    convert(path, FAMILY, PARAMS, tmp_path / "out.safetensors")
     with torch.no_grad():
         want = filled()(torch.from_numpy(recipe.make_input("import", 1, 32, 50))[None])
     assert torch.equal(logits_of(tmp_path / "out.safetensors"), want)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from builder import assembly
@@ -48,8 +48,12 @@ def below(prefix: str, state: State) -> State:
 
 
 def take(path: Path, content: Any, **keys: Any) -> Blob:
-    """What the builder ships of a checkpoint that holds `content`."""
-    torch.save(content, path)
+    """What the builder ships of a checkpoint that holds `content`; plain tensors need no process to read."""
+    if all(isinstance(value, Tensor) and not value.is_quantized for value in content.values()):
+        path = path.with_suffix(".safetensors")
+        save_file(content, path)
+    else:
+        torch.save(content, path)
     member = load_spec(
         Member, {"name": "net", "family": "dense_pyramid", "params": PARAMS, "frontend": "mel", **keys}
     )
@@ -122,9 +126,23 @@ def test_two_unknown_names_are_not_guessed(state: State, other: State, tmp_path:
     assert same(take(tmp_path / "net.pth", content, weights_key="second"), other)
 
 
-def test_a_weights_key_that_is_not_there_is_an_error(state: State, tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadFailed, match=r"weights_key = 'ema'.*state_dict"):
-        take(tmp_path / "net.pth", {"state_dict": state}, weights_key="ema")
+@pytest.mark.parametrize("wrong, wrapped", [("mod", False), ("ema", False), ("ema", True)])
+def test_a_weights_key_that_is_not_there_is_an_error(
+    wrong: str, wrapped: bool, state: State, tmp_path: Path
+) -> None:
+    """Part of a key's first word is no prefix."""
+    content: Any = below("model.", state)
+    if wrapped:
+        content = {"state_dict": content}
+    with pytest.raises(ModelLoadFailed, match=rf"weights_key = '{wrong}' is neither.*begin with model"):
+        take(tmp_path / "net.pth", content, weights_key=wrong)
+
+
+def test_quantised_tensors_are_refused(state: State, tmp_path: Path) -> None:
+    with pytest.warns():
+        odd = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
+    with pytest.raises(ModelLoadFailed, match=r"odd is quantised.*float32"):
+        take(tmp_path / "net.pth", state | {"odd": odd})
 
 
 def test_the_same_net_compiled_and_not_is_an_error(state: State, tmp_path: Path) -> None:

@@ -215,6 +215,15 @@ def _fastai_data() -> Any:
     return DataBunch.create(pairs, pairs, bs=2, num_workers=0)
 
 
+def _spread(net: nn.Module, inputs: list[torch.Tensor]) -> None:
+    """Scales the last layer so that logits spread about 1: a score of 0 or 1 would hide any difference."""
+    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        std = torch.cat([net.eval()(x) for x in inputs]).std()
+        for value in last.parameters():
+            value.div_(std)
+
+
 def main(way: str, place: str) -> None:
     """Writes the checkpoint and scores.npy, f64[clips, K]: sigmoids of what the producer's net answers."""
     _ready_torchvision()
@@ -226,6 +235,7 @@ def main(way: str, place: str) -> None:
         learner = make_fastai(task["classes"])
         net = learner.model
         _randomise(net)
+        _spread(net, inputs)
         # As training does; version 1 wants a learning rate.
         learner.create_opt(*((1e-3,) if hasattr(learner, "data") else ()))
         learner.path, learner.model_dir = folder, "."
@@ -233,6 +243,7 @@ def main(way: str, place: str) -> None:
     else:
         net = make_timm(task["classes"]) if way == "timm" else SmallNet(task["classes"])
         _randomise(net)
+        _spread(net, inputs)
         WAYS["plain" if way == "timm" else way](net.eval(), folder)
     with torch.no_grad():
         scores = torch.cat([torch.sigmoid(net.eval()(x)) for x in inputs])
