@@ -21,6 +21,7 @@ NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
 GATES = {3: "GRU", 4: "LSTM"}  # arrays of one step, stacked along the last axis
 # A batch norm of one channel stands over the waveform, before the net's own mel spectrum.
 WAVE_NORM = "wave_norm"
+MEL_LAYER = re.compile(r"spectrogram|melgram")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,19 @@ def _renumbered(layers: Mapping[str, Arrays | Sequence[np.ndarray]]) -> dict[str
     for kind, numbered in found.items():
         ordered = [name for _, name in sorted(numbered)]
         if kind == "batch_normalization":
-            over_waves = [name for name in ordered if _channels(layers[name]) == 1]
+            over_waves = [name for name in _before_mel(list(layers)) if name in ordered
+                          and _channels(layers[name]) == 1]
             if len(over_waves) == 1 and len(ordered) > 1:
                 ordered.remove(over_waves[0])
                 out[over_waves[0]] = WAVE_NORM
         out |= {name: f"{kind}_{rank}" for rank, name in enumerate(ordered, start=1)}
     return out
+
+
+def _before_mel(names: Sequence[str]) -> Sequence[str]:
+    """Layers before the net's own mel layer, in the file's order; all of them where it holds none."""
+    mel = next((i for i, name in enumerate(names) if MEL_LAYER.search(name)), len(names))
+    return names[:mel]
 
 
 def _channels(arrays: Arrays | Sequence[np.ndarray]) -> int:

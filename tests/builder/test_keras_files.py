@@ -250,6 +250,17 @@ def test_a_batch_norm_over_the_wave_that_no_finish_takes_is_an_error(tmp_path: P
     assert "finish.x.0.wave_scale" not in load(blob_of(path, jeong_member(finish=[], drop=["wave_norm.*"])))
 
 
+def test_a_batch_norm_behind_the_mel_layer_is_not_over_the_wave(tmp_path: Path) -> None:
+    """One channel, too: the mel picture has one."""
+    layers = keras_arrays(filled("mel_densenet", {"growth": 2}).state_dict())
+    norm, *others = waved(layers).items()
+    path = write_keras(tmp_path / "net.h5", {"melspectrogram_1": mel_layer()} | dict([norm, *others]))
+    with pytest.raises(ModelLoadFailed, match=r"1 extra|extra batch_normalization|misshapen"):
+        blob_of(path, jeong_member())
+    path = write_keras(tmp_path / "net.h5", dict([norm]) | {"melspectrogram_1": mel_layer()} | dict(others))
+    assert "finish.x.0.wave_scale" in load(blob_of(path, jeong_member()))
+
+
 def test_the_mel_layer_is_left_out_where_the_finish_computes_the_same(tmp_path: Path) -> None:
     layers = keras_arrays(filled("mel_densenet", {"growth": 2}).state_dict())
     path = write_keras(tmp_path / "net.h5", layers | {"melspectrogram_1": mel_layer()})
