@@ -6,8 +6,12 @@ READY := $(VENV)/.ready
 DEMO := out/demo
 OWNER ?= your-kaggle-name
 SLUG ?= hourglass-default
+OUT ?= out
+# What an upload is called: only what was given, not the defaults above.
+GIVEN = $(if $(filter-out file,$(origin OWNER)),--owner '$(OWNER)') \
+	$(if $(filter-out file,$(origin SLUG)),--slug '$(SLUG)') $(if $(COMPETITION),--competition '$(COMPETITION)')
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image formats lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image formats pythons lint types upload clean
 
 all: rehearse
 
@@ -56,14 +60,21 @@ image: $(READY)
 formats: $(READY)
 	$(PY) -m tests.helpers.formats --write
 
+# `make test` and a rehearsal under each Python that README promises and this machine has: ONLY=3.12 for one.
+pythons:
+	$(PYTHON) -m tests.helpers.pythons $(ONLY)
+
 lint: $(READY)
 	$(PY) -m ruff check .
 
 types: $(READY)
 	$(PY) -m mypy
 
-upload: bundle
-	$(PY) build_dataset.py --upload out
+# What lies in OUT, under OWNER, SLUG and COMPETITION if they are given; ENSEMBLE= (and WEIGHTS=) is built first.
+upload: $(READY)
+	$(if $(ENSEMBLE),,$(if $(WEIGHTS),$(error WEIGHTS= needs ENSEMBLE=, the TOML that they belong to)))
+	$(PY) build_dataset.py $(if $(ENSEMBLE),'$(ENSEMBLE)' --out '$(OUT)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') \
+		--upload '$(OUT)' $(GIVEN)
 
 clean:
 	rm -rf out

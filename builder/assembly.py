@@ -6,11 +6,7 @@ bundle_check) or formats of weights (weights).
 """
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,32 +16,32 @@ from torch import nn
 
 import kernel
 from kernel import models
-from kernel.errors import ModelLoadFailed, SpecError
+from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
-from kernel.sound import frontends
-from kernel.spec import (
-    Cost,
-    Ensemble,
-    FileEntry,
-    Manifest,
-    Net,
-    Part,
-    Stacker,
-    dumps_json,
-    load_ensemble,
-    net_ids,
-)
+from kernel.sound import own
+from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
-from . import bundle_check, code_wheel, dry_run, metadata, notebook, random_weights, weights
+from . import (
+    bundle_check,
+    code_wheel,
+    compare,
+    dry_run,
+    metadata,
+    mounts,
+    notebook,
+    own_fronts,
+    random_weights,
+    weights,
+)
+from .metadata import PLACEHOLDER_OWNER
+from .staging import put_in_place, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-PLACEHOLDER_OWNER = "your-kaggle-name"
 GPU_MACHINE = "NvidiaTeslaT4"  # The default GPU machine (two cards).
 COMPETITIONS = {"fat2019": "freesound-audio-tagging-2019"}  # Profile -> competition to attach.
 OTHER_FILES = 3  # The wheel, the manifest and the metadata, beside nets, graphs and wheels of a back end.
-PREFIX = ".building-"
 Modules = Mapping[str, nn.Module]  # By member or stacker; a member that is a graph already has none.
 
 
@@ -58,6 +54,8 @@ class BuildRequest:
     costs           report.json of a rehearsal: measured seconds enter the manifest
     back_end        "openvino" or "onnxruntime" wheels ride along
     machine         accelerator of the kernel, "cpu", or None: by the profile
+    compare         .npz of what the training code gave; beyond the tolerance (None: the usual ones) the build
+                    fails, unless compare_allow
     """
 
     ensemble: Path
@@ -74,6 +72,9 @@ class BuildRequest:
     back_end: str | None = None
     export_onnx: bool = False
     notebook: bool = False
+    compare: Path | None = None
+    compare_tolerance: float | None = None
+    compare_allow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,14 @@ def _find_sources(
     return sources, filled
 
 
+def _seconds(value: Any) -> float:
+    """A measured cost; ValueError for what is none."""
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{seconds} is no number of seconds")
+    return seconds
+
+
 def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Measured costs of a rehearsal's report.json.
 
@@ -158,9 +167,10 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         return {}, {}
     try:
         costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (float(v["seconds_a"]), float(v["seconds_b"])) for k, v in costs["members"].items()}
-        return members, {k: float(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
+                   for k, v in costs["members"].items()}
+        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpecError(
             f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
             "give the report.json of a rehearsal"
@@ -188,7 +198,9 @@ def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
 def _warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
     """Names the front ends with mel filters that give nothing."""
     for name, keys in ensemble.frontends.items():
-        fe = frontends.build(keys)
+        fe = own.open_front_end(keys, name)
+        if isinstance(fe, own.OwnFrontEnd):
+            continue
         if fe.empty_filters:
             say(
                 f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and "
@@ -197,54 +209,21 @@ def _warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
             )
 
 
-def _say_conversions(nets: Sequence[Net], say: Callable[[str], None]) -> None:
-    """What was converted or left out of checkpoints, once per member with the folds it is true of."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for net in nets:
-        for sentence in net.said:
-            found.setdefault((net.member, sentence), []).append(net.fold)
-    for (member, sentence), folds in found.items():
-        say(f"{member} (folds {', '.join(map(str, folds))}): {sentence}")
-
-
 def _identify(manifest: Manifest) -> Manifest:
     """The manifest with its bundle id: the same content has the same id on every machine."""
     plain = {k: v for k, v in asdict(manifest).items() if k not in ("format", "bundle")}
     return replace(manifest, bundle=hashlib.sha256(dumps_json(plain)).hexdigest()[:16])
 
 
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside the results; gone afterwards, and so are those that dead builds left."""
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(PREFIX + "*"):
-        process = left.name.removeprefix(PREFIX).partition("-")[0]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=out))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Swap the finished `bundle` and `push` of `folder` with those of `out`."""
-    for name in ("bundle", "push"):
-        if (out / name).exists():
-            os.rename(out / name, folder / f"old-{name}")
-        os.rename(folder / name, out / name)
-
-
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     """`bundle/` and `push/` below `request.out`, replaced together at the end; on an error the old ones stay.
 
-    Raises  SpecError, LimitError, ModelLoadFailed, UploadError: each names the key or file and the rule
+    Raises  SpecError, LimitError, ModelLoadFailed, UploadError, OutputUnwritable: each names the key or file
+            and the rule
     """
-    own = code_wheel.find_own_files(
-        load_ensemble(request.ensemble), request.ensemble.resolve().parent
-    )
-    ensemble = own.here
+    found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
+    found = replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+    ensemble = found.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts = ensemble.parts
@@ -254,6 +233,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     costs = _try_parts(ensemble, parts, modules, sources, seconds)
+    if request.compare is not None:
+        tolerance, allowed = request.compare_tolerance, request.compare_allow
+        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
     _warn_empty_filters(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
@@ -262,13 +244,13 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
         most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
         nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
-        _say_conversions(nets, say)
-        code = {**code_wheel.kernel_files(ROOT), **own.code}
+        weights.say_conversions(nets, say)
+        code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
             format=FORMAT,
             bundle="",
             version=kernel.__version__,
-            ensemble=own.shipped,
+            ensemble=found.shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
             files={**files, **extra},
             nets=tuple(nets),
@@ -281,13 +263,14 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         ))
         _write_papers(folder, manifest, papers)
         bundle_check.check_bundle(bundle)
+        mounts.confirm(folder)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
 
 
 def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
     """Both metadata files, checked before anything is written."""
-    slug, title = metadata.name_dataset(ensemble.name, request.slug, request.title)
+    slug, title = _choose_names(request, ensemble.name)
     machine = request.machine or (GPU_MACHINE if limits(ensemble.profile).gpu else None)
     competition = request.competition or COMPETITIONS.get(ensemble.profile)
     papers = Papers(
@@ -308,6 +291,25 @@ def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
     metadata.check_dataset(papers.dataset)
     metadata.check_kernel(papers.kernel)
     return papers
+
+
+def _choose_names(request: BuildRequest, ensemble: str) -> tuple[str, str]:
+    """Slug and title, as given or made of each other.
+
+    Raises  UploadError naming the option that the user typed, or should
+    """
+    slug, title = metadata.name_dataset(ensemble, request.slug, request.title)
+    if request.slug is not None:
+        try:
+            metadata.check_id(f"{request.owner}/{slug}")
+        except UploadError as error:
+            raise UploadError(f"--owner {request.owner} --slug {slug}: {error}") from error
+    elif request.title is None and len(title) > metadata.TITLE_CHARACTERS[1]:
+        raise UploadError(
+            f"title: {title!r}, made of the ensemble's name, has {len(title)} characters; give --title with "
+            f"{metadata.TITLE_CHARACTERS[0]} to {metadata.TITLE_CHARACTERS[1]}"
+        )
+    return slug, title
 
 
 def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:

@@ -3,7 +3,6 @@
 Owns the trial of front ends, views, finishes and nets: the kernel's own code takes three seconds of synthetic
 sound from waveform to probabilities. Does not judge scores: a member that passes can still be badly trained.
 """
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +18,7 @@ from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe, fill_constants
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
+from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
@@ -40,7 +40,8 @@ class SyntheticClip:
         x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * noise
         x *= np.clip(np.minimum(t - 0.1, self.seconds - 0.2 - t) / 0.05, 0, 1)
         wave = (0.5 * x / np.abs(x).max()).astype(np.float32)
-        return fe.of_row(wave, row.id)
+        array = fe.of_row(wave, row.id)
+        return fe.read(array, row) if isinstance(fe, OfRecording) else array
 
 
 def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> dict[str, torch.Tensor]:
@@ -52,10 +53,41 @@ def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> 
     return {name: value[:1].contiguous() for name, value in made.items()}
 
 
-def _check_answer(where: str, shape: Sequence[int], finite: bool, classes: int) -> None:
-    """Raises SpecError when a net does not give one finite value per class."""
-    if tuple(shape) != (1, classes) or not finite:
-        raise SpecError(f"{where}: gave {list(shape)}, expected [1, {classes}] finite values")
+def _check_answer(where: str, out: object, classes: int, framed: bool = False) -> None:
+    """Raises SpecError when a net does not give one finite real value per class; `framed`: per frame."""
+    shape = f"[1, frames, {classes}], as its key `frames` says," if framed else f"[1, {classes}]"
+    wanted = f"one tensor or array {shape} of finite numbers"
+    if isinstance(out, torch.Tensor):
+        real = out.is_floating_point()
+        out = out.detach().float().numpy() if real else out
+    else:
+        real = isinstance(out, np.ndarray) and out.dtype.kind == "f"
+    if not (real and isinstance(out, np.ndarray)):
+        what = str(getattr(out, "dtype", None) or f"a {type(out).__name__}")
+        raise SpecError(f"{where}: its forward gives {what}; let it return {wanted}")
+    fits = out.shape == ((1, *out.shape[1:2], classes) if framed else (1, classes))
+    if not fits or out.ndim != 2 + framed or not np.isfinite(out).all():
+        found = "values that are not finite" if fits and out.ndim == 2 + framed else str(list(out.shape))
+        raise SpecError(f"{where}: gave {found}, expected {wanted}")
+
+
+def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch.Tensor]:
+    """The inputs of a member that gives finite values for the synthetic clip: per class, or frame and class.
+
+    Raises  SpecError naming the member
+    """
+    name = recipe.member.name
+    try:
+        inputs = make_inputs(recipe, module)
+        with torch.no_grad():
+            out = backends.call_net(module, inputs, None)
+    except (Exception, SystemExit) as error:  # A user's net may raise anything.
+        raise SpecError(
+            f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
+            "that channels and bins of its front end, view and finish are those of the family"
+        ) from error
+    _check_answer(f"member {name}", out, classes, recipe.member.frames is not None)
+    return inputs
 
 
 def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Module) -> Cost:
@@ -64,20 +96,13 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     Raises  SpecError or ModelLoadFailed naming the member
     """
     recipe = build_recipe(ensemble, member)
+    state = parse_state(blob, member.name)
     try:
-        recipe, state = fill_constants(recipe, parse_state(blob, member.name))
-        inputs = make_inputs(recipe, module)
+        recipe, state = fill_constants(recipe, state)
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
-        with torch.no_grad():
-            out = backends.call_net(module, inputs, None)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise SpecError(
-            f"member {member.name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
-            "that channels and bins of its front end, view and finish are those of the family"
-        ) from error
-    finite = bool(torch.isfinite(out).all())
-    _check_answer(f"member {member.name}", out.shape, finite, len(ensemble.classes))
-    timed = inputs[recipe.timed]
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"member {member.name}: {type(error).__name__}: {error}; correct its net") from error
+    timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
 
@@ -102,11 +127,12 @@ def try_stacker(stacker: Stacker, classes: int, blob: bytes, module: nn.Module) 
         module.load_state_dict(models.rename(stacker.family, dict(stacker.params), state))
         with torch.no_grad():
             out = module(torch.full(shape, 0.1))
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (Exception, SystemExit) as error:
         raise SpecError(
-            f"stacker {stacker.name}: fails on features {list(shape)} ({error}); check its params"
+            f"stacker {stacker.name}: fails on features {list(shape)} ({type(error).__name__}: {error}); "
+            "check its params"
         ) from error
-    _check_answer(f"stacker {stacker.name}", out.shape, bool(torch.isfinite(out).all()), classes)
+    _check_answer(f"stacker {stacker.name}", out, classes)
     return Cost(parameters=sum(p.numel() for p in module.parameters()))
 
 
@@ -114,7 +140,7 @@ def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
     """Multiply-adds, bytes and parameters; parameters alone for a user's net that cannot be measured."""
     try:
         return models.measure(module, bins, channels)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+    except Exception:  # The net ran on real sound before; on other sizes a user's own may refuse.
         return Cost(parameters=sum(p.numel() for p in module.parameters()))
 
 
@@ -154,5 +180,5 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
             f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
             "dynamic batch and time axes and one output"
         ) from error
-    _check_answer(f"member {member.name}", out.shape, bool(np.isfinite(out).all()), len(ensemble.classes))
+    _check_answer(f"member {member.name}", out, len(ensemble.classes), member.frames is not None)
     return Cost()

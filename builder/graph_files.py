@@ -38,6 +38,12 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
             for entry in tensor.external_data if entry.key == "location"}
     if not held:
         return data, ()
+    foreign = sorted(name for name in held if not _is_beside(path, name))
+    if foreign:
+        raise ModelLoadFailed(
+            f"{path}: its weights lie in {', '.join(foreign)[:200]}; only a file beside it whose name begins "
+            f"with {path.stem!r} is taken, because what it holds is shipped; {AGAIN}"
+        )
     missing = sorted(name for name in held if not (path.parent / name).is_file())
     if missing:
         raise ModelLoadFailed(
@@ -58,3 +64,11 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
         tensor.data_location = onnx.TensorProto.DEFAULT
     joined = model.SerializeToString(deterministic=True)
     return joined, (f"weights of {', '.join(sorted(held))} taken into the graph",)
+
+
+def _is_beside(path: Path, name: str) -> bool:
+    """True for the name of an ordinary file in the graph's folder that was written with it."""
+    return (
+        name.startswith(path.stem) and Path(name).name == name and "\\" not in name
+        and not (path.parent / name).is_symlink()
+    )

@@ -18,7 +18,7 @@ from kernel.bundle import MAX_HEADER_BYTES, parse_state
 from kernel.errors import ModelLoadFailed
 from kernel.spec import FileEntry, Net, Part
 from training.checkpoints import KERAS, PICKLES, read_checkpoint
-from training.state_matching import fit_state, match_state
+from training.state_matching import FLOAT8, fit_state, match_state
 
 from . import graph_files, in_net_mel
 
@@ -38,8 +38,8 @@ def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
-    """One safetensors blob, the same bytes for the same state; f64 becomes f32, all else keeps its dtype."""
-    single = {k: v.float() if v.dtype == torch.float64 else v for k, v in state.items()}
+    """One safetensors blob, the same bytes for the same state; f64 and f8 become f32, all else stays."""
+    single = {k: v.float() if v.dtype in (torch.float64, *FLOAT8) else v for k, v in state.items()}
     tensors = {k: v.detach().clone().contiguous() for k, v in single.items()}
     blob = save(tensors)
     if int.from_bytes(blob[:8], "little") > MAX_HEADER_BYTES:
@@ -69,8 +69,8 @@ def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Mod
     """Blob of a checkpoint under our keys, every tensor of it taken; a fitting file stays as it is.
 
     module  None for a graph, which ships as it is
-    part    whose checkpoint it is: what it drops, which weights it takes, and the finish that may take
-    tensors Raises  ModelLoadFailed (unreadable, holding code, or not fitting), BundleInvalid
+    part    whose checkpoint it is: what it drops, which weights it takes, the finish that may take tensors
+    Raises  ModelLoadFailed (unreadable, holding code, or not fitting), BundleInvalid
     """
     if module is None:
         return Blob.of(*graph_files.read_graph(path))
@@ -86,9 +86,10 @@ def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Mod
         constants, rest, of_finish = in_net_mel.take(rest, part, str(path))
         said = (*said, *of_finish)
     fitted = fit_state(module, matched.state, rest, str(path)) | constants
+    kept = all(v.dtype not in (torch.float64, *FLOAT8) for v in stored.tensors.values())
     same = set(fitted) == set(stored.tensors)
-    same = same and not any(v.dtype == torch.float64 for v in stored.tensors.values())
-    if not same or path.suffix != ".safetensors":
+    same = same and all(fitted[k].dtype == v.dtype for k, v in stored.tensors.items())
+    if not (kept and same) or path.suffix != ".safetensors":
         return Blob.of(to_blob(fitted, str(path)), said)
     blob = path.read_bytes()
     parse_state(blob, str(path))  # What the kernel would refuse is refused here.
@@ -136,3 +137,13 @@ def write_nets(
     return nets, {
         name: FileEntry(bytes=size, sha256=digests[name].hexdigest()) for name, size in sizes.items()
     }
+
+
+def say_conversions(nets: Sequence[Net], say: Callable[[str], None]) -> None:
+    """What was converted or left out of checkpoints, once per member with the folds it is true of."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for net in nets:
+        for sentence in net.said:
+            found.setdefault((net.member, sentence), []).append(net.fold)
+    for (member, sentence), folds in found.items():
+        say(f"{member} (folds {', '.join(map(str, folds))}): {sentence}")

@@ -39,6 +39,10 @@ class ModelLoadFailed(BundleError):
     """A net's bytes are right, but the net cannot be built or filled."""
 
 
+class NetQuarantined(BundleError):
+    """The net was being opened, or was at three rows, at two crashes of the engine each."""
+
+
 class ClipError(HourglassError):
     """A fault of one clip: it costs its own rows, never the run."""
 
@@ -97,6 +101,14 @@ class DeviceError(HourglassError):
 
 class UploadError(HourglassError):
     """Metadata or files that Kaggle would refuse or change."""
+
+
+def text_of(error: BaseException) -> str:
+    """The error's message; a user's own class may raise where it is asked for it."""
+    try:
+        return str(error)
+    except BaseException:
+        return "its message cannot be read"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

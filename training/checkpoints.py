@@ -1,18 +1,21 @@
 """Checkpoints of any origin -> the tensors they hold, under the names they have there.
 
-Owns which files are accepted (.safetensors, .pt, .pth, .bin, Keras .h5). PyTorch files are opened by
-`pickle_reader` in another process with weights_only=True; pickled code never runs. Which tensor goes where
-in a net is `state_matching`. Does not build bundles (builder), and does not ship.
+Owns which files are accepted (.safetensors, .pt, .pth, .bin, Keras .h5). Foreign formats are hostile: PyTorch
+files are opened by `pickle_reader` and Keras files by `hdf5_reader`, each in another process; pickled code
+never runs, and no other file is read. Which tensor goes where in a net is `state_matching`. Does not build
+bundles (builder), and does not ship.
 """
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,9 +26,10 @@ from .keras_files import Layers, layers_of
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # .pth.tar is timm's; it is no archive.
 KERAS = (".h5", ".hdf5")
-READER = Path(__file__).with_name("pickle_reader.py")
-READER_SECONDS = 600
 KERAS_ZIP = ".keras"
+PICKLE_READER = Path(__file__).with_name("pickle_reader.py")
+HDF5_READER = Path(__file__).with_name("hdf5_reader.py")
+READER_SECONDS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +62,11 @@ def read_checkpoint(path: Path, which: str = "") -> Stored:
     if path.suffix == ".safetensors":
         try:
             return Stored(tensors=load_file(path))
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelLoadFailed(f"{path}: not a safetensors file ({error}); export it again") from error
     if path.suffix in KERAS:
-        converted = torch_weights(read_keras(path))
-        return Stored(tensors=converted.state, said=converted.said)
+        return _read_keras_layers(path)
     if path.suffix in PICKLES:
-        refuse_torchscript(path)
         return _read_pickle(path, which)
     if path.suffix == KERAS_ZIP:
         raise ModelLoadFailed(
@@ -75,62 +77,67 @@ def read_checkpoint(path: Path, which: str = "") -> Stored:
                           "(a .pkl holds code: save net.state_dict() instead)")
 
 
-def refuse_torchscript(path: Path) -> None:
-    """Nothing, if the file is no TorchScript archive.
+def _read_apart(reader: Path, path: Path, target: Path, *more: str) -> dict[str, Any]:
+    """What a reader in a process of its own said of a foreign file, whose tensors it left in `target`.
 
-    Raises  ModelLoadFailed with the command that exports it to ONNX
+    Raises  ModelLoadFailed: refused, or the reader died or took too long
     """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        scripted = any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
-    if scripted:
-        raise ModelLoadFailed(
-            f'{path}: TorchScript, which carries code. Export it once: python -c "import torch; '
-            f"net = torch.jit.load({path.name!r}); "
-            "torch.onnx.export(net, torch.zeros(1, CHANNELS, BINS, FRAMES), "
-            f"{path.stem + '.onnx'!r}, dynamo=False, "
-            "input_names=['x'], dynamic_axes={'x': {0: 'batch', 3: 'frames'}})\" and use family = \"onnx\"; "
-            "or save its state_dict() and name the family"
+    command = [sys.executable, "-I", str(reader), str(path.resolve()), str(target), *more]
+    apart = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::"}  # no filter that a file asks for is loaded
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=READER_SECONDS, check=False,
+            env=apart,
         )
+    except subprocess.TimeoutExpired as error:
+        raise ModelLoadFailed(f"{path}: not read in {READER_SECONDS} s; save the weights alone") from error
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise ModelLoadFailed(
+            f"{path}: the reading process failed ({reason}); save the weights again"
+        ) from error
+    if "refused" in answer:
+        raise ModelLoadFailed(f"{path}: refused: {answer['refused']}")
+    return answer
 
 
 def _read_pickle(path: Path, which: str) -> Stored:
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         target = Path(folder) / "state.safetensors"
-        command = [sys.executable, "-I", str(READER), str(path.resolve()), str(target), which]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=READER_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ModelLoadFailed(
-                f"{path}: not read in {READER_SECONDS} s; save net.state_dict() alone"
-            ) from error
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-            raise ModelLoadFailed(
-                f"{path}: the reading process failed ({reason}); save net.state_dict() again"
-            )
-        answer = json.loads(done.stdout.splitlines()[-1])
-        if "refused" in answer:
-            raise ModelLoadFailed(f"{path}: refused: {answer['refused']}")
+        answer = _read_apart(PICKLE_READER, path, target, which)
         return Stored(tensors=load_file(target), said=tuple(answer["said"]), named=answer["named"])
 
 
 def read_keras(path: Path) -> Layers:
     """Keras layer name -> its arrays, of a weights file or a whole saved net (HDF5; nothing in it is run).
 
-    Raises  ModelLoadFailed when h5py is missing or the file has no Keras layers
+    Raises  ModelLoadFailed when the file has no Keras layers, or would have other files read
     """
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        target = Path(folder) / "arrays.safetensors"
+        listed = _read_apart(HDF5_READER, path, target)
+        arrays = load_arrays(target)
     try:
-        import h5py
-    except ImportError as error:
-        raise ModelLoadFailed(f"{path}: reading Keras files needs h5py; pip install h5py") from error
+        return layers_of(listed, arrays)
+    except ModelLoadFailed as error:
+        raise ModelLoadFailed(f"{path}: {error}") from error
+
+
+def _read_keras_layers(path: Path) -> Stored:
+    """Tensors of a Keras file.
+
+    Raises  ModelLoadFailed when a layer's arrays are not those of its kind
+    """
+    layers = read_keras(path)
     try:
-        with h5py.File(path, "r") as file:
-            return layers_of(file)
-    except (OSError, KeyError) as error:
+        converted = torch_weights(layers)
+    except ModelLoadFailed as error:
+        raise ModelLoadFailed(f"{path}: {error}") from error
+    except (ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise ModelLoadFailed(
-            f"{path}: no Keras weights in it ({error}); save it with model.save_weights('x.h5')"
+            f"{path}: a layer's arrays are not those that Keras 2 saves for its kind ({error}); "
+            "save it with model.save_weights('x.h5')"
         ) from error
+    return Stored(tensors=converted.state, said=converted.said)

@@ -2,10 +2,10 @@
 
     python -I pickle_reader.py SOURCE TARGET [WHICH]
 
-Owns torch.load(weights_only=True) and finding the state dict among the wrappers people save; WHICH names one
-of several. Prints one line of JSON: {"refused": reason}, or {"keys": count, "said": [what was left aside],
-"named": whether WHICH is a name in the file}.
-Imports nothing of this project, so that it runs isolated. Never runs pickled code.
+Owns torch.load(weights_only=True), refusing archives that hold code or unpack to more than a checkpoint can,
+and finding the state dict among the wrappers people save; WHICH names one of several. Prints one line of
+JSON: {"refused": reason}, or {"keys": count, "said": [what was left aside], "named": whether WHICH is a name
+in the file}. Imports nothing of this project, so that it runs isolated. Never runs pickled code.
 """
 import argparse
 import json
@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ from safetensors.torch import save_file
 # Of argus, Lightning, plain PyTorch habit, and fastai; the first that a file has is taken.
 WRAPPERS = ("nn_state_dict", "state_dict", "model_state_dict", "model")
 MAX_DEPTH = 3  # Wrappers lie inside wrappers.
+MAX_ENTRIES = 2_000_000  # looked at on the way: one dictionary may stand in another again and again
+FREE_BYTES = 64 << 20  # Tensors and archives may unpack to this much whatever the file's size.
+MAX_RATIO = 16  # Beyond it: so many times the file's size; torch.save does not compress.
 # What belongs to training, not to the net: their tensors are never looked at.
 OF_TRAINING = re.compile(
     r"(.*_)?(opt|optim|optimizer|optimizers|scheduler|schedulers|lr_scheduler|lr_schedulers|scaler|"
@@ -55,16 +59,17 @@ class Inert:
 
 
 def inert_globals() -> list[Any]:
-    """Classes that training leaves beside the weights (metrics, settings, paths): values that run nothing."""
+    """Classes that training leaves beside the weights (metrics, settings, paths): values that run nothing.
+
+    Arrays of numpy are passed over like classes of `PACKAGES`: their bytes and dtype come from the file.
+    """
     scalar = np.float64(0).__reduce__()[0]  # Its name differs between versions of numpy.
-    array = np.array([0.0]).__reduce__()[0]
     dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    arrays = ("numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
     return [
         scalar,
         (scalar, "numpy.core.multiarray.scalar"),
-        array,
-        (array, "numpy.core.multiarray._reconstruct"),
-        np.ndarray,
+        *((type("Inert", (Inert,), {}), name) for name in arrays),
         np.dtype,
         *dtypes,
         argparse.Namespace,
@@ -73,20 +78,27 @@ def inert_globals() -> list[Any]:
     ]
 
 
-def list_states(loaded: Any, path: tuple[str, ...] = (), all_of: bool = False) -> dict[str, State]:
+def list_states(loaded: Any, all_of: bool = False) -> dict[str, State]:
     """Path, such as "model.state_dict" -> the tensors that lie directly there.
 
     all_of  True = what is of training, too
+    Raises  ValueError where dictionaries stand in each other without end
     """
     found: dict[str, State] = {}
-    if not isinstance(loaded, Mapping) or len(path) > MAX_DEPTH:
-        return found
-    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
-    if tensors:
-        found[".".join(path)] = tensors
-    for key, value in loaded.items():
-        if isinstance(value, Mapping) and (all_of or not OF_TRAINING.fullmatch(str(key))):
-            found |= list_states(value, (*path, str(key)), all_of)
+    left = MAX_ENTRIES
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
+    while waiting:
+        path, entry = waiting.pop()
+        left -= len(entry)
+        if left < 0:
+            raise ValueError(f"its dictionaries hold more than {MAX_ENTRIES} entries")
+        tensors = {str(k): v for k, v in entry.items() if isinstance(v, torch.Tensor)}
+        if tensors:
+            found[".".join(path)] = tensors
+        if len(path) < MAX_DEPTH:
+            inside = [(k, v) for k, v in entry.items() if isinstance(v, Mapping)
+                      and (all_of or not OF_TRAINING.fullmatch(str(k)))]
+            waiting += [((*path, str(k)), v) for k, v in reversed(inside)]  # The first is looked at first.
     return found
 
 
@@ -165,8 +177,47 @@ def _stands_in(allowed: list[Any], name: str) -> bool:
     return any(isinstance(entry, tuple) and entry[1] == name for entry in allowed)
 
 
+def refuse_archive(source: str) -> str | None:
+    """Why a zip archive is not opened; None for one that torch.save writes, and for what is none."""
+    try:
+        if not zipfile.is_zipfile(source):
+            return None
+        with zipfile.ZipFile(source) as archive:
+            held = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        return f"it is a damaged archive ({error}); save it again"
+    path = pathlib.Path(source)
+    size = sum(entry.file_size for entry in held)
+    if size > FREE_BYTES + MAX_RATIO * path.stat().st_size:
+        return f"its archive unpacks to {size} bytes, which torch.save does not write"
+    if any(entry.filename.endswith("/constants.pkl") or "/code/" in entry.filename for entry in held):
+        return (
+            'TorchScript, which carries code. Export it once: python -c "import torch; '
+            f"net = torch.jit.load({path.name!r}); "
+            "torch.onnx.export(net, torch.zeros(1, CHANNELS, BINS, FRAMES), "
+            f"{path.stem + '.onnx'!r}, dynamo=False, "
+            "input_names=['x'], dynamic_axes={'x': {0: 'batch', 3: 'frames'}})\" and use family = \"onnx\"; "
+            "or save its state_dict() and name the family"
+        )
+    return None
+
+
+def refuse_sizes(state: Mapping[str, torch.Tensor], source: str) -> str | None:
+    """Why tensors are not written out: a view of one number may claim more bytes than there is memory."""
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    if size > FREE_BYTES + MAX_RATIO * pathlib.Path(source).stat().st_size:
+        return f"its tensors claim {size} bytes, many times what the file holds; save net.state_dict() again"
+    odd = [key for key, value in state.items() if value.is_quantized or value.is_meta]
+    if odd:
+        return f"{odd[0]} is quantised or without values; save it as float16 or float32"
+    return None
+
+
 def read(source: str, which: str = "") -> tuple[State, list[str], bool] | str:
     """What `find_state` makes of the file, or the reason why it is refused."""
+    refused = refuse_archive(source)
+    if refused is not None:
+        return refused
     try:
         loaded = load_inert(source)
     except pickle.UnpicklingError as error:
@@ -183,9 +234,12 @@ def read(source: str, which: str = "") -> tuple[State, list[str], bool] | str:
             "for a whole net, or torch.save(held[KEY], NEW), KEY being where the weights are "
             "(state_dict, nn_state_dict, model)"
         )
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except Exception as error:  # A damaged file can fail anywhere in the loader; each means: not read.
         return f"it is damaged or no PyTorch file ({type(error).__name__}: {str(error)[:120]}); save it again"
-    return find_state(loaded, which)
+    try:
+        return find_state(loaded, which)
+    except ValueError as error:
+        return f"{error}; save net.state_dict() alone"
 
 
 def main(source: str, target: str, which: str = "") -> None:
@@ -194,9 +248,9 @@ def main(source: str, target: str, which: str = "") -> None:
         print(json.dumps({"refused": found}))
         return
     state, said, named = found
-    odd = next((k for k, v in state.items() if v.is_quantized or v.is_meta), None)
-    if odd is not None:
-        print(json.dumps({"refused": f"{odd} is quantised or empty; save the net in float32"}))
+    refused = refuse_sizes(state, source)
+    if refused is not None:
+        print(json.dumps({"refused": refused}))
         return
     # Clones, because several names may share memory.
     save_file({k: v.detach().to_dense().clone().contiguous() for k, v in state.items()}, target)

@@ -20,6 +20,8 @@ from kernel.errors import ModelLoadFailed, SpecError
 MAX_LISTED = 8  # So many keys are named in one message.
 # Parts of a key that only a wrapper writes: torch.compile, FSDP, activation checkpointing.
 WRAPPED = re.compile(r"(?:(?<=\.)|\A)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
 LEAST_SHARE = 0.5  # of the net's entries must lie below a prefix for it to be tried
 
 
@@ -168,17 +170,22 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], rest: Mapping[str,
               where: str) -> dict[str, Tensor]:
     """`state` in the key order of `module`, once keys and shapes are equal and every value is finite.
 
-    Batch counters (`num_batches_tracked`), which nothing reads in evaluation, may be missing.
+    Batch counters (`num_batches_tracked`), which nothing reads in evaluation, may be missing, and averaged
+    ones become whole numbers again.
 
-    Raises  ModelLoadFailed listing missing, extra and misshapen keys, each with the nearest name
+    rest    tensors that nothing took; any is an error
+    Raises  ModelLoadFailed listing missing, extra and misshapen keys, each with the nearest name, or naming a
+            tensor that the net could only take by losing a part of it (complex, quantised)
     """
     own = module.state_dict()
     state = dict(state)
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
-            state.setdefault(key, torch.zeros_like(value))
+            counter = state.setdefault(key, torch.zeros_like(value))
+            if counter.shape == value.shape and counter.is_floating_point():
+                state[key] = counter.to(value.dtype)
     missing = [k for k in own if k not in state]
-    extra = list(rest)
+    extra = [*(k for k in state if k not in own), *rest]
     shapes = [f"{k} is {list(state[k].shape)}, the net has {list(own[k].shape)}"
               for k in own if k in state and state[k].shape != own[k].shape]
     if missing or extra or shapes:
@@ -189,7 +196,7 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], rest: Mapping[str,
             "\n  ".join([count, *lines, *shapes[:MAX_LISTED], _advice(missing, extra, shapes)])
         )
     for key, value in state.items():
-        _check_values(key, value, own[key], where)
+        _check_value(value, own[key], f"{where}: {key}")
     return {key: state[key] for key in own}
 
 
@@ -204,16 +211,26 @@ def _advice(missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str])
     return "correct family and params, or the checkpoint"
 
 
-def _check_values(key: str, value: Tensor, own: Tensor, where: str) -> None:
-    """Raises ModelLoadFailed for NaN, infinity, and integers or complex numbers where the net has floats."""
-    if own.is_floating_point() and not value.is_floating_point():
+def _check_value(value: Tensor, wanted: Tensor, what: str) -> None:
+    """Raises ModelLoadFailed for numbers of a kind that the net has not, and for NaN and infinity."""
+    if _kind(value) != _kind(wanted):
         raise ModelLoadFailed(
-            f"{where}: {key} holds {value.dtype}, not floating-point weights (a quantised "
-            "net?); save the net in "
-            "float32"
+            f"{what} holds {value.dtype}, the net has {wanted.dtype}: a part of it would be lost; store "
+            f"{_kind(wanted)} numbers, or correct the family"
         )
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise ModelLoadFailed(f"{where}: {key} holds NaN or infinity; export the checkpoint again")
+    if value.is_floating_point() and value.dtype not in FLOATS:
+        raise ModelLoadFailed(f"{what} holds {value.dtype}; store it as float16 or float32")
+    if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+        raise ModelLoadFailed(f"{what} holds NaN or infinity; export the checkpoint again")
+
+
+def _kind(value: Tensor) -> str:
+    """Which numbers a tensor holds."""
+    if value.is_complex():
+        return "complex"
+    if value.is_floating_point():
+        return "real"
+    return "true-or-false" if value.dtype == torch.bool else "whole"
 
 
 def _nearest(key: str, keys: list[str], owner: str) -> str:

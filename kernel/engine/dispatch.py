@@ -6,14 +6,14 @@ step's.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..scores.blend import stacker_rows
 from ..sound.source import Source
-from ..spec import Stacker
-from . import plan
+from ..spec import Stacker, net_ids
+from . import choice, plan
 from .net_run import NetRun
 from .state import Run
 
@@ -39,37 +39,51 @@ class Dispatcher:
         self.outcomes: list[plan.Outcome] = []
         self.busy: set[str] = set()
         self.changed = threading.Condition()
+        self._ready: dict[str, tuple[list[int], int]] = {}
 
     def take(self) -> plan.Step | None:
         """The next step for an idle device, None when nothing fits; waits where a running step may open one.
 
-        Nets that ended two engines at the same row come last: whatever they do, the others have spoken.
+        Nets of members that have ended engines come last, and nothing runs beside them: whatever they do, the
+        others have spoken, and a second crash has one culprit.
         """
         with self.changed:
             while not self._ended():
                 todo = self._todo()
-                harmless = {net_id: work for net_id, work in todo.items()
-                            if not self._run.journal.quarantined_with(net_id)}
-                untried = self.count_untried()
-                step = self._choose(harmless, untried) or self._choose(todo, untried)
+                step = self._choose_by_trouble(todo)
                 if step is not None:
-                    self.busy.add(step.net_id)
+                    self.busy.update(step.net_ids)
                     return step
                 if not self.busy:
                     return None
                 self.changed.wait(WAIT_S)
         return None
 
+    def _choose_by_trouble(self, todo: Mapping[str, plan.Todo]) -> plan.Step | None:
+        """The plan's choice among the nets with least trouble; those that have any run alone."""
+        rank = self._run.journal.rank_trouble
+        untried = self.count_untried()
+        if any(map(rank, self.busy)):
+            return None
+        for most in (0, 1, 2):
+            candidates = {net_id: work for net_id, work in todo.items() if rank(net_id) <= most}
+            step = self._choose(candidates, untried)
+            if step is not None or self.busy:
+                return step
+        return None
+
     def _choose(self, todo: Mapping[str, plan.Todo], untried: int) -> plan.Step | None:
         """The plan's choice among these nets, at this moment."""
-        return plan.next_step(
+        return choice.next_step(
             self._costs,
             todo,
             self._speeds,
             left_s=self._left_s(),
+            rows=int(np.count_nonzero(self._run.rows.left())),
             uncovered=untried,
             busy=self.busy,
             row_independent=self._run.ensemble.row_independent,
+            devices=len(self._run.devices),
         )
 
     def stop_of(self, step: plan.Step) -> Callable[[], bool]:
@@ -79,20 +93,22 @@ class Dispatcher:
         that hangs would look like one step after another.
         """
         until = time.monotonic() + step.patience_s
-        net = self._run.nets[step.net_id]
-        before = net.scored
-        return lambda: self._ended() or (time.monotonic() > until and net.scored > before)
+        nets = [self._run.nets[net_id] for net_id in step.net_ids]
+        before = sum(net.answered for net in nets)
+        return lambda: self._ended() or (
+            time.monotonic() > until and sum(net.answered for net in nets) > before)
 
-    def finish(self, step: plan.Step, outcome: plan.Outcome) -> None:
+    def finish(self, step: plan.Step, outcomes: Sequence[plan.Outcome]) -> None:
         """Learn from a step that has ended, and let the store drop what nobody will read again."""
         with self.changed:
-            self.busy.discard(step.net_id)
-            self.outcomes.append(outcome)
-            if outcome.timed.rows:
-                cost = next(c for c in self._costs if c.net_id == step.net_id)
-                expected_s = plan.expected(cost, outcome.timed)
-                spent = outcome.seconds - outcome.loading_s - outcome.setup_s
-                self._speeds = self._speeds.learn(step.member, expected_s, spent, outcome.setup_s)
+            self.busy.difference_update(step.net_ids)
+            for outcome in outcomes:
+                self.outcomes.append(outcome)
+                if outcome.timed.rows:
+                    cost = next(c for c in self._costs if c.net_id == outcome.net_id)
+                    expected_s = plan.expected(cost, outcome.timed)
+                    spent = outcome.seconds - outcome.loading_s - outcome.setup_s
+                    self._speeds = self._speeds.learn(step.member, expected_s, spent, outcome.setup_s)
             self._drop_finished()
             self.changed.notify_all()
 
@@ -102,28 +118,43 @@ class Dispatcher:
             return plan.remaining(self._costs, self._todo(), self._speeds) / len(self._run.devices)
 
     def count_untried(self) -> int:
-        """Rows to predict that no net has scored or had to pass over."""
-        nets = self._run.nets.values()
-        tried = (
-            np.logical_or.reduce([self._run.board.covered(net.net_id) for net in nets]) | self._run.rows.lost
-        )
-        for net in nets:
-            tried[net.passed()] = True
-        return int((~tried[self._run.rows.wanted]).sum())
+        """Rows to predict that no net has scored or had to pass over.
+
+        While nothing at all is scored, rows that nets had to pass over count too: another net may do better.
+        """
+        rows = self._run.rows
+        scored = self._run.board.scored()
+        untried = rows.left() & ~scored
+        if scored.any():
+            untried &= ~rows.tried
+        return int(np.count_nonzero(untried))
 
     def _todo(self) -> dict[str, plan.Todo]:
         """What every live net still lacks."""
-        return {net.net_id: self._todo_of(net) for net in self._run.nets.values()}
+        return {net.net_id: self._todo_of(net) for net in self._run.nets.values() if not net.failed}
 
     def _todo_of(self, net: NetRun) -> plan.Todo:
-        rows = [] if net.failed else net.missing()
         if isinstance(net.part, Stacker):
-            complete = stacker_rows(net.part, self._run.ensemble, self._run.board)
-            return plan.Todo(rows=len(np.intersect1d(rows, complete)), cells=0.0)
-        if not rows or net.recipe is None:
-            return plan.Todo(rows=len(rows), cells=0.0)
-        loading_s = self._run.feed.forecast_s(net.recipe, rows)
-        return plan.Todo(rows=len(rows), cells=float(net.cells[rows].sum()), loading_s=loading_s)
+            ready = self._count_ready(net, net.part)
+            return plan.Todo(rows=ready, cells=0.0, later=net.lacking().rows - ready)
+        lacking = net.lacking()
+        if not lacking.rows or net.recipe is None:
+            return plan.Todo(rows=lacking.rows, cells=0.0)
+        loading_s = self._run.feed.forecast_s(net.recipe, lacking.mask)
+        return plan.Todo(rows=lacking.rows, cells=lacking.cells, loading_s=loading_s)
+
+    def _count_ready(self, net: NetRun, stacker: Stacker) -> int:
+        """Rows that the stacker lacks and can have; counted anew where a net of its inputs has moved."""
+        run = self._run
+        members = [member for member in run.ensemble.members if member.name in stacker.inputs]
+        read = [net_id for member in members for net_id in net_ids(member)]
+        # Before the rows are looked at: a change meanwhile is then seen at the next look
+        key = [run.board.changes(net_id) for net_id in [net.net_id, *read]] + [run.rows.changes]
+        known = self._ready.get(net.net_id)
+        if known is None or known[0] != key:
+            ready = stacker_rows(stacker, run.ensemble, run.board)
+            known = self._ready[net.net_id] = key, int(np.count_nonzero(net.lacking().mask[ready]))
+        return known[1]
 
     def _drop_finished(self) -> None:
         """Tell the store how often each front end will still be read; it drops one that no live net needs."""
@@ -131,7 +162,7 @@ class Dispatcher:
         sources: dict[str, Source] = {}
         for net in self._run.nets.values():
             if net.recipe is not None:
-                live = not net.failed and bool(net.missing())
+                live = not net.failed and net.lacking().rows > 0
                 for stage in net.recipe.stages.values():
                     sources[stage.fe.key] = stage.fe
                     uses[stage.fe.key] += live

@@ -19,7 +19,7 @@ from ..limits import Clock
 from ..order import Order
 from ..report import progress, recorder, terminal
 from ..report.contents import Report
-from . import summary
+from . import plan, summary
 from .dispatch import Dispatcher
 from .heartbeat import Heartbeat
 from .publication import Publication
@@ -69,6 +69,9 @@ class Engine:
             run.rows.all[i] for i in run.rows.wanted if run.rows.all[i].clip.id in run.journal.suspects
         ]
         run.feed.load_first(run.recipes().values(), suspects, self.out_of_time)
+        if run.board.count() > run.journal.published():  # scores that an earlier engine left unpublished
+            self._measure()
+            self._publish()
         workers = [threading.Thread(target=self._work, args=(device,), name=device.name, daemon=True)
                    for device in run.devices]
         for worker in workers:
@@ -101,9 +104,9 @@ class Engine:
                 "they keep the prior. Give more --seconds, or a lighter net"
             )
             self._recorder.error("clock", error)
-        self._measure()
+        used, disk = self._measure()
+        self._progress.close(self._state("end", used, disk))
         report = self._publish()
-        self._progress.close()
         report = replace(report, page=self._publication.write_page(report, self._stopping.is_set))
         self._publication.write_report(report)
         terminal.say(terminal.run_table(report))
@@ -122,15 +125,29 @@ class Engine:
         torch.set_num_threads(max(1, self.run.order.limits.cores))
         try:
             while (step := self.dispatcher.take()) is not None:
+                self._await_publication(step)
                 stop = self.dispatcher.stop_of(step)
-                outcome = self.steps.run(step, self.run.nets[step.net_id], device, stop)
-                self.dispatcher.finish(step, outcome)
-        except Exception as error:
+                outcomes = [self.steps.run(step, self.run.nets[net_id], device, stop)
+                            for net_id in step.net_ids]
+                self.dispatcher.finish(step, outcomes)
+        except BaseException as error:
             # Handed to the main thread, which ends the process with it; the other devices stop too
             self._fatal = error
         finally:
             with self.dispatcher.changed:
                 self.dispatcher.changed.notify_all()
+
+    def _await_publication(self, step: plan.Step) -> None:
+        """Wait until what is scored is published, before a net is opened that may end the engine, unless the
+        pace forbids it.
+        """
+        steps = len(self.dispatcher.outcomes)
+        pace = self._publication.pace
+        untried = any(not self.run.nets[net_id].path for net_id in step.net_ids)
+        if untried and pace.allows(time.monotonic() - self._begun, self._left_s()):
+            with self.dispatcher.changed:
+                self.dispatcher.changed.wait_for(
+                    lambda: self._published_steps >= steps or self.out_of_time(), 1.0 + 2 * pace.expected_s)
 
     def _tick(self) -> None:
         """The main thread's round: memory, a publication when one is due, a line."""
@@ -140,9 +157,11 @@ class Engine:
         pace = self._publication.pace
         due = steps > self._published_steps or now - self._last_publish >= pace.every_s
         if due and pace.allows(now - self._begun, self._left_s()):
-            self._published_steps = steps
             self._last_publish = now
             self._publish()
+            with self.dispatcher.changed:
+                self._published_steps = steps
+                self.dispatcher.changed.notify_all()
         unit = self.run.heartbeat.unit
         if now - self._last_line >= LINE_EVERY_S or unit != self._last_unit:
             self._last_line = now
@@ -161,9 +180,8 @@ class Engine:
         self._peak_ram = max(self._peak_ram, reading.used_bytes)
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
-        scored = np.logical_or.reduce([run.board.covered(net_id) for net_id in run.nets])
-        run.heartbeat.scored_rows = int(scored.sum())
-        run.heartbeat.quarantined = len(run.journal.quarantined_clips) + len(run.journal.quarantined_pairs)
+        run.heartbeat.scored_rows = int(np.count_nonzero(run.board.scored()))
+        run.heartbeat.quarantined = run.journal.count_quarantined()
         return reading.used_bytes, stats.disk_bytes
 
     def _publish(self) -> Report:
@@ -175,13 +193,13 @@ class Engine:
         merged = self._publication.publish()
         report = summary.describe(self.run, merged, self.dispatcher.outcomes, self._peak_ram)
         self._publication.write_report(report)
-        self._publication.pace = self._publication.pace.learn(time.monotonic() - began)
+        self._publication.learn(time.monotonic() - began)
         return report
 
     def _state(self, unit: str, used: int, disk: int) -> progress.State:
         """Figures for the progress line."""
         run = self.run
-        missing = {net.net_id: len(net.missing()) for net in run.nets.values() if not net.failed}
+        missing = {net.net_id: net.lacking().rows for net in run.nets.values() if not net.failed}
         finished = sum(not count for count in missing.values())
         total = len(run.rows.wanted)
         return progress.State(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import ClipError
+from ..errors import ClipError, text_of
 from ..inference.devices import is_lost
 from ..inference.recipe import Recipe
 from ..scores.blend import Board
@@ -20,6 +20,9 @@ from . import plan
 from .heartbeat import Heartbeat
 from .journal import Journal
 from .run_rows import RunRows
+from .window_rows import WindowRows
+
+ROUNDING = 1e-3  # beyond 0..1, which half precision may leave of a softmax
 
 
 @dataclass
@@ -60,17 +63,28 @@ class Timing:
             setattr(self, name, getattr(self, name) + value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lacking:
+    """What a net still lacks: mask bool[N], rows in all, and the cells it computes for them."""
+
+    mask: np.ndarray
+    rows: int
+    cells: float
+
+
 @dataclass(kw_only=True)
 class NetRun:
     """A net's run over the rows.
 
     recipe    stages of its member; None for a stacker, or where they cannot be built
     cells     f64[N], most cells the net computes for each row, all its passes together
+    windows   where rows are made of the frames of several windows, which and when
     scored    rows it has put on the board in this process
     widths    frames of a forward -> i64[3]: cells, padded cells and forwards of that width in all
     timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
               once
     skipped   row id -> why this net cannot do that row
+    out_of_range  whether it has given scores that are no probabilities
     failed    why the net was given up, or None
     """
 
@@ -94,14 +108,38 @@ class NetRun:
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    windows: WindowRows | None = None
+    out_of_range: bool = False
+    _known: tuple[tuple[int, int], Lacking] | None = None
+
+    def lacking(self) -> Lacking:
+        """What the net still lacks; found anew only after its rows on the board, or a clip, have changed."""
+        key = (self.board.changes(self.net_id), self.rows.changes)
+        if self._known is None or self._known[0] != key:
+            mask = self.rows.left()
+            if key[0]:  # else every net shares one mask
+                mask = mask & ~self.board.covered(self.net_id)
+                mask[self.passed()] = False
+            cells = float(self.cells[mask].sum()) if len(self.cells) else 0.0
+            self._known = key, Lacking(mask=mask, rows=int(np.count_nonzero(mask)), cells=cells)
+        return self._known[1]
 
     def missing(self) -> list[int]:
         """Numbers of the rows that the net still lacks, in running order."""
-        done = self.board.covered(self.net_id) | self.rows.lost
-        done[self.passed()] = True
-        order = np.asarray(self.rows.wanted, np.intp)
-        missing: list[int] = order[~done[order]].tolist()
+        order = self.rows.order
+        missing: list[int] = order[self.lacking().mask[order]].tolist()
         return missing
+
+    @property
+    def answered(self) -> int:
+        """Rows that it has scored, or had to pass over, in this process."""
+        return self.scored + len(self.skipped)
+
+    def is_gone(self, i: int) -> bool:
+        """True where the net will never hear row i: its clip is broken, or the net passes over it."""
+        row_id = self.rows.all[i].id
+        passed = row_id in self.skipped or (self.net_id, row_id) in self.journal.quarantined_pairs
+        return passed or bool(self.rows.lost[i])
 
     def passed(self) -> list[int]:
         """Numbers of the rows that the net has had to pass over."""
@@ -110,6 +148,10 @@ class NetRun:
     def suspects(self) -> set[int]:
         """Numbers of the rows in flight with this net at an earlier crash."""
         return set(self.rows.places(self.journal.suspects_with(self.net_id)))
+
+    def opening(self) -> AbstractContextManager[None]:
+        """Name the net itself while it is read, built and tried."""
+        return self.journal.flight("net", [self.net_id], self.net_id)
 
     def flight(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         """Name the rows that this net touches while it does."""
@@ -126,11 +168,45 @@ class NetRun:
         totals = self.widths.setdefault(width, np.zeros(3, np.int64))
         totals += cells, padded, 1
 
+    def begin(self, todo: list[int]) -> list[int]:
+        """Numbers of the rows whose windows the net has to hear for the rows `todo`."""
+        return todo if self.windows is None else self.windows.begin(todo)
+
+    def finish_rows(self, last: bool = False) -> None:
+        """Put the rows on the board of which all windows have answered; `last`: look at every row."""
+        for i, probs in self.windows.ready(last) if self.windows is not None else ():
+            if probs is None:
+                self.skip(i, ValueError("no window of this row has an answer of the net"))
+            else:
+                self._add(i, probs)
+
     def put(self, i: int, probs: np.ndarray) -> None:
-        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say."""
+        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say.
+
+        Where rows are made of frames, f64[F, K] of its window wait for `finish_rows`.
+        """
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
             return
+        self._check_range(i, probs)
+        if self.windows is not None:
+            self.windows.take(i, probs)
+            self.heartbeat.beat()
+        else:
+            self._add(i, probs)
+
+    def _check_range(self, i: int, probs: np.ndarray) -> None:
+        """Name a net whose scores are no probabilities, once."""
+        if not self.out_of_range and (probs.min() < -ROUNDING or probs.max() > 1.0 + ROUNDING):
+            self.out_of_range = True
+            self.rows.recorder.fault(
+                "ScoresOutOfRange",
+                self.net_id,
+                f"gave {probs.min():.3g} to {probs.max():.3g} for {self.rows.all[i].id}, which are no "
+                "probabilities: in the file they are cut to 0..1; give the member another activation",
+            )
+
+    def _add(self, i: int, probs: np.ndarray) -> None:
         places = self.rows.places([self.rows.all[i].id])
         self.board.add(self.net_id, np.array(places), np.repeat(probs[None], len(places), axis=0))
         self.scored += len(places)
@@ -151,13 +227,24 @@ class NetRun:
     def skip(self, i: int, error: BaseException) -> None:
         """This net cannot do row i; the other nets still do."""
         row_id = self.rows.all[i].id
-        self.skipped[row_id] = str(error)
-        self.board.give_up(self.net_id, self.rows.places([row_id]))
+        self.pass_over(row_id, text_of(error))
+        self.heartbeat.beat()  # it was something done, too
         self.rows.recorder.error(f"{self.net_id} {row_id}", error)
+
+    def pass_over(self, row_id: str, why: str) -> None:
+        """Note that the net never has a say in this row."""
+        self.skipped[row_id] = why
+        self.give_up([row_id])
+
+    def give_up(self, row_ids: Sequence[str]) -> None:
+        """Note that the net passes over the rows with these ids; the other nets decide them."""
+        places = self.rows.places(row_ids)
+        self.rows.tried[places] = True
+        self.board.give_up(self.net_id, places)
 
     def fail(self, error: BaseException) -> None:
         """Give the net up; the others go on."""
-        self.failed = f"{type(error).__name__}: {error}"
+        self.failed = f"{type(error).__name__}: {text_of(error)}"
         self.board.give_up(self.net_id)
         self.rows.recorder.error(self.net_id, error)
 

@@ -4,6 +4,7 @@ Owns `RunRows`. Which rows a sample asks for is sound.rows'; which net still lac
 """
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from ..errors import ClipError
 from ..report.recorder import Recorder
 from ..sound.rows import Row
 from . import plan
+
+UNKNOWN_S = 10.0  # seconds of a clip whose header nobody has read, where no other one was read either
 
 
 @dataclass(kw_only=True)
@@ -22,9 +25,12 @@ class RunRows:
 
     all       the rows in the order of the sample
     wanted    numbers of the rows to predict (not broken, not beyond --first, each id once), in running order
-    seconds   f64[N], lengths by the headers, capped; 0 = unknown. For planning only
+    seconds   f64[N], lengths by the headers, capped; where a header was not read, the others' median. For
+              planning only
     recorder  hears of each lost row once
     lost      bool[N]: rows that keep the prior, since their clip is broken
+    tried     bool[N]: rows that a net has had to pass over
+    changes   how many rows were lost: what is known of the rows that are left holds until it grows
     reasons   row id -> code of the error that lost it
     """
 
@@ -33,27 +39,51 @@ class RunRows:
     seconds: np.ndarray
     recorder: Recorder
     lost: np.ndarray = field(init=False)
+    tried: np.ndarray = field(init=False)
+    changes: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lost = np.zeros(len(self.all), bool)
+        self.lost, self.tried = np.zeros((2, len(self.all)), bool)
+        self.order = np.asarray(self.wanted, np.intp)
+        self._wanted = np.zeros(len(self.all), bool)
+        self._wanted[self.order] = True
+        self._left = (-1, self._wanted)
         self._numbers: dict[str, list[int]] = {}
         for i, row in enumerate(self.all):
             self._numbers.setdefault(row.id, []).append(i)
+
+    @cached_property
+    def heard_s(self) -> np.ndarray:
+        """f64[N]: `seconds` with what a net hears around a window."""
+        around = [(row.before + row.after) / max(1, row.clip.rate) for row in self.all]
+        return np.asarray(self.seconds + np.array(around))
 
     def number(self, row: Row) -> int:
         """Number of a row: of the first one, where its id is repeated."""
         return self._numbers[row.id][0]
 
+    def of_clip(self, clip_id: str) -> list[int]:
+        """Numbers of all rows of one clip."""
+        return [i for i, row in enumerate(self.all) if row.clip.id == clip_id]
+
     def places(self, row_ids: Iterable[str]) -> list[int]:
         """Numbers of all rows with these ids; ids that this run does not have are left out."""
         return [i for row_id in row_ids for i in self._numbers.get(row_id, ())]
+
+    def left(self) -> np.ndarray:
+        """bool[N]: rows to predict whose clip is not known to be broken; the same array until one is lost."""
+        changes = self.changes
+        if self._left[0] != changes:
+            self._left = (changes, self._wanted & ~self.lost)
+        return self._left[1]
 
     def lose(self, row: Row, error: ClipError) -> None:
         """Give a row up: it keeps the prior and is named once."""
         if row.id not in self.reasons:
             self.reasons[row.id] = error.code
             self.lost[self.places([row.id])] = True
+            self.changes += 1
             self.recorder.error(row.id, error)
 
 
@@ -67,6 +97,10 @@ def open_rows(
     windowed   rows are windows: those of one recording stay together, since it is decoded once
     """
     seconds = np.array([_claimed_seconds(row, longest_s) for row in rows])
+    unread = np.array([row.clip.unread for row in rows], bool)
+    if unread.any():
+        known = seconds[~unread & (seconds > 0)]
+        seconds[unread] = np.median(known) if len(known) else min(UNKNOWN_S, longest_s)
     asked = len(rows) if first is None else min(first, len(rows))
     numbers = {rows[i].id: i for i in reversed(range(asked)) if rows[i].clip.error is None}
     good = sorted(numbers.values())

@@ -19,7 +19,7 @@ from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
 from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
 from ..inference.recipe import Recipe
-from ..scores.blend import count_lacking, stacker_features
+from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
@@ -49,12 +49,12 @@ class StepRunner:
         began = time.monotonic()
         loading_before = run.loading_s
         before = run.timed()
-        run.heartbeat.begin(step.net_id, step.forecast_s)
+        run.heartbeat.begin(run.net_id, max(step.forecast_s, self.feed.slowest_s(run.recipe)))
         forecast_s = round(step.forecast_s, 2)
-        with run.rows.recorder.span(step.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
+        with run.rows.recorder.span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
             try:
                 self._predict(run, todo, device, stop)
-            except (Exception, SystemExit) as error:  # whatever a net's own code raises costs this net
+            except BaseException as error:  # whatever a net's own code raises costs this net
                 if is_lost(error):
                     raise
                 run.fail(error)
@@ -71,7 +71,7 @@ class StepRunner:
             timed = plan.Todo(rows=len(done), cells=float(run.cells[done].sum()))
             setup_s = 0.0
         return plan.Outcome(
-            net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
+            net_id=run.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
             loading_s=run.loading_s - loading_before, setup_s=setup_s, rows=len(todo), done=len(done),
             timed=timed)
 
@@ -86,11 +86,14 @@ class StepRunner:
                         stop: Stop) -> None:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
+        todo = run.begin(todo)
         on_gpu = device.cuda and entry.kind != "onnx"  # graphs run on the CPU
         if on_gpu:
             todo = gpu.longest_first(run, recipe, self.feed.store, todo)
             self.feed.prefetch(recipe, todo[:gpu.FIRST_ROWS])  # on a CPU the net wants the loaders' cores
-        net = self._open_net(entry, recipe, device, run.heartbeat.beat)
+        torch.set_default_dtype(torch.float32)  # a net before may have changed it
+        with run.opening():
+            net = self._open_net(entry, recipe, device, run.heartbeat.beat)
         run.path = net.runner.path
         run.setup_s = time.monotonic() - began
         # First and alone: a second crash then names the culprit and costs no other row
@@ -99,10 +102,12 @@ class StepRunner:
         saved = time.monotonic()
         try:
             for _ in self._schedule(run, net, on_gpu, stop).predict(todo):
+                run.finish_rows()
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     run.save()
                     saved = time.monotonic()
         finally:  # a lost device ends the process: what it has done is kept
+            run.finish_rows(last=True)
             run.save()
         run.path = net.runner.path
         run.notes += net.runner.notes
@@ -148,7 +153,8 @@ class StepRunner:
     def _predict_stacker(self, run: NetRun, stacker: spec.Stacker, entry: spec.Net, stop: Stop) -> None:
         """A second-level net over the rows whose inputs wait for no fold; row by row, each for itself."""
         ensemble = self.bundle.manifest.ensemble
-        module, activate = load_stacker(stacker, self.bundle.load_state(entry), len(ensemble.classes))
+        with run.opening():
+            module, activate = load_stacker(stacker, self.bundle.load_state(entry), len(ensemble.classes))
         missing = set(run.missing())
         run.path = "torch cpu, eager"
         read = []
@@ -156,10 +162,20 @@ class StepRunner:
             if stop():
                 break
             if int(i) in missing:
-                with torch.inference_mode():
-                    out = module(torch.from_numpy(np.ascontiguousarray(features[None], dtype=np.float32)))
-                run.put(int(i), activate(out.numpy().astype(np.float64))[0])
-                read.append(int(i))
+                began = time.monotonic()
+                try:
+                    with run.flight([run.rows.all[i]]), torch.inference_mode():
+                        out = module(torch.from_numpy(np.array(features[None], np.float32)))
+                        probs = activate(out.numpy().astype(np.float64))[0]
+                except BaseException as error:  # as of any net, whatever it raises
+                    run.settle(int(i), error)
+                else:
+                    run.put(int(i), probs)
+                    read.append(int(i))
+                run.timing.add(1, 0.0, time.monotonic() - began)
         for net_id, count in count_lacking(stacker, ensemble, run.board, read).items():
             run.notes.append(f"read without {net_id} in {count} rows, where it has no say")
+        lonely = hopeless_rows(stacker, ensemble, run.board)
+        for i in sorted(missing.intersection(lonely.tolist())):
+            run.pass_over(run.rows.all[i].id, "an input has no say in this row")
         run.save()

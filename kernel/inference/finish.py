@@ -15,11 +15,10 @@ import torch
 
 from ..errors import SpecError, did_you_mean
 from ..sound.filter_banks import mel_bank
-from ..sound.frontends import FrontEnd
 from ..sound.keras_mel import keras_mel
+from ..sound.source import Source
 from ..spec import load
-
-Shape = tuple[int, int, int]
+from .rearrange import Flatten, Fold, Repeat, Shape, Squeeze, TimeFirst
 
 
 class Operation(Protocol):
@@ -144,26 +143,14 @@ class Standardise(_SameShape):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeat:
-    """The one channel as `channels` equal ones."""
-
-    channels: int = 3
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x.expand(-1, self.channels, -1, -1)
-
-    def shape(self, c: int, m: int, t: int) -> Shape:
-        if c != 1:
-            raise SpecError(f"repeat: the input has {c} channels; only one can be repeated")
-        return self.channels, m, t
-
-
-@dataclass(frozen=True, kw_only=True)
 class FrequencyMap:
-    """Append a channel that rises from -1 at the lowest row to 1 at the highest (ex4sperans)."""
+    """Append a channel that rises from `low` at the lowest row to `high` at the highest (ex4sperans)."""
+
+    low: float = -1.0
+    high: float = 1.0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = torch.linspace(-1, 1, x.shape[2], device=x.device)[:, None]
+        rows = torch.linspace(self.low, self.high, x.shape[2], device=x.device)[:, None]
         return torch.cat([x, rows.expand(len(x), 1, x.shape[2], x.shape[3])], dim=1)
 
     def shape(self, c: int, m: int, t: int) -> Shape:
@@ -233,30 +220,6 @@ class InNetMel:
         return 1, self.mels, -(-t // self.hop)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Squeeze(_SameShape):
-    """[P, 1, M, t] -> [P, M, t]: for nets that read rows as channels (ex4sperans 1-D, qrfaction)."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, 0]
-
-    def shape(self, c: int, m: int, t: int) -> Shape:
-        if c != 1:
-            raise SpecError(f"squeeze: the input has {c} channels; only one can be dropped")
-        return c, m, t
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flatten:
-    """[P, C, M, t] -> [P, C M t]: for inputs without a picture (qrfaction's length)."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)
-
-    def shape(self, c: int, m: int, t: int) -> Shape:
-        return c * m * t, 1, 1
-
-
 OPERATIONS: dict[str, type[Operation]] = {
     "delta": Delta,
     "scale": Scale,
@@ -269,13 +232,15 @@ OPERATIONS: dict[str, type[Operation]] = {
     "mel_in_net": InNetMel,
     "squeeze": Squeeze,
     "flatten": Flatten,
+    "time_first": TimeFirst,
+    "fold": Fold,
 }
 
 
 class Finish:
     """`finish(x[P, C, M, t] of any stored dtype) -> f32[P, C', M', t']`: one operation after the other."""
 
-    def __init__(self, operations: Sequence[Operation], fe: FrontEnd) -> None:
+    def __init__(self, operations: Sequence[Operation], fe: Source) -> None:
         self.operations = tuple(operations)
         self._rows = fe.channels, fe.bins
 
@@ -305,19 +270,26 @@ class Finish:
 
     def frames(self, t: int) -> int:
         """Frames of the net's input for a cut of t frames."""
-        return self.shape(t)[2]
+        return self.shape(t)[1 if self.time_first else 2]
+
+    @property
+    def time_first(self) -> bool:
+        """True where the net's input has time before frequency."""
+        return sum(isinstance(operation, TimeFirst) for operation in self.operations) % 2 == 1
 
 
-def build(wanted: Sequence[str | Mapping[str, object]], fe: FrontEnd) -> Finish:
+def build(wanted: Sequence[str | Mapping[str, object]], fe: Source) -> Finish:
     """Finish of ["delta", {kind = "scale", divide = 100}]: a name, or a table with `kind` and its keys.
 
     Raises  SpecError naming the unknown operation or key, or the operation that does not fit
     """
     operations: list[Operation] = []
     for i, entry in enumerate(wanted):
+        if not isinstance(entry, (str, Mapping)):
+            raise SpecError(f"finish[{i}]: {entry!r}; give a name, or a table with `kind` and its keys")
         own = {"kind": entry} if isinstance(entry, str) else dict(entry)
         kind = own.pop("kind", None)
-        if kind not in OPERATIONS:
+        if not isinstance(kind, str) or kind not in OPERATIONS:
             raise SpecError(f"finish[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), OPERATIONS)}")
         operations.append(load(OPERATIONS[str(kind)], own, f"finish[{i}]"))
     finish = Finish(operations, fe)

@@ -7,9 +7,10 @@ Linux only.
 """
 import argparse
 import hashlib
+import json
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..units import parse_bytes, parse_count, parse_seconds
 from . import fake_kaggle
 from .forecast import SLOWDOWN, forecast, unmeasured
 from .labels import Score, score_submission
-from .sandbox import build_sandbox
+from .sandbox import build_sandbox, private_tree
 
 STUB_ROWS = 3  # what the public test set of many code competitions holds when a version is saved
 LIGHTER = "fewer or lighter nets; without a GPU also build_dataset.py --export onnx --wheels onnxruntime"
@@ -49,7 +50,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--bundle", type=Path, required=True)
     add("--clips", type=Path, required=True, help="folder of clips; they become the test folder")
-    add("--working", type=Path, default=Path("out/rehearsal"))
+    add("--working", type=Path, default=Path("out/rehearsal"), help="results (default: out/rehearsal)")
+    add("--folder", type=Path, default=Path(), help=argparse.SUPPRESS)  # the caller's, where paths begin
     add("--limits", default=None, help="profile: fat2019, code-gpu, code-cpu, birdclef-cpu90")
     add("--seconds", type=parse_seconds)
     add("--ram", type=parse_bytes)
@@ -78,7 +80,11 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips "
         "(train clips)",
     )
-    return parser.parse_args(list(arguments))
+    chosen = parser.parse_args(list(arguments))
+    for name in ("bundle", "clips", "working", "labels"):
+        if getattr(chosen, name) is not None:
+            setattr(chosen, name, (chosen.folder / getattr(chosen, name)).absolute())
+    return chosen
 
 
 def find_pushed(kernel_file: Path, bundle: Path, manifest: spec.Manifest, digest: str, tree: Path) -> Path:
@@ -187,6 +193,27 @@ def find_problems(report: Report, code: int, lines: Sequence[VerdictLine]) -> li
     return problems
 
 
+def find_concerns(report: Report) -> list[str]:
+    """What to look at before a push although every limit holds; empty for a clean run."""
+    concerns = []
+    guard = report.guard
+    if guard is not None and guard.deaths:
+        why = "; ".join(dict.fromkeys(death.why for death in guard.deaths))
+        concerns.append(
+            f"the engine was restarted {len(guard.deaths)} times ({why}), which may cost more on the hidden "
+            "test set: look at 'What went wrong' in report.html and at guard.stacks in report.json"
+        )
+    if report.prior_rows:
+        concerns.append(
+            f"{report.prior_rows} of {report.rows} rows hold only the prior: broken_rows in report.json "
+            "names each and why"
+        )
+    if report.fault_counts:
+        counts = ", ".join(f"{code} x{count}" for code, count in sorted(report.fault_counts.items()))
+        concerns.append(f"{counts}: look at 'What went wrong' in report.html")
+    return concerns
+
+
 def _explain(line: VerdictLine) -> str:
     """What is wrong with a limit that does not hold, and what helps."""
     cure = LIGHTER if line.unit == "s" else "fewer or smaller arrays and nets"
@@ -206,9 +233,6 @@ def judge(
     lines = forecast(report, clips, hours, run_limits, chosen.slowdown)
     problems = find_problems(report, code, lines)
     notes = [f"longest clip here: {report.longest_s:g} s; longer hidden clips need more memory and time each"]
-    if report.prior_rows:
-        prior = f"{report.prior_rows} of {seen} rows hold only the prior"
-        notes.insert(0, f"{prior}: report.json names each and why")
     return RehearsalReport(
         walls=enforced,
         clips=clips,
@@ -218,7 +242,25 @@ def judge(
         problems=tuple(problems),
         notes=tuple(notes),
         verdict=tuple(lines),
+        concerns=tuple(find_concerns(report)),
     )
+
+
+def name_competition(kernel_file: Path) -> str | None:
+    """A note on the competition that the metadata beside a pushed kernel attaches; None where there is none.
+
+    Raises  SpecError when that file cannot be read
+    """
+    path = kernel_file.with_name("kernel-metadata.json")
+    if not path.is_file():
+        return None
+    try:
+        attached = json.loads(path.read_bytes()).get("competition_sources")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SpecError(f"{path}: cannot be read ({error}); build again") from error
+    if attached:
+        return f"on Kaggle it runs for the competition {attached[0]} (--competition of the build)"
+    return "NO COMPETITION is attached, so that it finds no test set on Kaggle: build with --competition SLUG"
 
 
 def lay_kaggle(root: Path, chosen: argparse.Namespace, ensemble: spec.Ensemble) -> fake_kaggle.FakeKaggle:
@@ -243,8 +285,9 @@ def publish(report: Report, rehearsal: RehearsalReport, pictures: dict[str, str]
     print("\n" + verdict_table(rehearsal))
     for problem in rehearsal.problems:
         print(f"FAIL  {problem}")
-    word = "PASS" if rehearsal.passed else "FAIL"
-    print(f"\n{word}: submission.csv, report.html and report.json in {working}")
+    for concern in rehearsal.concerns:
+        print(f"LOOK  {concern}")
+    print(f"\n{rehearsal.word}: submission.csv, report.html and report.json in {working}")
 
 
 def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
@@ -258,11 +301,11 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     run_limits = limits(chosen.limits or ensemble.profile, chosen.seconds, chosen.ram, chosen.disk)
     working = chosen.working
     working.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=working.parent) as folder:
-        tree = Path(folder)
+    with private_tree(working.parent) as tree:
         script = find_pushed(kernel_file, chosen.bundle, manifest, hashlib.sha256(text).hexdigest(), tree)
         command = kernel_command(script, chosen, run_limits)
-        notes = []
+        competition = name_competition(kernel_file)
+        notes = [competition] if competition else []
         if chosen.simulate_commit:
             notes.append(run_commit(tree, command, chosen.bundle, run_limits, ensemble))
         kaggle = lay_kaggle(tree / "input", chosen, ensemble)
@@ -285,6 +328,11 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     return 0 if rehearsal.passed else 1
 
 
+def _leave(number: int, _frame: object) -> None:
+    """An end in order, which removes the tree and the control group."""
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str], kernel_file: str) -> int:
     """Exit code of a rehearsal: 0 PASS, 1 FAIL, 2 nothing to rehearse."""
     if not sys.platform.startswith("linux"):
@@ -293,6 +341,7 @@ def main(arguments: Sequence[str], kernel_file: str) -> int:
             file=sys.stderr,
         )
         return 2
+    signal.signal(signal.SIGTERM, _leave)
     try:
         return rehearse(read_arguments(arguments), Path(kernel_file))
     except (HourglassError, OSError) as error:

@@ -2,6 +2,7 @@
 
 ensemble  what people write: the ensemble TOML and its rules
 parts     its members and stackers
+windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
 
@@ -16,13 +17,14 @@ from .ensemble import (
     ROW_DEPENDENT_MEANS,
     Ensemble,
     Output,
-    Windows,
     check,
     load_ensemble,
+    parse_ensemble,
 )
 from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
 from .parts import Input, Member, Part, Stacker, net_ids
-from .strict import dumps_json, load, loads_json
+from .strict import dumps_json, load, loads_json, read_toml
+from .windows import Windows
 
 __all__ = [
     "FILE_NAME",
@@ -50,4 +52,6 @@ __all__ = [
     "load_manifest",
     "loads_json",
     "net_ids",
+    "parse_ensemble",
+    "read_toml",
 ]

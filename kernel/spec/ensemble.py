@@ -3,25 +3,27 @@
 Owns `Ensemble`, what its own keys mean, and the rules between all keys; members and stackers are `parts`.
 Does not build anything: front ends, views, finishes and families check their own parameters.
 """
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
 from .parts import Member, Part, Stacker
-from .strict import load, require, require_choice
+from .strict import load, read_toml, require, require_choice
+from .windows import Windows, check_windows
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
 MEANS = ("geometric", "arithmetic", "logit", "rank", "power", "min", "max", "median", "minmax", "vote")
+FRAMES = ("average_max", "max_average", "average")  # kernel.scores.frames.RULES, compared by a test too
 ROW_DEPENDENT_MEANS = ("rank", "minmax")  # these compare rows: only complete members may take part
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
 LEAST_PROBABILITY = 1e-30
 LONGEST_CLIP_S = 60.0  # longer clips are cut there, unless the ensemble says otherwise
-LONGEST_RECORDING_S = 900.0  # the same where rows are windows of recordings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +43,6 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
-    """One row per fixed window of a long recording, cut from the waveform at its own rate.
-
-    seconds  length of a window
-    pattern  row id, of {stem} (the file name without suffix) and {end} (the window's end in seconds)
-    """
-
-    seconds: float = 5.0
-    pattern: str = "{stem}_{end}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """A whole solution as data; docs/ensembles.md lists every key.
 
@@ -68,7 +58,7 @@ class Ensemble:
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
     row_independent  false where a mean or the metric compares rows: then only complete members count
-    max_seconds      longer clips are cut there; None = 60, or 900 with [windows]
+    max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
     prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
                      empty = uniform
     output           [output]: form of submission.csv
@@ -97,8 +87,8 @@ class Ensemble:
 
     @property
     def longest_s(self) -> float:
-        """Seconds of audio that are read of a clip at most."""
-        return self.max_seconds or (LONGEST_RECORDING_S if self.windows else LONGEST_CLIP_S)
+        """Seconds of audio that are read of a clip at most; infinite where a recording is read to its end."""
+        return self.max_seconds or (math.inf if self.windows else LONGEST_CLIP_S)
 
 
 def check(ensemble: Ensemble) -> Ensemble:
@@ -111,6 +101,8 @@ def check(ensemble: Ensemble) -> Ensemble:
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
+        if member.frames is not None:
+            _check_frames(member, ensemble, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
     for name in names:
@@ -133,6 +125,8 @@ def _check_whole(ensemble: Ensemble) -> None:
         f"prior: {len(prior)} values for {len(classes)} classes; one each, in 0..1",
     )
     _check_name(ensemble.name, "name")
+    if ensemble.windows is not None:
+        check_windows(ensemble.windows)
     require(bool(ensemble.members), "members: none; add at least one [[members]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
@@ -179,6 +173,15 @@ def _check_class_order(theirs: Collection[str], ours: Collection[str], where: st
     )
 
 
+def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
+    """The rules of a member whose net gives one score per frame."""
+    require_choice(str(member.frames), FRAMES, f"{where}.frames")
+    require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
+    kind = member.view.get("kind", "full")
+    require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
+    require(not member.view.get("flip"), f"{where}.view.flip: mirrored frames are those of another time")
+
+
 def _check_stacker(stacker: Stacker, members: Collection[str], where: str) -> None:
     _check_part(stacker, where)
     require_choice(stacker.features, ("concat", "per_class"), f"{where}.features")
@@ -223,22 +226,21 @@ def load_ensemble(path: Path) -> Ensemble:
 
     Raises  SpecError
     """
-    import tomllib  # the engine reads no TOML: its start does not pay for this
+    return parse_ensemble(read_toml(path, "an ensemble TOML"), path)
 
+
+def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
+    """Ensemble of the tables read from `path`.
+
+    Raises  SpecError
+    """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(
-            f"{path}: cannot be read ({error.strerror}); give the path of an ensemble TOML"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not TOML ({error})") from error
-    try:
+        named = dict(data)
         for key, kind in (("classes", str), ("prior", float)):
-            if isinstance(data.get(key), str):
-                data[key] = _read_list(path.parent / data[key], kind, f"{key} = {data[key]!r}")
-        data = _read_class_orders(data, path.parent)
-        return check(load(Ensemble, data))
+            if isinstance(named.get(key), str):
+                named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
+        named = _read_class_orders(named, path.parent)
+        return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 

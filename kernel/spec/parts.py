@@ -42,6 +42,8 @@ class Member:
     weight        weight in the final mean (0 = feeds stackers only)
     activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
                   none otherwise
+    frames        where the net gives one score per frame: how those of overlapping contexts become rows
+                  (kernel.scores.frames.RULES); None = it gives one per row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike
     """
 
@@ -61,6 +63,7 @@ class Member:
     fold_weights: tuple[float, ...] = ()
     weight: float = 1.0
     activation: str | None = None
+    frames: str | None = None
     value: float | None = None
 
     def named_inputs(self) -> dict[str, Input]:

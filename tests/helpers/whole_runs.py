@@ -58,6 +58,17 @@ def decode(clip, max_seconds):
     _strike("decode", clip.id)
     return _decode(clip, max_seconds)
 """,
+    "kernel/sound/recording.py": """
+from ..custom.faulty import strike as _strike
+_open, _read = Recording._open, Recording._read
+def _open_struck(self):
+    _strike("decode", self.clip.id)
+    _open(self)
+def _read_struck(self):
+    _strike("read", f"{self.clip.id}@{self.done}")
+    _read(self)
+Recording._open, Recording._read = _open_struck, _read_struck
+""",
     "kernel/inference/member.py": """
 import sys as _sys
 _row_inputs = row_inputs
@@ -279,6 +290,12 @@ def has_scores(working: Path) -> bool:
 
 def wait_for_engine(process: subprocess.Popen[str]) -> int:
     return wait_for(lambda: find_engine(process), 15.0)
+
+
+def wait_for_guard(process: subprocess.Popen[str]) -> int:
+    """Process id of the guard below its watcher."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(wait_for(lambda: children.read_text().split())[0])
 
 
 def flip_bit(path: Path, at: int) -> None:

@@ -1,6 +1,8 @@
 """The trainer on tiny rendered clips: whole runs, exact resume, early stopping, export."""
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,15 +10,17 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+import train as train_command
 from kernel import models
 from kernel.errors import SpecError
 from kernel.inference.recipe import build_recipe
 from kernel.scores.metrics import lwlrap
 from kernel.sound.clips import find_clips
 from kernel.sound.loading import load_wave
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import list_rows
 from kernel.spec import load_ensemble
-from training import batching, choose, cross_validation, data, pipeline, recipe
+from training import batching, choose, cross_validation, data, features, pipeline, recipe
 
 CLASSES = ("high", "low", "noise")
 RATE = 8000
@@ -132,7 +136,7 @@ def test_held_out_scores_are_what_the_shipped_weights_give_at_full_length(facts,
     row = int(np.flatnonzero(found.folds == 1)[0])
     ids = [found.clips.ids[row]]
     clip = list_rows(ids, find_clips(folder / "clips", ids), None)[0]
-    array = stage.fe(load_wave(clip, stage.fe.rate, 60.0).samples)
+    array = stage.fe(load_wave(clip, stage.fe.rate, Recordings(60.0)).samples)
     with torch.inference_mode():
         alone = torch.sigmoid(net(stage.finish(torch.from_numpy(stage.view.cut(array, clip.id)))))[0]
     assert np.allclose(alone.numpy(), found.scores["cnn"][row], atol=1e-5)
@@ -173,8 +177,8 @@ def test_early_stopping_keeps_the_best_epoch(folder, tmp_path):
     text = RECIPE.replace("validate = 6", "validate = 1\npatience = 1").replace("lr = 1e-2", "lr = 0.0")
     (folder / "still.toml").write_text(text.replace("ema = 0.8", "ema = 0.0"))
     plan = recipe.load_recipe(folder / "still.toml")
-    work = cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1)
-    nets = list(work.train())
+    with cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1) as work:
+        nets = list(work.train())
     assert all(net.record["epochs"] < 12 and net.record["best_epoch"] < net.record["epochs"] for net in nets)
 
 
@@ -183,7 +187,7 @@ def test_other_settings_do_not_go_on_in_an_old_run_folder(facts, folder):
     (folder / "other.toml").write_text(RECIPE.replace("lr = 1e-2", "lr = 2e-2"))
     other = recipe.load_recipe(folder / "other.toml")
     work = cross_validation.CrossValidation(other, clips_of(folder), out / "run", jobs=1)
-    with pytest.raises(SpecError, match="other settings"):
+    with work, pytest.raises(SpecError, match="other settings"):
         list(work.train())
 
 
@@ -199,9 +203,8 @@ def test_altered_copies_train_and_pretraining_comes_first(folder, tmp_path):
                                          "\npretrain = { epochs = 3 }")
     (folder / "copies.toml").write_text(text)
     plan = recipe.load_recipe(folder / "copies.toml")
-    work = cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1)
-    nets = list(work.train())
-    work.features.close()
+    with cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1) as work:
+        nets = list(work.train())
     assert [net.record["epochs"] for net in nets] == [2, 2]
     assert len((tmp_path / "cnn_0" / "pretrain" / "log.csv").read_text().splitlines()) == 4
     row, copy = work.features.copies(work.features.rows[0], 1)
@@ -213,3 +216,24 @@ def test_choice_writes_an_ensemble_the_kernel_reads(facts, tmp_path):
     done = choose.main([str(out / "run" / "oof.npz"), "--ensemble", str(out / "ensembles" / "tiny.toml"),
                         "--out", str(tmp_path / "best.toml")])
     assert done == 0 and [m.name for m in load_ensemble(tmp_path / "best.toml").members] == ["cnn"]
+
+
+@pytest.mark.parametrize(
+    "old, new, names",
+    [
+        ("channels = 1", "channels = 3", "member cnn: fails on 3 s of sound .*channels"),
+        ('frontend = "mel"', 'frontend = "mel"\nfinish = ["delta"]', "member cnn: fails on 3 s of sound"),
+        ("base = 4", "bsae = 4", "bsae"),
+    ],
+)
+def test_a_member_that_does_not_fit_is_named_before_a_clip_is_read(
+    old, new, names, folder, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "tiny.toml"
+    (tmp_path / "classes.txt").write_bytes((folder / "classes.txt").read_bytes())
+    path.write_text(RECIPE.replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(features.Features, "warm", None)
+    words = [str(path), "--data", str(folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert train_command.main([*words, "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ") and re.search(names, error)
