@@ -69,6 +69,7 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
 def _is_beside(path: Path, name: str) -> bool:
     """True for the name of an ordinary file in the graph's folder that was written with it."""
     return (
-        name.startswith(path.stem) and Path(name).name == name and "\\" not in name
+        name.startswith((path.stem + ".", path.stem + "_", path.stem + "-"))
+        and Path(name).name == name and "\\" not in name
         and not (path.parent / name).is_symlink()
     )

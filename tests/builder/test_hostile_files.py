@@ -281,7 +281,10 @@ def test_arrays_of_numpy_beside_weights_are_never_made(tmp_path: Path) -> None:
 # Graphs
 
 
-@pytest.mark.parametrize("name", ["../kaggle.json", "/etc/hostname", "kaggle.json", "net.onnx.link"])
+OTHERS = ("../kaggle.json", "/etc/hostname", "kaggle.json", "network.bin", "net.onnx.link")
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_graph_takes_no_other_file_as_weights(name: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     folder = tmp_path / "weights"
