@@ -11,7 +11,7 @@ OUT ?= out
 GIVEN = $(if $(filter-out file,$(origin OWNER)),--owner '$(OWNER)') \
 	$(if $(filter-out file,$(origin SLUG)),--slug '$(SLUG)') $(if $(COMPETITION),--competition '$(COMPETITION)')
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image pythons lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image formats pythons lint types upload clean
 
 all: rehearse
 
@@ -55,6 +55,10 @@ fuzz: $(READY)
 # A bundle under the package versions of the Kaggle image, as far as pip can have them here.
 image: $(READY)
 	$(PY) -m tests.helpers.image
+
+# Checkpoints written by the packages that people train with, each in an environment of its own: an hour, 10 GB.
+formats: $(READY)
+	$(PY) -m tests.helpers.formats --write
 
 # `make test` and a rehearsal under each Python that README promises and this machine has: ONLY=3.12 for one.
 pythons:

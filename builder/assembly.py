@@ -122,9 +122,9 @@ def _find_sources(
     by_name = {part.name: part for part in parts}
 
     @lru_cache(maxsize=1)  # The folds of a member are alike and follow each other.
-    def fill(name: str) -> bytes:
+    def fill(name: str) -> weights.Blob:
         state = random_weights.draw_state(modules[name], by_name[name].family, by_name[name].params)
-        return weights.to_blob(state, name)
+        return weights.Blob(weights.to_blob(state, name))
 
     for part in parts:
         module = modules.get(part.name)
@@ -134,7 +134,7 @@ def _find_sources(
                 raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
             path = weights.find_weights(name, folders)
             if path is not None:
-                read = partial(weights.load_blob, path, part.family, part.params, module)
+                read = partial(weights.load_blob, path, part.family, part.params, module, part)
             elif request.random_weights and module is not None:
                 filled.append(net_id)
                 read = partial(fill, part.name)
@@ -239,6 +239,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
         most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
         nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
+        weights.say_conversions(nets, say)
         code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
             format=FORMAT,

@@ -20,7 +20,7 @@ from kernel.errors import HourglassError, SpecError, did_you_mean
 from kernel.inference import backends
 from kernel.inference.devices import Device
 from kernel.inference.member import ACTIVATIONS, LoadedNet, load_net, predict_alone, row_inputs
-from kernel.inference.recipe import Recipe, build_recipe
+from kernel.inference.recipe import CONSTANTS, Recipe, build_recipe, fill_constants
 from kernel.scores.means import mean
 from kernel.sound import decode, own
 from kernel.sound.rows import Row
@@ -140,6 +140,7 @@ class Comparison:
         self._modules = modules
         self._states = states
         self._folds = lru_cache(maxsize=1)(self._load)
+        self._constants = lru_cache(maxsize=1)(self._load_constants)
 
     def evaluate(self, kind: str, name: str) -> Evaluate:
         """What the clip becomes under a cause: an array, a member's input, or its probabilities."""
@@ -169,7 +170,10 @@ class Comparison:
         module = self._modules.get(member.name, nn.Identity())
         run = partial(backends.call_net, module)
         runner = backends.Runner(device=CPU, path="compare", run=run, exact=run)
-        net = LoadedNet(module=module, runner=runner, recipe=self._recipe(member, cause),
+        recipe = self._recipe(member, cause)
+        if member.name in self._states and recipe.takes_constants:
+            recipe = fill_constants(recipe, self._constants(member.name)[0])[0]
+        net = LoadedNet(module=module, runner=runner, recipe=recipe,
                         activate=ACTIVATIONS["none"], cost=spec.Cost())
         inputs = row_inputs(net, _OneWave(case, cause), Row(id=case.name, clip=decode.Clip(id=case.name)))
         return inputs[net.recipe.timed].numpy()
@@ -183,11 +187,21 @@ class Comparison:
         classes = len(self.ensemble.classes)
         return [load_net(recipe, state, classes, CPU, spec.Cost()) for state in self._states[name]()]
 
+    def _load_constants(self, name: str) -> list[dict[str, Any]]:
+        """What the checkpoints of all folds hold for the member's finish."""
+        return [{key: value for key, value in state.items() if key.startswith(CONSTANTS)}
+                for state in self._states[name]()]
+
     def _scores(self, member: spec.Member, case: Case, cause: Cause) -> np.ndarray:
         row = Row(id=case.name, clip=decode.Clip(id=case.name))
         recipe = self._recipe(member, cause)
         waves = _OneWave(case, cause)
-        folds = [predict_alone(replace(net, recipe=recipe), waves, row) for net in self._folds(member.name)]
+        nets = self._folds(member.name)
+        recipes = [recipe] * len(nets)
+        if recipe.takes_constants:
+            recipes = [fill_constants(recipe, held)[0] for held in self._constants(member.name)]
+        folds = [predict_alone(replace(net, recipe=own_recipe), waves, row)
+                 for net, own_recipe in zip(nets, recipes, strict=True)]
         return mean(member.fold_mean, np.stack(folds)[:, None], member.fold_weights)[0]
 
     def _member(self, name: str) -> spec.Member:

@@ -16,7 +16,7 @@ from kernel.bundle import parse_state
 from kernel.errors import SpecError
 from kernel.inference import backends
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
-from kernel.inference.recipe import Recipe, build_recipe
+from kernel.inference.recipe import Recipe, build_recipe, fill_constants
 from kernel.sound import own
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
@@ -100,6 +100,7 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     recipe = build_recipe(ensemble, member)
     state = parse_state(blob, member.name)
     try:
+        recipe, state = fill_constants(recipe, state)
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
     except (Exception, SystemExit) as error:
         raise SpecError(f"member {member.name}: {type(error).__name__}: {error}; correct its net") from error

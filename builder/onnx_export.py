@@ -15,7 +15,7 @@ from torch import nn
 from kernel import models
 from kernel.bundle import parse_state
 from kernel.inference import backends
-from kernel.inference.recipe import Recipe, build_recipe
+from kernel.inference.recipe import Recipe, build_recipe, fill_constants
 from kernel.spec import Ensemble
 
 from .dry_run import make_inputs
@@ -86,9 +86,9 @@ def export(folder: Path, ensemble: Ensemble, modules: Mapping[str, nn.Module],
         if member is None or module is None:
             continue  # A stacker, or a member that is a graph already.
         net_id = f"{source.member}.{source.fold}"
-        state = models.rename(member.family, dict(member.params), parse_state(source.read(), net_id))
-        module.load_state_dict(state)
-        made = _export_checked(module, build_recipe(ensemble, member))
+        recipe, own = fill_constants(build_recipe(ensemble, member), parse_state(source.read(), net_id))
+        module.load_state_dict(models.rename(member.family, dict(member.params), own))
+        made = _export_checked(module, recipe)
         if isinstance(made, str):
             say(f"{net_id}: {made}; it will run in torch")
             continue

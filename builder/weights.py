@@ -1,7 +1,8 @@
 """Checkpoints -> safetensors blobs that fit their nets, and the bundle files that hold them.
 
 Owns finding a checkpoint, turning it into the blob that ships, and laying nets out in files. Does not read
-foreign formats and does not check keys (training.checkpoints), and builds no nets (kernel.models).
+foreign formats (training.checkpoints), checks no keys (training.state_matching), and builds no nets
+(kernel.models).
 """
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +16,20 @@ from torch import nn
 
 from kernel.bundle import MAX_HEADER_BYTES, parse_state
 from kernel.errors import ModelLoadFailed
-from kernel.spec import FileEntry, Net
-from training.checkpoints import FLOAT8, KERAS, PICKLES, match_state, read_state
+from kernel.spec import FileEntry, Net, Part
+from training.checkpoints import KERAS, PICKLES, read_checkpoint
+from training.state_matching import FLOAT8, fit_state, match_state
 
-SUFFIXES = (".safetensors", *PICKLES, *KERAS, ".onnx")
+from . import graph_files, in_net_mel
+
+SUFFIXES = (".safetensors", *PICKLES, ".pth.tar", *KERAS, ".weights.h5", ".keras", ".onnx")
 MAX_SINGLE_FILES = 40  # Up to so many nets have files of their own; beyond, each member has one file.
 
 
 def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
     """The checkpoint `name` (also under another known suffix) in the first folder that has it, else None."""
-    stem = name.removesuffix(Path(name).suffix) if Path(name).suffix in SUFFIXES else name
+    ends = sorted((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len)
+    stem = name.removesuffix(ends[-1]) if ends else name
     for folder in folders:
         for candidate in (name, *(stem + suffix for suffix in SUFFIXES)):
             if (folder / candidate).is_file():
@@ -44,23 +49,51 @@ def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
     return blob
 
 
-def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Module | None) -> bytes:
-    """Blob of a checkpoint under our keys, checked against `module`; a fitting file stays as it is.
+class Blob(bytes):
+    """Bytes of one net as they ship.
+
+    said  what was converted or left out of its checkpoint, a sentence each
+    """
+
+    said: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, data: bytes, said: Sequence[str]) -> "Blob":
+        blob = cls(data)
+        blob.said = tuple(said)
+        return blob
+
+
+def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Module | None,
+              part: Part | None = None) -> Blob:
+    """Blob of a checkpoint under our keys, every tensor of it taken; a fitting file stays as it is.
 
     module  None for a graph, which ships as it is
+    part    whose checkpoint it is: what it drops, which weights it takes, the finish that may take tensors
     Raises  ModelLoadFailed (unreadable, holding code, or not fitting), BundleInvalid
     """
     if module is None:
-        return path.read_bytes()
-    stored = read_state(path)
-    fitted = match_state(stored, family, params, module, str(path))
-    kept = all(v.dtype not in (torch.float64, *FLOAT8) for v in stored.values())
-    same = set(fitted) == set(stored) and all(fitted[k].dtype == v.dtype for k, v in stored.items())
+        return Blob.of(*graph_files.read_graph(path))
+    which = (part.weights_key or "").rstrip(".") if part else ""
+    stored = read_checkpoint(path, which)
+    matched = match_state(
+        stored.tensors, family, params, module, str(path), drop=part.drop if part else (),
+        which="" if stored.named else which
+    )
+    rest, said = matched.rest, (*stored.said, *matched.said)
+    constants: dict[str, torch.Tensor] = {}
+    if part:
+        constants, rest, of_finish = in_net_mel.take(rest, part, str(path))
+        said = (*said, *of_finish)
+    fitted = fit_state(module, matched.state, rest, str(path)) | constants
+    kept = all(v.dtype not in (torch.float64, *FLOAT8) for v in stored.tensors.values())
+    same = set(fitted) == set(stored.tensors)
+    same = same and all(fitted[k].dtype == v.dtype for k, v in stored.tensors.items())
     if not (kept and same) or path.suffix != ".safetensors":
-        return to_blob(fitted, str(path))
+        return Blob.of(to_blob(fitted, str(path)), said)
     blob = path.read_bytes()
     parse_state(blob, str(path))  # What the kernel would refuse is refused here.
-    return blob
+    return Blob.of(blob, said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +132,18 @@ def write_nets(
         sizes[name] = offset + len(blob)
         digests.setdefault(name, hashlib.sha256()).update(blob)
         nets.append(Net(member=source.member, fold=source.fold, file=name, offset=offset, length=len(blob),
-                        sha256=hashlib.sha256(blob).hexdigest(), kind=source.kind))
+                        sha256=hashlib.sha256(blob).hexdigest(), kind=source.kind,
+                        said=blob.said if isinstance(blob, Blob) else ()))
     return nets, {
         name: FileEntry(bytes=size, sha256=digests[name].hexdigest()) for name, size in sizes.items()
     }
+
+
+def say_conversions(nets: Sequence[Net], say: Callable[[str], None]) -> None:
+    """What was converted or left out of checkpoints, once per member with the folds it is true of."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for net in nets:
+        for sentence in net.said:
+            found.setdefault((net.member, sentence), []).append(net.fold)
+    for (member, sentence), folds in found.items():
+        say(f"{member} (folds {', '.join(map(str, folds))}): {sentence}")

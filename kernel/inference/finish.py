@@ -5,9 +5,10 @@ another. Does not cut or pad along time (views) and keeps nothing.
 """
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -172,7 +173,8 @@ class InNetMel:
 
     Gives [P, 1, mels, t'] with t' = ceil(S / hop) (TF "same" padding). mel_power 2 (qrfaction) or 1 = square
     root of the mel of power (Jeong). transform "fft", or "convolution" for the original's rounding at some
-    ten times the cost.
+    ten times the cost. wave_scale and wave_offset are a batch norm over the waveform, before the mel layer; a
+    checkpoint that holds one sets them for its net (Jeong).
     Source: qrfaction code/time_frequency.py (hop 512 at HEAD, 500 by its README); finejuly utils/model.py.
     """
 
@@ -184,6 +186,8 @@ class InNetMel:
     fmax: float | None = None
     mel_power: float = 2.0
     transform: str = "fft"
+    wave_scale: float = 1.0
+    wave_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.rate, self.n_fft, self.hop, self.mels) < 1 or self.mel_power not in (1.0, 2.0):
@@ -195,6 +199,8 @@ class InNetMel:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         fmax = self.fmax or self.rate / 2
         bank = mel_bank(self.rate, self.n_fft, self.mels, self.fmin, fmax, device=str(x.device))
+        if (self.wave_scale, self.wave_offset) != (1.0, 0.0):
+            x = x * self.wave_scale + self.wave_offset  # Before the layer's own zero padding, as in the net.
         mels = [
             keras_mel(
                 wave,
@@ -237,6 +243,13 @@ class Finish:
     def __init__(self, operations: Sequence[Operation], fe: Source) -> None:
         self.operations = tuple(operations)
         self._rows = fe.channels, fe.bins
+
+    def with_constants(self, constants: Mapping[int, Mapping[str, float]]) -> "Finish":
+        """The same with keys of some operations set: index of the operation -> key -> value."""
+        filled = copy(self)
+        made: list[Any] = list(self.operations)
+        filled.operations = tuple(replace(entry, **constants.get(i, {})) for i, entry in enumerate(made))
+        return filled
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

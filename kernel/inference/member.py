@@ -4,7 +4,7 @@ Owns loading weights into a net, the inputs of a row and the CPU's exact way thr
 time. Does not batch rows for a GPU or choose what runs next (engine), keep arrays (cache) or merge nets
 (scores).
 """
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from ..sound.rows import Row
 from ..sound.source import Source
 from . import backends, onnx, views
 from .devices import Device
-from .recipe import PASSES_PER_BATCH, Recipe
+from .recipe import PASSES_PER_BATCH, Recipe, fill_constants
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
@@ -73,7 +73,8 @@ def load_net(
 
     Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
     """
-    module = _build(recipe.member, state, classes)
+    recipe, own = fill_constants(recipe, state)
+    module = _build(recipe.member, own, classes)
     runner = backends.prepare(module, device, _draw_samples(recipe, module), candidates=candidates)
     return _loaded(recipe, module, runner, cost)
 
@@ -96,7 +97,15 @@ def load_stacker(
 
 def _loaded(recipe: Recipe, module: nn.Module, runner: backends.Runner, cost: spec.Cost) -> LoadedNet:
     activate = _choose_activation(recipe.member, module)
+    if recipe.columns:
+        activate = _in_order(activate, recipe.columns)
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=activate, cost=cost)
+
+
+def _in_order(activate: Activation, columns: Sequence[int]) -> Activation:
+    """`activate`, then the outputs of a net with another order of the classes in the ensemble's order."""
+    order = np.asarray(columns)
+    return lambda logits: activate(logits)[..., order]
 
 
 def _choose_activation(part: spec.Part, module: nn.Module) -> Activation:

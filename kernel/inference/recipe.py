@@ -2,18 +2,21 @@
 
 Owns how they are built from an ensemble, and how many cells a row costs. A net with its weights is `member`.
 """
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from .. import spec
-from ..errors import SpecError
+from ..errors import ModelLoadFailed, SpecError
 from ..sound import frontends, own
 from ..sound.source import Source
 from . import finish, views
 
 # Tiles of one clip per forward on a CPU: small enough for its caches and for rows side by side.
 PASSES_PER_BATCH = 4
+CONSTANTS = "finish."  # what the names of a blob begin with that belong to the finish, not to the net
 
 
 class CutFirst:
@@ -65,13 +68,21 @@ class Stage:
 class Recipe:
     """Everything of a member but its weights.
 
-    stages  input name -> Stage; `timed` is the input that carries the time axis, `view` that input's view
+    stages   input name -> Stage; `timed` is the input that carries the time axis, `view` that input's view
+    columns  which of the net's outputs is each class; empty = they are in the ensemble's order
     """
 
     member: spec.Member
     stages: dict[str, Stage]
     timed: str
     view: views.View
+    columns: tuple[int, ...] = ()
+
+    @property
+    def takes_constants(self) -> bool:
+        """True where an operation of a finish may take numbers from the checkpoint."""
+        operations = [entry for stage in self.stages.values() for entry in stage.finish.operations]
+        return any(isinstance(entry, finish.InNetMel) for entry in operations)
 
     @property
     def time_axis(self) -> int:
@@ -153,4 +164,37 @@ def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
         raise SpecError(
             f"member {member.name}: no input has a time axis; give it a spectrogram or a waveform"
         )
-    return Recipe(member=member, stages=stages, timed=timed, view=stages[timed].view)
+    theirs = member.classes_from
+    columns = tuple(theirs.index(name) for name in ensemble.classes) if theirs else ()
+    return Recipe(member=member, stages=stages, timed=timed, view=stages[timed].view, columns=columns)
+
+
+def constant_key(input_name: str, operation: int, key: str) -> str:
+    """Name in a net's blob of a number that an operation of its finish takes from the checkpoint."""
+    return f"{CONSTANTS}{input_name}.{operation}.{key}"
+
+
+def fill_constants(
+    recipe: Recipe, state: Mapping[str, torch.Tensor]
+) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """The recipe with the finishes' numbers that a net's blob holds, and the net's own tensors.
+
+    Raises  ModelLoadFailed for a number that no operation takes
+    """
+    own = {key: value for key, value in state.items() if not key.startswith(CONSTANTS)}
+    if len(own) == len(state):
+        return recipe, own
+    constants: dict[str, dict[int, dict[str, float]]] = {}
+    for name in state.keys() - own.keys():
+        entry, operation, key = name.removeprefix(CONSTANTS).rsplit(".", 2)
+        constants.setdefault(entry, {}).setdefault(int(operation), {})[key] = float(state[name])
+    try:
+        stages = dict(recipe.stages)
+        for entry, values in constants.items():
+            stages[entry] = replace(stages[entry], finish=stages[entry].finish.with_constants(values))
+    except (KeyError, TypeError) as error:
+        raise ModelLoadFailed(
+            f"{recipe.member.name}: {error}; its finish is another than the bundle was built "
+            "with: build it again"
+        ) from error
+    return replace(recipe, stages=stages), own

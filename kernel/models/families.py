@@ -141,7 +141,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "resnet_concat": Family(
         build=ResNetConcat,
-        about="ResNet-18/34, fastai's concat-pool head (filipmu)",
+        about="ResNet-18/34, fastai's concat-pool head (filipmu); bias = false for fastai 2",
         tiny={"base": 4, "depth": 18, "hidden": 8},
         bins=224,
         frames_per_second=59.1,
@@ -180,6 +180,7 @@ FAMILIES: dict[str, Family] = {
         about="stacker: each class's own weights, then one linear layer (FAT2019 2nd)",
         stacker=True,
         tiny={"inputs": 3},
+        keys=((r"locally_connected1d_1\.weight", "local.weight"), (r"dense_1\.weight", "dense.weight")),
     ),
 }
 

@@ -1,21 +1,17 @@
 """Keras layers in torch: what the nets published in Keras (statistics_cnn, mel_densenet) are made of.
 
-Owns TensorFlow's "same" pools, Keras batch norm, Keras layer names, and the way from Keras arrays to torch
-tensors. Does not read .h5 files: `training.checkpoints` does.
+Owns TensorFlow's "same" pools, Keras batch norm and Keras layer names. The way from Keras arrays to torch
+tensors is `keras_weights`.
 """
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Tagger
-
-Leaves = Iterable[tuple[str, np.ndarray]]  # (leaf of the torch key, values)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -75,64 +71,3 @@ def average_pool_same(x: Tensor, size: tuple[int, int], stride: tuple[int, int])
     """Keras AveragePooling2D(padding="same") of x[B, C, H, W]: padding is left out of the divisor."""
     share = F.avg_pool2d(pad_same(torch.ones_like(x[:1, :1]), size, stride, 0.0), size, stride)
     return F.avg_pool2d(pad_same(x, size, stride, 0.0), size, stride) / share
-
-
-def torch_state(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Tensor]:
-    """Torch state dict of a Keras net's arrays, under the names of a fresh Keras session.
-
-    layers: Keras layer name -> its arrays in Keras order. A later model of one session has higher numbers, so
-    layers are numbered anew by rank within their kind. Left out: layers of other kinds that hold arrays (the
-    frozen mel layer) and batch norms of one channel (over the waveform, before it).
-    Source: Keras 2.1 layers (kernels height, width, in, out; CuDNNGRU gates z, r, h; torch wants r, z, n).
-    """
-    state: dict[str, Tensor] = {}
-    for kind, leaves_of in _LEAVES.items():
-        found = {
-            int(m[1] or 0): arrays
-            for name, arrays in layers.items()
-            if (m := re.fullmatch(rf"{kind}(?:_(\d+))?", name))
-        }
-        kept = [
-            arrays
-            for _, arrays in sorted(found.items())
-            if not (kind == "batch_normalization" and np.size(arrays[0]) == 1)
-        ]
-        for rank, arrays in enumerate(kept, start=1):
-            leaves = leaves_of([np.asarray(a, np.float32) for a in arrays])
-            state |= {
-                f"{kind}_{rank}.{leaf}": torch.from_numpy(np.ascontiguousarray(a)) for leaf, a in leaves
-            }
-    return state
-
-
-def _convolution(arrays: list[np.ndarray]) -> Leaves:
-    return zip(("weight", "bias"), [arrays[0].transpose(3, 2, 0, 1), *arrays[1:]], strict=False)
-
-
-def _dense(arrays: list[np.ndarray]) -> Leaves:
-    return zip(("weight", "bias"), [arrays[0].T, *arrays[1:]], strict=False)
-
-
-def _batch_norm(arrays: list[np.ndarray]) -> Leaves:
-    return zip(("weight", "bias", "running_mean", "running_var"), arrays, strict=True)
-
-
-def _bidirectional(arrays: list[np.ndarray]) -> Leaves:
-    def gates(rows: np.ndarray) -> np.ndarray:
-        z, r, h = np.split(rows, 3)
-        return np.concatenate([r, z, h])
-
-    for suffix, (kernel, recurrent, bias) in (("", arrays[:3]), ("_reverse", arrays[3:])):
-        yield f"weight_ih_l0{suffix}", gates(kernel.T)
-        yield f"weight_hh_l0{suffix}", gates(recurrent.T)
-        inner, outer = np.split(bias.reshape(-1), 2)
-        yield f"bias_ih_l0{suffix}", gates(inner)
-        yield f"bias_hh_l0{suffix}", gates(outer)
-
-
-_LEAVES: dict[str, Callable[[list[np.ndarray]], Leaves]] = {  # Keras layer kinds that hold arrays
-    "conv2d": _convolution,
-    "dense": _dense,
-    "batch_normalization": _batch_norm,
-    "bidirectional": _bidirectional,
-}

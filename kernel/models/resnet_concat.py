@@ -18,15 +18,16 @@ ORIGINAL_KEYS = (  # fastai: 0 = the body's children by number, 1 = the head
 class ResNetConcat(ResNetBody):
     """Logits f32[B, K] of x f32[B, C, M, T], full length: ResNet, global [maximum, average], `concat_head`.
 
+    bias  of the head's linear layers: True in fastai v1, False in v2
     Source: filipmu/Kaggle-freesound-audio-tagging-2019, training notebook (fastai v1 cnn_learner; dropout
     0.25 and 0.5).
     """
 
     def __init__(self, classes: int, channels: int = 3, depth: int = 34, base: int = 64, hidden: int = 512,
-                 dropout: float = 0.5) -> None:
+                 dropout: float = 0.5, bias: bool = True) -> None:
         super().__init__(channels, depth, base)
         self.pools = FlattenedPools()
-        self.head = concat_head(8 * base, classes, hidden, dropout)
+        self.head = concat_head(8 * base, classes, hidden, dropout, bias)
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         return self.head(self.pools(*self.body(x, frames)))

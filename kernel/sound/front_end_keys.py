@@ -13,7 +13,7 @@ from .front_end_rules import find_fault
 from .layouts import LAYOUTS
 from .resizing import RESIZES
 from .stft_windows import OLD_NAMES, WINDOWS
-from .waves import LEVELS, SHORT
+from .waves import LEVELS, SHORT, TRIM_EDGES
 
 CHOICES: dict[str, Collection[str]] = {  # key -> the values it may have; frontends adds its own tables
     "short": SHORT,
@@ -24,6 +24,7 @@ CHOICES: dict[str, Collection[str]] = {  # key -> the values it may have; fronte
     "layout": LAYOUTS,
     "norm": ("none", "image", "standard", "clip", "z", "minmax", "z_minmax"),
     "edges": ("reflect", "zeros", "edge", "none"),
+    "trim_edges": TRIM_EDGES,
     "window": WINDOWS,
     "win_place": ("centre", "start"),
     "window_norm": ("none", "window", "n_fft"),
@@ -79,7 +80,8 @@ class FrontEndKeys:
     rate             Hz of the wave it wants
     gain             the wave is multiplied by it
     level            change of the wave's level: waves.LEVELS
-    trim_db          cut silent ends, dB below the loudest RMS frame; None = keep all (as librosa 0.6.3)
+    trim_db          cut silent ends, dB below the loudest RMS frame; None = keep all
+    trim_edges       ends of the wave in those frames: "reflect" (librosa 0.6.3 to 0.8), "zeros" (>= 0.9)
     short            what happens to short waves: waves.SHORT
     min_seconds      shortest wave after `short`
     step_seconds     beyond min_seconds, waves are padded up to whole steps of this; 0 = no steps
@@ -145,6 +147,7 @@ class FrontEndKeys:
     gain: float = 1.0
     level: str = "keep"
     trim_db: float | None = None
+    trim_edges: str = "reflect"
     short: str = "keep"
     min_seconds: float = 0.0
     step_seconds: float = 0.0

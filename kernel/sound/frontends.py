@@ -169,7 +169,9 @@ def _spectrum(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
     if fe.gain != 1.0:
         wave = wave * np.float32(fe.gain)
     wave = LEVELS[fe.level](wave)
-    start, stop = (0, len(wave)) if fe.trim_db is None else trim_bounds(wave, fe.trim_db)
+    start, stop = 0, len(wave)
+    if fe.trim_db is not None:
+        start, stop = trim_bounds(wave, fe.trim_db, edges=fe.trim_edges)
     least = fe.min_samples
     if fe.step_seconds:
         least = whole_steps(stop - start, least, round(fe.step_seconds * fe.rate))

@@ -23,8 +23,10 @@ from typing import Any
 
 from .modern_presets import MODERN
 
+# All were trained with librosa below 0.9; with a later one, add trim_edges = "zeros".
+_TRIM = {"trim_db": 60.0, "trim_edges": "reflect"}
 _IMAGE = {
-    "trim_db": 60.0,
+    **_TRIM,
     "short": "centre",
     "min_seconds": 2.0,
     "norm": "image",
@@ -37,11 +39,11 @@ _JEONG = {"level": "half_peak", "short": "centre", "spectrum": "wave", "pad_valu
 _EX4 = {"power": 1.0, "scale": "log", "window": "hann_float32", "pad_value": -9.210340371976182}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "argus": {"trim_db": 60.0, "short": "half_second", "min_seconds": 0.5},
+    "argus": {**_TRIM, "short": "half_second", "min_seconds": 0.5},
     "daisukelab": {**_IMAGE, "hop": 694},
     "daisukelab_16k": {**_IMAGE, "rate": 16000, "hop": 250},
     "viel": {
-        "trim_db": 60.0,
+        **_TRIM,
         "short": "centre",
         "min_seconds": 4.0,
         "mels": 64,
@@ -52,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stored": "float16",
     },
     "viel_clip": {
-        "trim_db": 60.0,
+        **_TRIM,
         "short": "centre",
         "min_seconds": 4.0,
         "mels": 64,
@@ -91,7 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pad_value": 0.0,
     },
     "simongrest": {
-        "trim_db": 60.0,
+        **_TRIM,
         "mels": 256,
         "n_fft": 5120,
         "hop": 689,
@@ -102,9 +104,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "ex4_mel": {**_EX4, "n_fft": 2048, "hop": 1024, "fmin": 5.0},
     "ex4_stft": {**_EX4, "spectrum": "stft", "n_fft": 256, "hop": 128},  # hop unpublished, our reading
-    "qrfaction_wave": {"trim_db": 60.0, "spectrum": "wave", "pad_value": 0.0},
+    "qrfaction_wave": {**_TRIM, "spectrum": "wave", "pad_value": 0.0},
     "qrfaction_statistics": {"spectrum": "statistics", "pad_value": 0.0},
-    "qrfaction_length": {"trim_db": 60.0, "spectrum": "length", "pad_value": 0.0},
+    "qrfaction_length": {**_TRIM, "spectrum": "length", "pad_value": 0.0},
     "jeong_16000": {**_JEONG, "rate": 16000, "min_seconds": 64000 / 16000},
     "jeong_32000": {**_JEONG, "rate": 32000, "min_seconds": 64000 / 32000},
     "jeong_44100": {**_JEONG, "rate": 44100, "min_seconds": 64000 / 44100},

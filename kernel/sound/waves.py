@@ -9,19 +9,28 @@ import numpy as np
 
 from .scales import AMIN
 
+# The wave with `samples` more at either end.
+TRIM_EDGES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "reflect": lambda wave, samples: np.pad(wave, samples, mode="reflect"),
+    "zeros": lambda wave, samples: np.pad(wave, samples),
+}
 LEAST_STD = 1e-6  # of a wave that is divided by it
 BLOCK_PARTS = 4096  # whose squares exist at once: 8 MB
 
 
-def trim_bounds(wave: np.ndarray, top_db: float = 60.0, frame: int = 2048, hop: int = 512) -> tuple[int, int]:
+def trim_bounds(
+    wave: np.ndarray, top_db: float = 60.0, frame: int = 2048, hop: int = 512, edges: str = "reflect"
+) -> tuple[int, int]:
     """(start, stop) samples of the part whose RMS frames lie less than `top_db` dB below the loudest one.
 
+    edges  key of TRIM_EDGES: what lies beyond the wave's ends in the first and last frames
     An all-silent clip is kept whole: every frame then equals the loudest.
-    Source: librosa 0.6.3 effects.trim (frame 2048, hop 512, reflect padding).
+    Source: librosa effects.trim (frame 2048, hop 512): 0.6.3 to 0.8.1 mirror the wave in feature.rms, 0.9.0
+    and later pad it with zeros, which trims up to two frames more of a clip that is loud at its ends.
     """
     if frame % hop:
         raise ValueError(f"frame {frame} is no multiple of hop {hop}")
-    padded = np.pad(wave, frame // 2, mode="reflect")
+    padded = TRIM_EDGES[edges](wave, frame // 2)
     parts = len(padded) // hop
     pieces = padded[: parts * hop].reshape(parts, hop)
     energy = np.concatenate([np.square(pieces[at : at + BLOCK_PARTS]).sum(axis=1, dtype=np.float64)

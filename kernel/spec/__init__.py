@@ -1,6 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
-ensemble  what people write: the ensemble TOML, its parts and its rules
+ensemble  what people write: the ensemble TOML and its rules
+parts     its members and stackers
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
@@ -15,17 +16,13 @@ from .ensemble import (
     NAME,
     ROW_DEPENDENT_MEANS,
     Ensemble,
-    Input,
-    Member,
     Output,
-    Part,
-    Stacker,
     check,
     load_ensemble,
-    net_ids,
     parse_ensemble,
 )
 from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
+from .parts import Input, Member, Part, Stacker, net_ids
 from .strict import dumps_json, load, loads_json, read_toml
 from .windows import Windows
 

@@ -1,16 +1,17 @@
 """An ensemble as data: the typed form of the TOML that people write, and its rules.
 
-Owns `Ensemble` with its parts, what their keys mean, and the rules between them. Does not build anything:
-front ends, views, finishes and families check their own parameters.
+Owns `Ensemble`, what its own keys mean, and the rules between all keys; members and stackers are `parts`.
+Does not build anything: front ends, views, finishes and families check their own parameters.
 """
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
 from .windows import Windows, check_windows
 
@@ -23,106 +24,6 @@ ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
 LEAST_PROBABILITY = 1e-30
 LONGEST_CLIP_S = 60.0  # longer clips are cut there, unless the ensemble says otherwise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """One named input of a net: a front end and what is done to the view's output.
-
-    frontend  name in [frontends]
-    finish    steps of kernel.inference.finish, in order: names or tables with `kind`
-    """
-
-    frontend: str
-    finish: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One model of the ensemble, with all its folds.
-
-    name          unique, used in files and reports
-    family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
-    params        constructor values of the family
-    frontend      name in [frontends], for a net with one input
-    finish        steps of kernel.inference.finish for that input, in order: names or tables with `kind`
-    inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
-    view          {kind = "full", ...}: kernel.inference.views
-    weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
-    folds         fold numbers
-    fold_mean     mean over folds
-    fold_weights  one weight per fold; empty = all alike
-    weight        weight in the final mean (0 = feeds stackers only)
-    activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
-                  none otherwise
-    frames        where the net gives one score per frame: how those of overlapping contexts become rows
-                  (kernel.scores.frames.RULES); None = it gives one per row
-    value         what the member is worth to the plan (an out-of-fold score); None = all alike
-    """
-
-    name: str
-    family: str
-    params: dict[str, Any] = field(default_factory=dict)
-    frontend: str | None = None
-    finish: tuple[Any, ...] = ()
-    inputs: dict[str, Input] = field(default_factory=dict)
-    view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
-    weights: str | None = None
-    folds: tuple[int, ...] = (0,)
-    fold_mean: str = "geometric"
-    fold_weights: tuple[float, ...] = ()
-    weight: float = 1.0
-    activation: str | None = None
-    frames: str | None = None
-    value: float | None = None
-
-    def named_inputs(self) -> dict[str, Input]:
-        """Input name -> Input; a single-input member has the name "x"."""
-        return self.inputs or {"x": Input(frontend=self.frontend or "", finish=self.finish)}
-
-    def weights_file(self, fold: int) -> str:
-        return (self.weights or self.name + "_{fold}.safetensors").replace("{fold}", str(fold))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stacker:
-    """A second-level net over the members' fold-averaged probabilities.
-
-    name             unique among members and stackers
-    family           key of kernel.models.FAMILIES, of a stacker
-    inputs           names of the members it reads, in order
-    params           constructor values of the family
-    features         "concat" -> [B, n*K] in the order of `inputs`; "per_class" -> [B, K, n(+1)], the weighted
-                     average last
-    average_weights  one weight per input for that average ("per_class" only); empty = no average
-    weights          file name, as for a member
-    folds            fold numbers
-    fold_mean        mean over folds
-    weight           weight in the final mean, beside the members
-    activation       as for a member
-    """
-
-    name: str
-    family: str
-    inputs: tuple[str, ...]
-    params: dict[str, Any] = field(default_factory=dict)
-    features: str = "concat"
-    average_weights: tuple[float, ...] = ()
-    weights: str | None = None
-    folds: tuple[int, ...] = (0,)
-    fold_mean: str = "geometric"
-    weight: float = 1.0
-    activation: str | None = None
-
-    weights_file = Member.weights_file
-
-
-Part: TypeAlias = Member | Stacker
-
-
-def net_ids(part: Part) -> list[str]:
-    """Ids of the part's nets, one for each fold, in order."""
-    return [f"{part.name}.{fold}" for fold in part.folds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +101,7 @@ def check(ensemble: Ensemble) -> Ensemble:
     names = [part.name for part in ensemble.parts]
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
+        _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
@@ -256,6 +158,19 @@ def _check_member(member: Member, frontends: Collection[str], where: str) -> Non
     require(
         len(member.fold_weights) in (0, len(member.folds)),
         f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
+    )
+
+
+def _check_class_order(theirs: Collection[str], ours: Collection[str], where: str) -> None:
+    """Raises SpecError, unless another order of the classes holds each of them once."""
+    if not theirs:
+        return
+    missing = sorted(set(ours) - set(theirs))
+    extra = sorted(set(theirs) - set(ours))
+    require(
+        sorted(theirs) == sorted(ours),
+        f"{where}: not the classes in another order ({len(theirs)} names for {len(ours)} classes; missing "
+        f"{missing[:3]}, unknown {extra[:3]}); list each class once, in the order of the net's outputs",
     )
 
 
@@ -325,9 +240,25 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
+        named = _read_class_orders(named, path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
+
+
+def _read_class_orders(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with every member's `classes_from`, where it names a file, as a list."""
+    members = data.get("members")
+    if not isinstance(members, list):
+        return data  # `load` says what is wrong with it.
+    read = []
+    for i, member in enumerate(members):
+        named = member.get("classes_from") if isinstance(member, dict) else None
+        if isinstance(named, str):
+            where = f"members[{i}].classes_from = {named!r}"
+            member = {**member, "classes_from": _read_list(folder / named, str, where)}
+        read.append(member)
+    return {**data, "members": read}
 
 
 def _read_list(path: Path, kind: type[str] | type[float], where: str) -> list[Any]:

@@ -28,6 +28,7 @@ class Net:
 
     offset, length   slice of `file` in bytes (a whole safetensors blob)
     kind             "safetensors" or "onnx"
+    said             what was converted or left out of its checkpoint, a sentence each
     """
 
     member: str
@@ -37,6 +38,7 @@ class Net:
     length: int
     sha256: str
     kind: str = "safetensors"
+    said: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:

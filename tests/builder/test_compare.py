@@ -12,10 +12,15 @@ import scipy.signal
 import soundfile
 import torch
 
-from builder import assembly, causes
+from builder import assembly, causes, compare, random_weights
+from kernel import models
 from kernel.errors import SpecError
+from kernel.inference.member import load_net, predict_alone, row_inputs
+from kernel.inference.recipe import build_recipe
+from kernel.sound import decode
 from kernel.sound.frontends import build
-from kernel.spec import load_ensemble
+from kernel.sound.rows import Row
+from kernel.spec import Cost, load_ensemble
 from tests.helpers.bundles import order
 
 RATE = 16000
@@ -270,3 +275,36 @@ def test_the_keys_of_causes_are_keys() -> None:
     here = build({**MEL})
     for cause in causes.key_causes({key: getattr(here, key) for key in here.__dataclass_fields__}):
         assert set(cause.keys) <= set(here.__dataclass_fields__) and "{" not in cause.words
+
+
+def test_numbers_that_a_finish_takes_from_the_checkpoint_are_compared_too(tmp_path: Path) -> None:
+    text = """
+    name = "waved"
+    classes = ["a", "b", "c"]
+    [frontends.wave]
+    rate = 16000
+    spectrum = "wave"
+    [[members]]
+    name = "net"
+    family = "mel_densenet"
+    params = { growth = 2 }
+    frontend = "wave"
+    finish = [{ kind = "mel_in_net", rate = 16000, hop = 128 }]
+    """
+    (tmp_path / "waved.toml").write_text(text, encoding="utf-8")
+    ensemble = load_ensemble(tmp_path / "waved.toml")
+    member = ensemble.members[0]
+    module = models.build(member.family, dict(member.params), 3).eval()
+    state = random_weights.draw_state(module, member.family, member.params)
+    state |= {"finish.x.0.wave_scale": torch.tensor([3.0]), "finish.x.0.wave_offset": torch.tensor([0.1])}
+    case = compare.Case(name="clip", rate=RATE, samples=make_clip(0.6, RATE), wanted={})
+    row = Row(id="clip", clip=decode.Clip(id="clip"))
+    net = load_net(build_recipe(ensemble, member), state, 3, compare.CPU, Cost())
+    waves = compare._OneWave(case, compare.NOTHING)
+    made = compare.Comparison(ensemble, {"net": module}, {"net": lambda: [state]})
+    got = made.evaluate("members", "net")(case, compare.NOTHING)
+    np.testing.assert_allclose(got, predict_alone(net, waves, row), rtol=1e-6)
+    wanted = row_inputs(net, waves, row)["x"].numpy()
+    assert np.array_equal(made.evaluate("inputs", "net")(case, compare.NOTHING), wanted)
+    plain = compare.Comparison(ensemble, {"net": module}, {}).evaluate("inputs", "net")
+    assert not np.allclose(plain(case, compare.NOTHING), wanted, rtol=0.5)

@@ -19,7 +19,8 @@ from builder.weights import load_blob, to_blob
 from kernel.bundle import parse_state
 from kernel.errors import ModelLoadFailed
 from training import hdf5_reader, pickle_reader
-from training.checkpoints import fit_state, read_keras, read_state
+from training.checkpoints import read_keras, read_state
+from training.state_matching import fit_state
 
 SECRET = b'{"username":"me","key":"0123456789abcdef0123456789abcdef"}'.ljust(64)
 
@@ -124,7 +125,8 @@ def test_arrays_of_another_layer_are_one_sentence(shape: tuple[int, ...], tmp_pa
         for name in ("conv2d_1", "batch_normalization_1"):
             file.create_group(name).attrs["weight_names"] = [b"k:0"]
             file[name]["k:0"] = np.ones(shape, np.float32)
-    with pytest.raises(ModelLoadFailed, match="not those that Keras 2 saves"):
+    sentence = r"net\.h5: (conv2d_1: arrays of shapes|batch_normalization_1: a batch norm of 1 arrays)"
+    with pytest.raises(ModelLoadFailed, match=sentence):
         read_state(tmp_path / "net.h5")
 
 
@@ -139,8 +141,88 @@ def test_layers_come_back_in_order_with_their_dtypes(tmp_path: Path) -> None:
                 group["x/b:0"] = np.float32(3)
     layers = read_keras(tmp_path / "net.h5")
     assert list(layers) == ["b/1", "a"] and [len(arrays) for arrays in layers.values()] == [2, 2]
-    assert layers["b/1"][0].dtype == np.float16 and layers["a"][0].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert layers["a"][1].shape == () and layers["a"][1] == 3
+    assert list(layers["a"]) == ["x/k", "x/b"] and layers["b/1"]["x/k"].dtype == np.float16
+    assert layers["a"]["x/k"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert layers["a"]["x/b"].shape == () and layers["a"]["x/b"] == 3
+
+
+# The layout of Keras 3
+
+
+def numbered_file(path: Path, fill: Callable[[h5py.Group], Any]) -> Path:
+    """A `.weights.h5` of Keras 3 with one dense layer, whose variables `fill` writes."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("layers/dense/vars")
+        group.attrs["name"] = "dense"
+        fill(group)
+    return path
+
+
+def test_the_plain_layout_of_keras_3_is_read(tmp_path: Path) -> None:
+    path = numbered_file(tmp_path / "net.weights.h5", lambda g: g.create_dataset("0", data=np.eye(2)))
+    assert read_keras(path)["dense"]["0"].tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_file_of_this_machine_never_becomes_weights_of_keras_3(tmp_path: Path) -> None:
+    (tmp_path / "kaggle.json").write_bytes(SECRET)
+    place = [(str(tmp_path / "kaggle.json"), 0, 64)]
+    path = numbered_file(
+        tmp_path / "net.weights.h5", lambda g: g.create_dataset("0", (4, 4), "f4", external=place)
+    )
+    with h5py.File(path, "r") as file:
+        assert file["layers/dense/vars/0"][()].tobytes() == SECRET
+    with pytest.raises(ModelLoadFailed, match="in another file, which would be read and shipped"):
+        read_keras(path)
+
+
+@pytest.mark.parametrize("place", ["layers", "layers/dense", "layers/dense/vars", "layers/dense/vars/0"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_no_link_of_keras_3_is_followed(place: str, soft: bool, tmp_path: Path) -> None:
+    def fill(group: h5py.Group) -> None:
+        group["0"] = np.ones((4, 4), np.float32)
+
+    other = numbered_file(tmp_path / "other.weights.h5", fill)
+    path = numbered_file(tmp_path / "net.weights.h5", fill)
+    with h5py.File(path, "a") as file:
+        file.move("layers", "real")
+        parent, _, name = place.rpartition("/")
+        below = file.require_group(parent) if parent else file
+        target = "/real" + place.removeprefix("layers")
+        below[name] = h5py.SoftLink(target) if soft else h5py.ExternalLink(str(other), "/" + place)
+        if parent == "layers/dense/vars":
+            below.attrs["name"] = "dense"
+    with pytest.raises(hdf5_reader.Refused, match="is a link"):
+        hdf5_reader.read(path)
+
+
+@pytest.mark.parametrize("place", ["layers/dense/inner", "layers/dense/layers", "layers/again"])
+def test_a_group_that_stands_in_itself_is_refused(place: str, tmp_path: Path) -> None:
+    path = numbered_file(tmp_path / "net.weights.h5", lambda g: g.create_dataset("0", data=np.eye(2)))
+    with h5py.File(path, "a") as file:
+        file[place] = file["layers"]
+    with pytest.raises(hdf5_reader.Refused, match="stands in several places, or in itself"):
+        hdf5_reader.read(path)
+
+
+def test_sizes_of_keras_3_are_added_up_before_any_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdf5_reader, "FREE_BYTES", 1 << 20)
+    zeros = np.zeros(1 << 26, "u1")
+    path = numbered_file(tmp_path / "net.weights.h5",
+                         lambda g: g.create_dataset("0", data=zeros, compression=9))
+    with pytest.raises(hdf5_reader.Refused, match="unpack to"):
+        hdf5_reader.read(path)
+
+
+@pytest.mark.parametrize("place", ["vars", "scaler/vars"])
+def test_what_a_net_of_keras_3_keeps_beside_its_layers_is_not_passed_over(place: str, tmp_path: Path) -> None:
+    path = numbered_file(tmp_path / "net.weights.h5", lambda g: g.create_dataset("0", data=np.eye(2)))
+    with h5py.File(path, "a") as file:
+        file.create_group(place)["0"] = np.ones(3)
+        file[place].attrs["name"] = place.partition("/")[0]
+        file.create_group("optimizer/vars")["0"] = np.ones(3)
+    assert list(read_keras(path)) == ["dense", place.partition("/")[0]]
 
 
 # Archives and pickles
@@ -178,6 +260,47 @@ def test_a_view_that_claims_more_than_the_file_holds_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_dictionaries_that_stand_in_themselves_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickle_reader, "MAX_ENTRIES", 50_000)
+    held: dict[str, Any] = {"weight": torch.ones(1)}
+    held |= {f"part{i}": held for i in range(200)}
+    torch.save(held, tmp_path / "net.pth")
+    assert "more than 50000 entries" in str(pickle_reader.read(str(tmp_path / "net.pth")))
+
+
+def test_arrays_of_numpy_beside_weights_are_never_made(tmp_path: Path) -> None:
+    """Their bytes, and a dtype that says what these are, come from the file."""
+    content: dict[str, Any] = {"model": {"weight": torch.ones(2)}, "history": np.arange(4.0)}
+    torch.save(content, tmp_path / "net.pth")
+    loaded = pickle_reader.load_inert(str(tmp_path / "net.pth"))
+    assert type(loaded["history"]).__name__ == "Inert"
+    torch.save(content | {"odd": np.array([{}, None])}, tmp_path / "net.pth")
+    assert "save it again" in str(pickle_reader.read(str(tmp_path / "net.pth")))
+
+
+# Graphs
+
+
+OTHERS = ("../kaggle.json", "/etc/hostname", "kaggle.json", "network.bin", "net.onnx.link")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_graph_takes_no_other_file_as_weights(name: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        (place / "kaggle.json").write_bytes(SECRET)
+    (folder / "net.onnx.link").symlink_to(tmp_path / "kaggle.json")
+    tensor = onnx.TensorProto(name="w", dims=[16], data_type=onnx.TensorProto.FLOAT)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name)
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    (folder / "net.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(ModelLoadFailed, match=r"net\.onnx: .*external_data=False"):
+        load_blob(folder / "net.onnx", "onnx", {}, None)
+
+
 # Numbers of another kind
 
 
@@ -199,7 +322,7 @@ def net_of(value: torch.Tensor) -> nn.Module:
 )
 def test_numbers_that_would_lose_a_part_are_refused(value: torch.Tensor, message: str) -> None:
     with pytest.raises(ModelLoadFailed, match=message):
-        fit_state(net_of(torch.zeros(2)), {"x": value}, "net.pt")
+        fit_state(net_of(torch.zeros(2)), {"x": value}, {}, "net.pt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
@@ -214,6 +337,6 @@ def test_small_floats_arrive_exactly(dtype: torch.dtype, tmp_path: Path) -> None
 def test_averaged_batch_counters_are_whole_numbers_again() -> None:
     norm = nn.BatchNorm2d(2)
     averaged = {k: v.float() + 0.4 if k.endswith("tracked") else v for k, v in norm.state_dict().items()}
-    fitted = fit_state(norm, averaged, "net.pt")
+    fitted = fit_state(norm, averaged, {}, "net.pt")
     assert fitted["num_batches_tracked"].dtype == torch.int64
     assert parse_state(to_blob(fitted, "x"), "x").keys() == norm.state_dict().keys()

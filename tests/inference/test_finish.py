@@ -112,3 +112,15 @@ def test_in_net_mel_of_silence_is_flat() -> None:
 def test_wrong_steps_are_named(steps: list[Any], word: str) -> None:
     with pytest.raises(SpecError, match=word):
         build(steps, ARGUS)
+
+
+def test_a_batch_norm_over_the_wave_is_applied_before_the_mel_layer() -> None:
+    """A checkpoint's numbers reach the operation, and the layer's own padding stays zero."""
+    keys = {"kind": "mel_in_net", "rate": 16000, "hop": 128, "mel_power": 1.0}
+    fe = front_end({"preset": "jeong_16000"})
+    wave = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 1, 8000)).astype(np.float32))
+    plain = build([keys], fe)
+    filled = plain.with_constants({0: {"wave_scale": 1.5, "wave_offset": 0.25}})
+    assert torch.equal(filled(wave), plain(wave * 1.5 + 0.25))
+    assert torch.equal(plain(wave), build([{**keys, "wave_scale": 1.0}], fe)(wave))
+    assert not torch.equal(filled(wave), plain(wave))

@@ -238,6 +238,36 @@ def test_trim_equals_librosa_away_from_the_edges() -> None:
     assert waves.trim_bounds(wave) == tuple(librosa.effects.trim(wave)[1])
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 1.0])
+def test_trim_edges_zeros_is_the_rule_of_librosa_since_0_9(seconds: float) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        shape = np.exp(-rng.uniform(0, 40) * np.linspace(0, seconds, int(seconds * 44100)))
+        wave = (rng.standard_normal(len(shape)) * shape[:: rng.choice([-1, 1])]).astype(np.float32)
+        assert waves.trim_bounds(wave, edges="zeros") == tuple(librosa.effects.trim(wave)[1])
+
+
+def test_a_faint_sound_at_the_end_is_where_the_two_rules_differ() -> None:
+    """Mirrored, it counts twice."""
+    rng = np.random.default_rng(1)
+    wave = np.zeros(20507, np.float32)
+    wave[10000:12000] = rng.standard_normal(2000)
+    wave[-500:] = 1.7e-3 * rng.standard_normal(500)
+    mirrored, padded = waves.trim_bounds(wave), waves.trim_bounds(wave, edges="zeros")
+    assert mirrored[1] == len(wave) and padded[1] < 14000
+    assert padded == tuple(librosa.effects.trim(wave)[1])
+    keys = {"preset": "argus", "short": "keep"}
+    kept = [build({**keys, "trim_edges": edges}) for edges in ("reflect", "zeros")]
+    assert kept[0].key != kept[1].key and kept[0](wave).shape[-1] > kept[1](wave).shape[-1]
+
+
+def test_a_preset_that_trims_says_by_which_rule() -> None:
+    for name, keys in PRESETS.items():
+        assert ("trim_db" in keys) == ("trim_edges" in keys), name
+    with pytest.raises(SpecError, match="trim_edges"):
+        build({"preset": "argus", "trim_edges": "zero"})
+
+
 def test_all_silent_clip_is_not_trimmed() -> None:
     assert waves.trim_bounds(np.zeros(5000, np.float32)) == (0, 5000)
 

@@ -1,0 +1,119 @@
+"""The parts of an ensemble as data: members, their inputs, and stackers.
+
+Owns what the keys of [[members]] and [[stackers]] mean. The rules between keys are `ensemble`'s.
+"""
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One named input of a net: a front end and what is done to the view's output.
+
+    frontend  name in [frontends]
+    finish    steps of kernel.inference.finish, in order: names or tables with `kind`
+    """
+
+    frontend: str
+    finish: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of the ensemble, with all its folds.
+
+    name          unique, used in files and reports
+    family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
+    params        constructor values of the family
+    frontend      name in [frontends], for a net with one input
+    finish        steps of kernel.inference.finish for that input, in order: names or tables with `kind`
+    inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
+    view          {kind = "full", ...}: kernel.inference.views
+    weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
+    drop          patterns of tensors in the checkpoint that are left out because nothing reads them, such as
+                  ["aux.*"]; any other tensor that the net does not take is an error
+    weights_key   which weights to take where a file holds several: a name in it ("state_dict_ema") or a
+                  prefix of its keys ("ema_model"); None = the usual ones
+    classes_from  class names in the order of the net's outputs where that is another one: a list, or a text
+                  file beside the TOML; empty = the order of `classes`
+    folds         fold numbers
+    fold_mean     mean over folds
+    fold_weights  one weight per fold; empty = all alike
+    weight        weight in the final mean (0 = feeds stackers only)
+    activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
+                  none otherwise
+    frames        where the net gives one score per frame: how those of overlapping contexts become rows
+                  (kernel.scores.frames.RULES); None = it gives one per row
+    value         what the member is worth to the plan (an out-of-fold score); None = all alike
+    """
+
+    name: str
+    family: str
+    params: dict[str, Any] = field(default_factory=dict)
+    frontend: str | None = None
+    finish: tuple[Any, ...] = ()
+    inputs: dict[str, Input] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
+    weights: str | None = None
+    drop: tuple[str, ...] = ()
+    weights_key: str | None = None
+    classes_from: tuple[str, ...] = ()
+    folds: tuple[int, ...] = (0,)
+    fold_mean: str = "geometric"
+    fold_weights: tuple[float, ...] = ()
+    weight: float = 1.0
+    activation: str | None = None
+    frames: str | None = None
+    value: float | None = None
+
+    def named_inputs(self) -> dict[str, Input]:
+        """Input name -> Input; a single-input member has the name "x"."""
+        return self.inputs or {"x": Input(frontend=self.frontend or "", finish=self.finish)}
+
+    def weights_file(self, fold: int) -> str:
+        return (self.weights or self.name + "_{fold}.safetensors").replace("{fold}", str(fold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacker:
+    """A second-level net over the members' fold-averaged probabilities.
+
+    name             unique among members and stackers
+    family           key of kernel.models.FAMILIES, of a stacker
+    inputs           names of the members it reads, in order
+    params           constructor values of the family
+    features         "concat" -> [B, n*K] in the order of `inputs`; "per_class" -> [B, K, n(+1)], the weighted
+                     average last
+    average_weights  one weight per input for that average ("per_class" only); empty = no average
+    weights          file name, as for a member
+    drop             as for a member
+    weights_key      as for a member
+    folds            fold numbers
+    fold_mean        mean over folds
+    weight           weight in the final mean, beside the members
+    activation       as for a member
+    """
+
+    name: str
+    family: str
+    inputs: tuple[str, ...]
+    params: dict[str, Any] = field(default_factory=dict)
+    features: str = "concat"
+    average_weights: tuple[float, ...] = ()
+    weights: str | None = None
+    drop: tuple[str, ...] = ()
+    weights_key: str | None = None
+    folds: tuple[int, ...] = (0,)
+    fold_mean: str = "geometric"
+    weight: float = 1.0
+    activation: str | None = None
+
+    weights_file = Member.weights_file
+
+
+Part: TypeAlias = Member | Stacker
+
+
+def net_ids(part: Part) -> list[str]:
+    """Ids of the part's nets, one for each fold, in order."""
+    return [f"{part.name}.{fold}" for fold in part.folds]
