@@ -6,14 +6,14 @@ step's.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..scores.blend import stacker_rows
 from ..sound.source import Source
-from ..spec import Stacker
-from . import plan
+from ..spec import Stacker, net_ids
+from . import choice, plan
 from .net_run import NetRun
 from .state import Run
 
@@ -39,6 +39,7 @@ class Dispatcher:
         self.outcomes: list[plan.Outcome] = []
         self.busy: set[str] = set()
         self.changed = threading.Condition()
+        self._complete: dict[str, tuple[list[int], int]] = {}
 
     def take(self) -> plan.Step | None:
         """The next step for an idle device, None when nothing fits; waits where a running step may open one.
@@ -53,7 +54,7 @@ class Dispatcher:
                 untried = self.count_untried()
                 step = self._choose(harmless, untried) or self._choose(todo, untried)
                 if step is not None:
-                    self.busy.add(step.net_id)
+                    self.busy.update(step.net_ids)
                     return step
                 if not self.busy:
                     return None
@@ -62,11 +63,12 @@ class Dispatcher:
 
     def _choose(self, todo: Mapping[str, plan.Todo], untried: int) -> plan.Step | None:
         """The plan's choice among these nets, at this moment."""
-        return plan.next_step(
+        return choice.next_step(
             self._costs,
             todo,
             self._speeds,
             left_s=self._left_s(),
+            rows=len(self._run.rows.wanted),
             uncovered=untried,
             busy=self.busy,
             row_independent=self._run.ensemble.row_independent,
@@ -79,20 +81,22 @@ class Dispatcher:
         that hangs would look like one step after another.
         """
         until = time.monotonic() + step.patience_s
-        net = self._run.nets[step.net_id]
-        before = net.scored
-        return lambda: self._ended() or (time.monotonic() > until and net.scored > before)
+        nets = [self._run.nets[net_id] for net_id in step.net_ids]
+        before = sum(net.scored for net in nets)
+        return lambda: self._ended() or (
+            time.monotonic() > until and sum(net.scored for net in nets) > before)
 
-    def finish(self, step: plan.Step, outcome: plan.Outcome) -> None:
+    def finish(self, step: plan.Step, outcomes: Sequence[plan.Outcome]) -> None:
         """Learn from a step that has ended, and let the store drop what nobody will read again."""
         with self.changed:
-            self.busy.discard(step.net_id)
-            self.outcomes.append(outcome)
-            if outcome.timed.rows:
-                cost = next(c for c in self._costs if c.net_id == step.net_id)
-                expected_s = plan.expected(cost, outcome.timed)
-                spent = outcome.seconds - outcome.loading_s - outcome.setup_s
-                self._speeds = self._speeds.learn(step.member, expected_s, spent, outcome.setup_s)
+            self.busy.difference_update(step.net_ids)
+            for outcome in outcomes:
+                self.outcomes.append(outcome)
+                if outcome.timed.rows:
+                    cost = next(c for c in self._costs if c.net_id == outcome.net_id)
+                    expected_s = plan.expected(cost, outcome.timed)
+                    spent = outcome.seconds - outcome.loading_s - outcome.setup_s
+                    self._speeds = self._speeds.learn(step.member, expected_s, spent, outcome.setup_s)
             self._drop_finished()
             self.changed.notify_all()
 
@@ -103,27 +107,34 @@ class Dispatcher:
 
     def count_untried(self) -> int:
         """Rows to predict that no net has scored or had to pass over."""
-        nets = self._run.nets.values()
-        tried = (
-            np.logical_or.reduce([self._run.board.covered(net.net_id) for net in nets]) | self._run.rows.lost
-        )
-        for net in nets:
-            tried[net.passed()] = True
-        return int((~tried[self._run.rows.wanted]).sum())
+        rows = self._run.rows
+        return int(np.count_nonzero(rows.left() & ~self._run.board.scored() & ~rows.tried))
 
     def _todo(self) -> dict[str, plan.Todo]:
         """What every live net still lacks."""
-        return {net.net_id: self._todo_of(net) for net in self._run.nets.values()}
+        return {net.net_id: self._todo_of(net) for net in self._run.nets.values() if not net.failed}
 
     def _todo_of(self, net: NetRun) -> plan.Todo:
-        rows = [] if net.failed else net.missing()
+        lacking = net.lacking()
         if isinstance(net.part, Stacker):
-            complete = stacker_rows(net.part, self._run.ensemble, self._run.board)
-            return plan.Todo(rows=len(np.intersect1d(rows, complete)), cells=0.0)
-        if not rows or net.recipe is None:
-            return plan.Todo(rows=len(rows), cells=0.0)
-        loading_s = self._run.feed.forecast_s(net.recipe, rows)
-        return plan.Todo(rows=len(rows), cells=float(net.cells[rows].sum()), loading_s=loading_s)
+            return plan.Todo(rows=self._count_complete(net, net.part, lacking.mask), cells=0.0)
+        if not lacking.rows or net.recipe is None:
+            return plan.Todo(rows=lacking.rows, cells=0.0)
+        loading_s = self._run.feed.forecast_s(net.recipe, lacking.mask)
+        return plan.Todo(rows=lacking.rows, cells=lacking.cells, loading_s=loading_s)
+
+    def _count_complete(self, net: NetRun, stacker: Stacker, lacking: np.ndarray) -> int:
+        """Rows bool[N] that the stacker lacks and can have; counted anew where a net of its inputs has moved.
+        """
+        run = self._run
+        members = [member for member in run.ensemble.members if member.name in stacker.inputs]
+        read = [net_id for member in members for net_id in net_ids(member)]
+        key = [run.board.changes(net_id) for net_id in [net.net_id, *read]] + [run.rows.changes]
+        known = self._complete.get(net.net_id)
+        if known is None or known[0] != key:
+            complete = stacker_rows(stacker, run.ensemble, run.board)
+            known = self._complete[net.net_id] = key, int(np.count_nonzero(lacking[complete]))
+        return known[1]
 
     def _drop_finished(self) -> None:
         """Tell the store how often each front end will still be read; it drops one that no live net needs."""
@@ -131,7 +142,7 @@ class Dispatcher:
         sources: dict[str, Source] = {}
         for net in self._run.nets.values():
             if net.recipe is not None:
-                live = not net.failed and bool(net.missing())
+                live = not net.failed and net.lacking().rows > 0
                 for stage in net.recipe.stages.values():
                     sources[stage.fe.key] = stage.fe
                     uses[stage.fe.key] += live

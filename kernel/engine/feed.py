@@ -3,6 +3,7 @@
 Owns `Feed`: the store, what a loader thread does for one clip, and the measured seconds of loading. Does not
 decode (sound), place arrays (cache) or choose rows (cpu, gpu).
 """
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,9 @@ class Feed:
         self._heartbeat = heartbeat
         self.sizes: dict[str, np.ndarray] = {}
         self.waited: dict[str, list[float]] = {}
+        self._produced = itertools.count(1)
+        self._changes = 0  # grows with every array that is produced
+        self._fresh: dict[tuple[str, ...], tuple[int, np.ndarray, float]] = {}
         self.store = Store(
             produce=self._produce,
             meter=meter,
@@ -67,6 +71,7 @@ class Feed:
             for row, array in produce(fe, rows, self._longest_s, self.rows.recorder.note):
                 if isinstance(array, np.ndarray):
                     self._sizes_of(fe)[self.rows.number(row)] = array.nbytes
+                    self._changes = next(self._produced)
                 yield row, array
         self._heartbeat.beat()
 
@@ -115,12 +120,19 @@ class Feed:
                     except ClipError as error:
                         self.rows.lose(row, error)
 
-    def forecast_s(self, recipe: Recipe, todo: Sequence[int]) -> float:
-        """Wall seconds of loading for those of the rows that lack an array which nobody has produced yet."""
-        index = np.asarray(todo, np.intp)
-        new = [self._sizes_of(stage.fe)[index] == 0 for stage in recipe.stages.values()]
-        fresh = index[np.logical_or.reduce(new)]
-        return float(self.rows.seconds[fresh].sum()) * self.rate() if len(fresh) else 0.0
+    def forecast_s(self, recipe: Recipe, todo: np.ndarray) -> float:
+        """Wall seconds of loading for those of the rows bool[N] that lack an array nobody has produced yet.
+
+        What was found for the same rows is found anew only when more arrays are there.
+        """
+        keys = tuple(stage.fe.key for stage in recipe.stages.values())
+        changes = self._changes
+        known = self._fresh.get(keys)
+        if known is None or known[0] != changes or known[1] is not todo:
+            new = [self._sizes_of(stage.fe) == 0 for stage in recipe.stages.values()]
+            fresh = todo & np.logical_or.reduce(new)
+            known = self._fresh[keys] = changes, todo, float(self.rows.seconds[fresh].sum())
+        return known[2] * self.rate() if known[2] else 0.0
 
     def rate(self) -> float:
         """Wall seconds per second of audio for one front end, as measured so far."""

@@ -123,8 +123,9 @@ class Engine:
         try:
             while (step := self.dispatcher.take()) is not None:
                 stop = self.dispatcher.stop_of(step)
-                outcome = self.steps.run(step, self.run.nets[step.net_id], device, stop)
-                self.dispatcher.finish(step, outcome)
+                outcomes = [self.steps.run(step, self.run.nets[net_id], device, stop)
+                            for net_id in step.net_ids]
+                self.dispatcher.finish(step, outcomes)
         except Exception as error:
             # Handed to the main thread, which ends the process with it; the other devices stop too
             self._fatal = error
@@ -161,8 +162,7 @@ class Engine:
         self._peak_ram = max(self._peak_ram, reading.used_bytes)
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
-        scored = np.logical_or.reduce([run.board.covered(net_id) for net_id in run.nets])
-        run.heartbeat.scored_rows = int(scored.sum())
+        run.heartbeat.scored_rows = int(np.count_nonzero(run.board.scored()))
         run.heartbeat.quarantined = len(run.journal.quarantined_clips) + len(run.journal.quarantined_pairs)
         return reading.used_bytes, stats.disk_bytes
 
@@ -181,7 +181,7 @@ class Engine:
     def _state(self, unit: str, used: int, disk: int) -> progress.State:
         """Figures for the progress line."""
         run = self.run
-        missing = {net.net_id: len(net.missing()) for net in run.nets.values() if not net.failed}
+        missing = {net.net_id: net.lacking().rows for net in run.nets.values() if not net.failed}
         finished = sum(not count for count in missing.values())
         total = len(run.rows.wanted)
         return progress.State(

@@ -60,6 +60,15 @@ class Timing:
             setattr(self, name, getattr(self, name) + value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lacking:
+    """What a net still lacks: mask bool[N], rows in all, and the cells it computes for them."""
+
+    mask: np.ndarray
+    rows: int
+    cells: float
+
+
 @dataclass(kw_only=True)
 class NetRun:
     """A net's run over the rows.
@@ -94,13 +103,24 @@ class NetRun:
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _known: tuple[tuple[int, int], Lacking] | None = None
+
+    def lacking(self) -> Lacking:
+        """What the net still lacks; found anew only after its rows on the board, or a clip, have changed."""
+        key = (self.board.changes(self.net_id), self.rows.changes)
+        if self._known is None or self._known[0] != key:
+            mask = self.rows.left()
+            if key[0]:  # else every net shares one mask
+                mask = mask & ~self.board.covered(self.net_id)
+                mask[self.passed()] = False
+            cells = float(self.cells[mask].sum()) if len(self.cells) else 0.0
+            self._known = key, Lacking(mask=mask, rows=int(np.count_nonzero(mask)), cells=cells)
+        return self._known[1]
 
     def missing(self) -> list[int]:
         """Numbers of the rows that the net still lacks, in running order."""
-        done = self.board.covered(self.net_id) | self.rows.lost
-        done[self.passed()] = True
-        order = np.asarray(self.rows.wanted, np.intp)
-        missing: list[int] = order[~done[order]].tolist()
+        order = self.rows.order
+        missing: list[int] = order[self.lacking().mask[order]].tolist()
         return missing
 
     def passed(self) -> list[int]:
@@ -152,8 +172,14 @@ class NetRun:
         """This net cannot do row i; the other nets still do."""
         row_id = self.rows.all[i].id
         self.skipped[row_id] = str(error)
-        self.board.give_up(self.net_id, self.rows.places([row_id]))
+        self.give_up([row_id])
         self.rows.recorder.error(f"{self.net_id} {row_id}", error)
+
+    def give_up(self, row_ids: Sequence[str]) -> None:
+        """Note that the net passes over the rows with these ids; the other nets decide them."""
+        places = self.rows.places(row_ids)
+        self.rows.tried[places] = True
+        self.board.give_up(self.net_id, places)
 
     def fail(self, error: BaseException) -> None:
         """Give the net up; the others go on."""

@@ -1,26 +1,19 @@
-"""What runs next, and whether it still fits: the deadline as pure values.
+"""What a step is and how long it will take: the deadline as pure values.
 
-Owns costs, forecasts, what was learnt about this machine, and the choice of the next step. No I/O, no clock,
-no threads: times come in as numbers, new values go out, so every rule is tested with a fake clock. Does not
-run steps (step), watch the clock inside one (the schedules do) or hand steps to devices (dispatch).
-
-The rules: first the cheapest net over every row, whatever its forecast says. The clock may cut it, and where
-it falls far behind its forecast a net that was not tried yet takes over. Then nets by value per second, each
-only if its forecast x 1.15 fits before the stop mark; a net that does not fit is passed over for the next one
-that does. Stackers run once their inputs wait for no fold. Where the metric or a mean compares rows
-(`row_independent = false`) a half-done member is worth nothing, so a net starts only if all that its member
-still lacks fits.
+Owns costs, forecasts and what was learnt about this machine. No I/O, no clock, no threads: times come in as
+numbers, new values go out, so every rule is tested with a fake clock. Does not choose (choice), run steps
+(step), watch the clock inside one (the schedules do) or hand steps to devices (dispatch).
 """
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from types import MappingProxyType
 
 from ..report.contents import PlanReport, StepReport
 from ..spec import Manifest, Member, Stacker, net_ids
 
-MARGIN = 1.15  # a step starts if its forecast times this fits
+MARGIN = 1.15  # what must fit whole fits if its forecast times this does
 LEARNING = 0.5  # weight of the newest measurement: two steps are enough to see a machine ten times slower
 # A guess before anything is measured: a quarter of what 2 cores can do in fp32 (250 GMAC/s)
 GMAC_PER_S_CPU = 60.0
@@ -67,14 +60,14 @@ class Todo:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One net over the rows it lacks.
+    """Nets of one member that run together over the rows they lack: one, or several folds on a GPU.
 
-    kind        "cover": always starts; "refine" or "stack": started because it fits
+    kind        "cover": always starts; "refine" or "stack": the best use of the time left
     patience_s  after this long the step gives way to another choice: not every row may wait for the one slow
                 net
     """
 
-    net_id: str
+    net_ids: tuple[str, ...]
     member: str
     kind: str
     forecast_s: float
@@ -173,85 +166,6 @@ def forecast(cost: NetCost, todo: Todo, speeds: Speeds) -> float:
     """Seconds of a step on this machine, as far as it is known."""
     setup_s = 0.0 if cost.inputs else speeds.setup(cost.member)  # a stacker has next to none
     return expected(cost, todo) * speeds.factor(cost.member) + setup_s + todo.loading_s
-
-
-def next_step(
-    costs: Sequence[NetCost],
-    todo: Mapping[str, Todo],
-    speeds: Speeds,
-    *,
-    left_s: float,
-    uncovered: int,
-    busy: Collection[str] = (),
-    row_independent: bool = True,
-) -> Step | None:
-    """The step to start now, or None when nothing is left that fits.
-
-    todo       per net id the rows it lacks; nets that are done or have failed are absent or have 0 rows. For
-               a stacker: the rows whose inputs are complete
-    left_s     seconds to the stop mark; nothing starts at <= 0
-    uncovered  rows that no net has scored and that can still be scored
-    busy       net ids running on other devices
-    """
-    if left_s <= 0:
-        return None
-    ready = [c for c in costs if c.net_id not in busy and c.net_id in todo and todo[c.net_id].rows > 0]
-    first_level = [c for c in ready if not c.inputs]
-    others = [c for c in costs if c.net_id in busy and c.net_id in todo and not c.inputs]
-    covering = any(todo[c.net_id].rows > 0 for c in others)
-    if uncovered > 0 and first_level and not covering:
-        step = _cover(first_level, todo, speeds)
-        # There only complete members count
-        return step if row_independent else replace(step, patience_s=math.inf)
-    begun = {c.member: sum(d.member == c.member and d not in ready for d in costs) for c in ready}
-    running = {c.member for c in costs if c.net_id in busy}
-    ready = [c for c in ready if not running & set(c.inputs)]
-    unfinished = {c.member for c in first_level}
-    # Stackers on the rows they can have, when nothing else fits
-    waiting = [c for c in ready if unfinished & set(c.inputs)]
-    for choice in ([c for c in ready if c not in waiting], waiting):
-        for cost in sorted(choice, key=lambda c: -_worth(c, ready, begun, todo, speeds, row_independent)):
-            whole = [cost] if row_independent else [c for c in ready if c.member == cost.member]
-            if sum(forecast(c, todo[c.net_id], speeds) for c in whole) * MARGIN <= left_s:
-                return _step(cost, "stack" if cost.inputs else "refine", todo, speeds)
-    return None
-
-
-def _cover(ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> Step:
-    """The cheapest net; one never run here counts as the manifest says, since trying it covers rows too."""
-    hopeful = replace(speeds, overall=None)
-    step = _step(min(ready, key=lambda c: forecast(c, todo[c.net_id], hopeful)), "cover", todo, speeds)
-    others = any(c.member != step.member and c.member not in speeds.members for c in ready)
-    return replace(step, patience_s=max(LEAST_PATIENCE_S, PATIENCE * step.forecast_s)) if others else step
-
-
-def _worth(
-    cost: NetCost,
-    ready: Sequence[NetCost],
-    begun: Mapping[str, int],
-    todo: Mapping[str, Todo],
-    speeds: Speeds,
-    row_independent: bool,
-) -> float:
-    """Value per second.
-
-    A further fold of a member adds less than the first of another one: 1 / (1 + folds begun), our choice.
-    Where only complete members count, a member is worth its value over the seconds of all that it lacks.
-    """
-    if row_independent:
-        seconds = forecast(cost, todo[cost.net_id], speeds)
-        return cost.value / (1 + begun[cost.member]) / max(seconds, 1e-9)
-    seconds = sum(forecast(c, todo[c.net_id], speeds) for c in ready if c.member == cost.member)
-    return cost.value / max(seconds, 1e-9)
-
-
-def _step(cost: NetCost, kind: str, todo: Mapping[str, Todo], speeds: Speeds) -> Step:
-    return Step(
-        net_id=cost.net_id,
-        member=cost.member,
-        kind=kind,
-        forecast_s=forecast(cost, todo[cost.net_id], speeds),
-    )
 
 
 def remaining(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> float:

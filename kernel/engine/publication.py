@@ -86,7 +86,7 @@ class Publication:
         """Blend what is there and replace the submission; a refused one leaves the old file and is named."""
         run = self._run
         with run.recorder.span("publish", device="main"):
-            finished = {net.net_id for net in run.nets.values() if not net.missing()}
+            finished = {net.net_id for net in run.nets.values() if not net.lacking().rows}
             merged = blend.blend(run.ensemble, run.board, self._prior, finished)
             try:
                 values = output.apply(merged.values, run.rows.all, run.ensemble.output, merged.prior_rows)

@@ -25,6 +25,8 @@ class RunRows:
     seconds   f64[N], lengths by the headers, capped; 0 = unknown. For planning only
     recorder  hears of each lost row once
     lost      bool[N]: rows that keep the prior, since their clip is broken
+    tried     bool[N]: rows that a net has had to pass over
+    changes   how many rows were lost: what is known of the rows that are left holds until it grows
     reasons   row id -> code of the error that lost it
     """
 
@@ -33,10 +35,16 @@ class RunRows:
     seconds: np.ndarray
     recorder: Recorder
     lost: np.ndarray = field(init=False)
+    tried: np.ndarray = field(init=False)
+    changes: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lost = np.zeros(len(self.all), bool)
+        self.lost, self.tried = np.zeros((2, len(self.all)), bool)
+        self.order = np.asarray(self.wanted, np.intp)
+        self._wanted = np.zeros(len(self.all), bool)
+        self._wanted[self.order] = True
+        self._left = (-1, self._wanted)
         self._numbers: dict[str, list[int]] = {}
         for i, row in enumerate(self.all):
             self._numbers.setdefault(row.id, []).append(i)
@@ -49,11 +57,19 @@ class RunRows:
         """Numbers of all rows with these ids; ids that this run does not have are left out."""
         return [i for row_id in row_ids for i in self._numbers.get(row_id, ())]
 
+    def left(self) -> np.ndarray:
+        """bool[N]: rows to predict whose clip is not known to be broken; the same array until one is lost."""
+        changes = self.changes
+        if self._left[0] != changes:
+            self._left = (changes, self._wanted & ~self.lost)
+        return self._left[1]
+
     def lose(self, row: Row, error: ClipError) -> None:
         """Give a row up: it keeps the prior and is named once."""
         if row.id not in self.reasons:
             self.reasons[row.id] = error.code
             self.lost[self.places([row.id])] = True
+            self.changes += 1
             self.recorder.error(row.id, error)
 
 

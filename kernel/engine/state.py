@@ -164,7 +164,8 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
             nets[net_id] = run
-            board.give_up(net_id, run.passed())
+            if passed := journal.quarantined_with(net_id):
+                run.give_up(sorted(passed))
             if broken is not None:
                 run.fail(broken)
             saved = journal.load_scores(net_id, board.shape)

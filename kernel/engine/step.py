@@ -49,9 +49,9 @@ class StepRunner:
         began = time.monotonic()
         loading_before = run.loading_s
         before = run.timed()
-        run.heartbeat.begin(step.net_id, step.forecast_s)
+        run.heartbeat.begin(run.net_id, step.forecast_s)
         forecast_s = round(step.forecast_s, 2)
-        with run.rows.recorder.span(step.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
+        with run.rows.recorder.span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
             try:
                 self._predict(run, todo, device, stop)
             except (Exception, SystemExit) as error:  # whatever a net's own code raises costs this net
@@ -71,7 +71,7 @@ class StepRunner:
             timed = plan.Todo(rows=len(done), cells=float(run.cells[done].sum()))
             setup_s = 0.0
         return plan.Outcome(
-            net_id=step.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
+            net_id=run.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
             loading_s=run.loading_s - loading_before, setup_s=setup_s, rows=len(todo), done=len(done),
             timed=timed)
 

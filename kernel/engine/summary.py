@@ -103,7 +103,7 @@ def _describe_part(part: Part, run: Run) -> MemberReport:
     return MemberReport(
         name=part.name, family=part.family, weight=part.weight, rows=int(scored.sum()),
         seconds=round(sum(net.seconds for net in nets), 3),
-        nets_done=sum(not net.failed and not net.missing() for net in nets),
+        nets_done=sum(not net.failed and not net.lacking().rows for net in nets),
         nets=tuple(_describe_net(net) for net in nets))
 
 

@@ -6,6 +6,8 @@ stacker is fed. Compares and merges numbers only: it runs no net, plans nothing 
 A row is missing in a net as a whole: one NaN in a row makes the row missing there. Tables are merged block by
 block, so that beside the result only a few MB are needed.
 """
+import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,8 @@ WHOLE = (slice(None), slice(None))
 class Board:
     """Probabilities of every net, [N, K] of one type (f32 unless told otherwise).
 
-    NaN = not yet, or never where the net has given the row up.
+    NaN = not yet, or never where the net has given the row up. Several devices' threads may add at once, each
+    for nets of its own.
     """
 
     def __init__(self, rows: int, classes: int, dtype: type[np.floating] = np.float32) -> None:
@@ -30,6 +33,9 @@ class Board:
         self._scores: dict[str, np.ndarray] = {}
         self._covered: dict[str, np.ndarray] = {}
         self._given_up: dict[str, np.ndarray] = {}
+        self._voices = np.zeros(rows, np.int32)  # nets that cover each row
+        self._changes = Counter[str]()
+        self._lock = threading.Lock()
 
     def add(self, net_id: str, rows: np.ndarray, probs: np.ndarray) -> None:
         """Put `probs` f[n, K] of the row numbers `rows` int[n] on the board, over what stood there.
@@ -46,7 +52,7 @@ class Board:
             self._scores[net_id] = np.full(self.shape, np.nan, self.dtype)
         said = present(np.asarray(probs))
         self._scores[net_id][rows] = np.where(said[:, None], probs, np.nan)
-        self._covered[net_id][rows] = said
+        self._cover(net_id, rows, said)
 
     def load(self, net_id: str, scores: np.ndarray) -> None:
         """Put saved scores f[N, K] of a whole net on the board.
@@ -60,12 +66,31 @@ class Board:
         said = present(scores)
         self._scores[net_id] = scores.astype(self.dtype)
         self._scores[net_id][~said] = np.nan
-        self._covered[net_id] = said
+        self._covered.setdefault(net_id, np.zeros(self.shape[0], bool))
+        self._cover(net_id, np.arange(self.shape[0]), said)
+
+    def _cover(self, net_id: str, rows: np.ndarray, said: np.ndarray) -> None:
+        """Note in which of these rows int[n], each there once, the net has said something usable."""
+        covered = self._covered[net_id]
+        with self._lock:
+            self._voices[rows] += said.astype(np.int32) - covered[rows]
+            covered[rows] = said
+            self._changes[net_id] += 1
+
+    def changes(self, net_id: str) -> int:
+        """How often the net's rows on the board have changed: what is known of them holds until it grows."""
+        return self._changes[net_id]
+
+    def scored(self) -> np.ndarray:
+        """bool[N]: rows that any net covers."""
+        return self._voices > 0
 
     def give_up(self, net_id: str, rows: Sequence[int] | None = None) -> None:
         """Nothing more comes from the net in these row numbers; None = in any row."""
         given_up = self._given_up.setdefault(net_id, np.zeros(self.shape[0], bool))
         given_up[slice(None) if rows is None else list(rows)] = True
+        with self._lock:
+            self._changes[net_id] += 1
 
     def settled(self, net_id: str) -> np.ndarray:
         """bool[N]: rows on which the net has spoken or never will."""
