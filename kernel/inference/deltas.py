@@ -79,13 +79,13 @@ def delta_of_many(x: torch.Tensor, lengths: Lengths, width: int = 9, order: int 
     if int(lengths.host.min()) < width:  # their end frames are repeated first
         left = (width - own).clamp_(min=0) // 2
         source = torch.arange(max(x.shape[-1], width), device=x.device) - left
-        x = _take_frames(x, torch.minimum(source.clamp_(min=0), own - 1))
+        x = take_frames(x, torch.minimum(source.clamp_(min=0), own - 1))
     middle = _slopes(x, width, order, x.new_empty((*x.shape[:-1], x.shape[-1] - width + 1)))
     place = torch.arange(x.shape[-1], device=x.device) + left - half
     last = own.clamp(min=width) - width
-    return _take_frames(middle, torch.minimum(place.clamp_(min=0), last))
+    return take_frames(middle, torch.minimum(place.clamp_(min=0), last))
 
 
-def _take_frames(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """f32[B, C, M, n]: the frames index i64[B, n] of each cut."""
+def take_frames(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """[B, C, M, n]: the frames index i64[B, n] of each cut."""
     return x.gather(3, index[:, None, None].expand(-1, *x.shape[1:3], -1))

@@ -125,10 +125,19 @@ class View:
         Raises  SpecError when pass_weights has fewer values than passes
         """
         logits = np.asarray(logits, np.float64)
-        weights = self._weights(len(logits))
-        if len(weights) != len(logits):
-            raise SpecError(f"view.pass_weights: {len(weights)} for {len(logits)} passes; give one per pass")
-        return MERGES[self.merge_rule](logits, weights, activate)
+        return MERGES[self.merge_rule](logits, self._checked_weights(len(logits)), activate)
+
+    def shares(self, passes: int) -> np.ndarray:
+        """f64[passes], the share of each pass in a mean. Raises SpecError when pass_weights has too few."""
+        weights = self._checked_weights(passes)
+        shares: np.ndarray = weights / weights.sum()
+        return shares
+
+    def _checked_weights(self, passes: int) -> np.ndarray:
+        weights = self._weights(passes)
+        if len(weights) != passes:
+            raise SpecError(f"view.pass_weights: {len(weights)} for {passes} passes; give one per pass")
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
