@@ -39,6 +39,10 @@ class ModelLoadFailed(BundleError):
     """A net's bytes are right, but the net cannot be built or filled."""
 
 
+class NetQuarantined(BundleError):
+    """The net was being opened, or was at three rows, at two crashes of the engine each."""
+
+
 class ClipError(HourglassError):
     """A fault of one clip: it costs its own rows, never the run."""
 

@@ -188,8 +188,8 @@ class CpuSchedule:
         try:
             with self._run.flight([row]):
                 probs = predict_alone(net, self._feed.store, row, forwards)
-        except (Exception, SystemExit) as error:
-            # Users' own nets may raise anything: it costs this net this row
+        except BaseException as error:
+            # Users' own nets may raise anything, KeyboardInterrupt too: it costs this net this row
             return Answer(error=error)
         return Answer(
             probs=probs, forwards=tuple(forwards), whole=net is self._net, seconds=time.monotonic() - began

@@ -44,13 +44,13 @@ class Dispatcher:
     def take(self) -> plan.Step | None:
         """The next step for an idle device, None when nothing fits; waits where a running step may open one.
 
-        Nets that ended two engines at the same row come last: whatever they do, the others have spoken.
+        Nets that have ended engines come last: whatever they do, the others have spoken.
         """
         with self.changed:
             while not self._ended():
                 todo = self._todo()
                 harmless = {net_id: work for net_id, work in todo.items()
-                            if not self._run.journal.quarantined_with(net_id)}
+                            if not self._run.journal.is_troubled(net_id)}
                 untried = self.count_untried()
                 step = self._choose(harmless, untried) or self._choose(todo, untried)
                 if step is not None:

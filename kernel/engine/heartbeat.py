@@ -17,8 +17,8 @@ class Heartbeat:
     """Beats every half second until `close`. Thread-safe.
 
     unit         what is being done ("start", a net id, "publish");  forecast_s: how long it should take
-    scored_rows  rows with a score;  quarantined: clips and (net, row) pairs, for the guard's count of what a
-                 restart brought
+    scored_rows  rows with a score;  quarantined: clips, (net, row) pairs and nets, for the guard's count of
+                 what a restart brought
     """
 
     def __init__(self, path: Path) -> None:

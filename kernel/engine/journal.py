@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from ..inference.devices import is_lost
 from ..report.contents import Crash
 from ..spec import load
 
-QUARANTINE_AFTER = 2  # crashes with the same clip, or the same row and net, in flight
+QUARANTINE_AFTER = 2  # crashes with the same clip, the same row and net, or the same net being opened
+PAIRS_OF_NET = 3  # quarantined rows of one net: it is the net then, our choice
 
 
 class Journal:
@@ -31,6 +32,8 @@ class Journal:
     suspects           clip ids in flight at an earlier crash, to be run first and alone
     quarantined_clips  clip ids in flight at two crashes: their rows keep the prior
     quarantined_pairs  (net id, row id) in flight at two crashes: that net skips that row
+    quarantined_nets   net id -> why it is not opened again: it was being opened at two crashes, or three of
+                       its rows are quarantined
 
     A state disk that refuses a mark or scores costs the restart, never the run: `report` hears of it once.
     """
@@ -59,8 +62,32 @@ class Journal:
         self.suspects = set(clips) - self.quarantined_clips
         self.quarantined_pairs = {pair for pair, count in pairs.items() if count >= QUARANTINE_AFTER}
         self.suspect_pairs = set(pairs) - self.quarantined_pairs
-        kept = {"clips": sorted(self.quarantined_clips), "batches": sorted(self.quarantined_pairs)}
+        openings = Counter(crash.net for crash in self.crashes if crash.kind == "net")
+        self.quarantined_nets = self._judge_nets(openings)
+        self._suspect_nets = set(openings) - set(self.quarantined_nets)
+        kept = {
+            "clips": sorted(self.quarantined_clips),
+            "batches": sorted(self.quarantined_pairs),
+            "nets": sorted(self.quarantined_nets),
+        }
         self._keep("quarantine.json", kept)
+
+    def _judge_nets(self, openings: Mapping[str | None, int]) -> dict[str, str]:
+        """Net id -> why it is quarantined, from how often each was being opened at a crash."""
+        pairs = Counter(net_id for net_id, _ in self.quarantined_pairs)
+        at_rows = {net_id: f"in flight in two crashes at each of {count} rows"
+                   for net_id, count in pairs.items() if count >= PAIRS_OF_NET}
+        opened = {str(net_id): f"in flight in {count} crashes while it was opened"
+                  for net_id, count in openings.items() if count >= QUARANTINE_AFTER}
+        return at_rows | opened
+
+    def count_quarantined(self) -> int:
+        """Clips, pairs and nets that are not tried again."""
+        return len(self.quarantined_clips) + len(self.quarantined_pairs) + len(self.quarantined_nets)
+
+    def is_troubled(self, net_id: str) -> bool:
+        """True for a net that has ended an engine while it was opened, or two at the same row."""
+        return net_id in self._suspect_nets or any(name == net_id for name, _ in self.quarantined_pairs)
 
     def suspects_with(self, net_id: str) -> set[str]:
         """Row ids in flight with this net at an earlier crash, to be run first and alone."""
@@ -110,13 +137,14 @@ class Journal:
 
         A lost device does so too, since it ends the process. The caller handles every other exception.
 
-        kind  "clip": ids are clip ids; "batch": ids are row ids, and `net` is on its way over them
+        kind  "clip": ids are clip ids; "batch": ids are row ids, and `net` is on its way over them; "net": it
+              is being opened, and the one id is its own
         """
         descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), "net": net}).encode())
         lost = False
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             lost = is_lost(error)
             raise
         finally:

@@ -126,7 +126,7 @@ class Engine:
                 outcomes = [self.steps.run(step, self.run.nets[net_id], device, stop)
                             for net_id in step.net_ids]
                 self.dispatcher.finish(step, outcomes)
-        except Exception as error:
+        except BaseException as error:
             # Handed to the main thread, which ends the process with it; the other devices stop too
             self._fatal = error
         finally:
@@ -163,7 +163,7 @@ class Engine:
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
         run.heartbeat.scored_rows = int(np.count_nonzero(run.board.scored()))
-        run.heartbeat.quarantined = len(run.journal.quarantined_clips) + len(run.journal.quarantined_pairs)
+        run.heartbeat.quarantined = run.journal.count_quarantined()
         return reading.used_bytes, stats.disk_bytes
 
     def _publish(self) -> Report:

@@ -131,6 +131,10 @@ class NetRun:
         """Numbers of the rows in flight with this net at an earlier crash."""
         return set(self.rows.places(self.journal.suspects_with(self.net_id)))
 
+    def opening(self) -> AbstractContextManager[None]:
+        """Name the net itself while it is read, built and tried."""
+        return self.journal.flight("net", [self.net_id], self.net_id)
+
     def flight(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         """Name the rows that this net touches while it does."""
         return self.journal.flight("batch", [row.id for row in rows], self.net_id)

@@ -14,7 +14,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
-from ..errors import ClipQuarantined, HourglassError
+from ..errors import ClipQuarantined, HourglassError, NetQuarantined
 from ..inference import devices
 from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
@@ -166,7 +166,10 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))
-            if broken is not None:
+            if net_id in journal.quarantined_nets:
+                why = journal.quarantined_nets[net_id]
+                run.fail(NetQuarantined(f"{why}; the other nets decide the rows it has not scored"))
+            elif broken is not None:
                 run.fail(broken)
             saved = journal.load_scores(net_id, board.shape)
             if saved is not None:

@@ -54,7 +54,7 @@ class StepRunner:
         with run.rows.recorder.span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
             try:
                 self._predict(run, todo, device, stop)
-            except (Exception, SystemExit) as error:  # whatever a net's own code raises costs this net
+            except BaseException as error:  # whatever a net's own code raises costs this net
                 if is_lost(error):
                     raise
                 run.fail(error)
@@ -90,7 +90,8 @@ class StepRunner:
         if on_gpu:
             todo = gpu.longest_first(run, recipe, self.feed.store, todo)
             self.feed.prefetch(recipe, todo[:gpu.FIRST_ROWS])  # on a CPU the net wants the loaders' cores
-        net = self._open_net(entry, recipe, device, run.heartbeat.beat)
+        with run.opening():
+            net = self._open_net(entry, recipe, device, run.heartbeat.beat)
         run.path = net.runner.path
         run.setup_s = time.monotonic() - began
         # First and alone: a second crash then names the culprit and costs no other row
@@ -148,7 +149,8 @@ class StepRunner:
     def _predict_stacker(self, run: NetRun, stacker: spec.Stacker, entry: spec.Net, stop: Stop) -> None:
         """A second-level net over the rows whose inputs wait for no fold; row by row, each for itself."""
         ensemble = self.bundle.manifest.ensemble
-        module, activate = load_stacker(stacker, self.bundle.load_state(entry), len(ensemble.classes))
+        with run.opening():
+            module, activate = load_stacker(stacker, self.bundle.load_state(entry), len(ensemble.classes))
         missing = set(run.missing())
         run.path = "torch cpu, eager"
         read = []

@@ -50,7 +50,7 @@ def load_custom(path: Path, cls: str) -> type[nn.Module]:
     sys.modules[name] = module  # dataclasses and relative look-ups need it while the file runs
     try:
         found.loader.exec_module(module)
-    except Exception as error:  # any fault of the user's file becomes one named error
+    except (Exception, SystemExit) as error:  # any fault of the user's file becomes one named error
         raise SpecError(
             f"{path}: {type(error).__name__}: {error}; the file must import on its own"
         ) from error

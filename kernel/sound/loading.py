@@ -46,7 +46,7 @@ def produce(fe: Source, rows: Sequence[Row], max_seconds: float,
         wave = decode.decode(rows[0].clip, max_seconds)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a decoder does short of dying costs its own clip
+    except BaseException as error:  # whatever a decoder does short of dying costs its own clip
         for row in rows:
             yield row, _as_clip_error(row, "decoder", error)
         return
@@ -60,7 +60,7 @@ def produce(fe: Source, rows: Sequence[Row], max_seconds: float,
             array = fe.of_row(piece.samples, row.id)
         except MemoryError:
             raise
-        except Exception as error:  # a front end that cannot digest this clip costs this row
+        except BaseException as error:  # a front end that cannot digest this clip costs this row
             yield row, _as_clip_error(row, "front end", error)
         else:
             yield row, array

@@ -1,10 +1,11 @@
 """A net for the fault matrix that breaks on demand, and the strikes themselves. Never part of the product.
 
 The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a
-folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "row" | "forward" |
-"publish"; `do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row or folder it
-is for), "times" (how often in all; default always), "seconds", "bytes".
+folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "open" | "row" |
+"forward" | "publish"; `do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row
+or folder it is for), "times" (how often in all; default always), "seconds", "bytes".
 """
+import asyncio
 import ctypes
 import json
 import os
@@ -80,6 +81,9 @@ DEEDS = {
     "strange": fail(ZeroDivisionError("struck")),
     "memory_error": fail(MemoryError()),
     "cuda_lost": fail(RuntimeError("CUDA error: device-side assert triggered")),
+    "interrupt": fail(KeyboardInterrupt()),
+    "cancel": fail(asyncio.CancelledError()),
+    "generator_exit": fail(GeneratorExit()),
     "hang": lambda s: time.sleep(3600),
     "sleep": lambda s: time.sleep(s["seconds"]),
     "stop": lambda s: os.kill(os.getpid(), signal.SIGSTOP),
@@ -131,6 +135,7 @@ class Net(nn.Module):
 
     def __init__(self, classes: int, width: int = 4) -> None:
         super().__init__()
+        strike("open")
         CURRENT.row = None
         self.conv = nn.Conv2d(1, width, 3, padding=1)
         self.head = nn.Linear(width, classes)

@@ -142,6 +142,61 @@ def test_spoilt_answers_cost_their_rows_in_that_net(tmp_path: Path, unharmed: Gu
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    row=73,
+    injection="a net raises KeyboardInterrupt, CancelledError, GeneratorExit, each for one clip",
+    outcome="that net has no say in these rows and goes on; the others decide them",
+)
+def test_exceptions_that_no_handler_expects_cost_their_rows(tmp_path: Path, unharmed: GuardRun) -> None:
+    deeds = {"c01.wav": "interrupt", "c02.wav": "cancel", "c03.wav": "generator_exit"}
+    plan = [{"at": "forward", "id": id, "do": deed} for id, deed in deeds.items()]
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", plan=plan)
+    check(run, "KeyboardInterrupt", reference=unharmed, affected={*deeds})
+    assert not prior_rows(run) and run.report["partial_rows"] == 3
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=91,
+    injection="a net kills the engine each time it is opened",
+    outcome="it is dropped after two deaths and named; the other nets predict every row",
+)
+def test_a_net_that_cannot_be_opened_alive_is_dropped(tmp_path: Path) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", plan=[{"at": "open", "do": "kill"}])
+    check(run, "NetQuarantined")
+    assert not prior_rows(run) and run.report["partial_rows"] == 12
+    assert run.report["guard"]["attempts"] == 3
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=91,
+    injection="a net hangs for ever, or raises KeyboardInterrupt, while it is opened",
+    outcome="it is dropped and named; the other nets predict every row",
+)
+@pytest.mark.parametrize("deed", ["hang", "interrupt"])
+def test_a_net_that_never_opens_is_dropped(tmp_path: Path, deed: str) -> None:
+    plan = [{"at": "open", "do": deed}]
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=90, plan=plan)
+    check(run, "NetQuarantined" if deed == "hang" else "KeyboardInterrupt")
+    assert not prior_rows(run) and run.report["partial_rows"] == 12
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=91,
+    injection="a net kills the engine at every row",
+    outcome="it is dropped after three quarantined rows and named; the other nets predict every row",
+)
+def test_a_net_that_dies_on_every_row_is_dropped(tmp_path: Path) -> None:
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=170,
+                    plan=[{"at": "forward", "do": "kill"}])
+    check(run, "NetQuarantined")
+    assert not prior_rows(run) and run.report["partial_rows"] == 12
+    assert run.report["guard"]["attempts"] <= 8 and "quarantined" not in run.report["broken_rows"]
+
+
+@pytest.mark.faults
 @pytest.mark.fault(row=73, injection="a net answers with twice as many classes, for every clip",
                    outcome="the net has no say and is named; the others predict every row")
 def test_answers_of_another_width_cost_that_net(tmp_path: Path) -> None:
