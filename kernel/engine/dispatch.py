@@ -41,18 +41,16 @@ class Dispatcher:
         self.changed = threading.Condition()
         self._complete: dict[str, tuple[list[int], int]] = {}
 
-    def take(self) -> plan.Step | None:
+    def take(self, together: int = 1) -> plan.Step | None:
         """The next step for an idle device, None when nothing fits; waits where a running step may open one.
 
         Nets that have ended engines come last: whatever they do, the others have spoken.
+
+        together  most folds of a member that the device runs on the same batches
         """
         with self.changed:
             while not self._ended():
-                todo = self._todo()
-                harmless = {net_id: work for net_id, work in todo.items()
-                            if not self._run.journal.is_troubled(net_id)}
-                untried = self.count_untried()
-                step = self._choose(harmless, untried) or self._choose(todo, untried)
+                step = self._choose_any(together)
                 if step is not None:
                     self.busy.update(step.net_ids)
                     return step
@@ -61,7 +59,24 @@ class Dispatcher:
                 self.changed.wait(WAIT_S)
         return None
 
-    def _choose(self, todo: Mapping[str, plan.Todo], untried: int) -> plan.Step | None:
+    def guess_next(self) -> NetRun | None:
+        """The net that would run if a device were idle now, None where none would: it may be opened ahead."""
+        with self.changed:
+            step = None if self._ended() else self._choose_any(1)
+        run = None if step is None else self._run.nets[step.net_ids[0]]
+        return None if run is None or run.recipe is None else run
+
+    def _choose_any(self, together: int) -> plan.Step | None:
+        """The plan's choice; nets that have ended engines come last."""
+        todo = self._todo()
+        harmless = {net_id: work for net_id, work in todo.items()
+                    if not self._run.journal.is_troubled(net_id)}
+        untried = self.count_untried()
+        return self._choose(harmless, untried, together) or self._choose(todo, untried, together)
+
+    def _choose(
+        self, todo: Mapping[str, plan.Todo], untried: int, together: int
+    ) -> plan.Step | None:
         """The plan's choice among these nets, at this moment."""
         return choice.next_step(
             self._costs,
@@ -72,6 +87,7 @@ class Dispatcher:
             uncovered=untried,
             busy=self.busy,
             row_independent=self._run.ensemble.row_independent,
+            together=together,
         )
 
     def stop_of(self, step: plan.Step) -> Callable[[], bool]:

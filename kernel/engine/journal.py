@@ -108,7 +108,9 @@ class Journal:
             text = mark.read_bytes()
             if text:
                 try:
-                    crashes.append(load(Crash, {"attempt": attempt, **json.loads(text)}))
+                    named = json.loads(text)
+                    for net in named.pop("nets", [named.get("net")]):  # folds that shared batches
+                        crashes.append(load(Crash, {"attempt": attempt, **named, "net": net}))
                 except (ValueError, SpecError):
                     # Killed while the mark itself was written: nothing was in flight yet
                     crashes.append(Crash(attempt=attempt, kind="unknown", ids=()))
@@ -132,15 +134,16 @@ class Journal:
             )
 
     @contextmanager
-    def flight(self, kind: str, ids: Sequence[str], net: str = "") -> Iterator[None]:
+    def flight(self, kind: str, ids: Sequence[str], *nets: str) -> Iterator[None]:
         """Name what this thread touches while it touches it; a crash inside leaves the mark behind.
 
         A lost device does so too, since it ends the process. The caller handles every other exception.
 
-        kind  "clip": ids are clip ids; "batch": ids are row ids, and `net` is on its way over them; "net": it
-              is being opened, and the one id is its own
+        kind  "clip": ids are clip ids; "batch": ids are row ids, and `nets` are on their way over them;
+              "net": it is being opened, and the one id is its own
         """
-        descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), "net": net}).encode())
+        named: dict[str, object] = {"nets": list(nets)} if len(nets) > 1 else {"net": "".join(nets)}
+        descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), **named}).encode())
         lost = False
         try:
             yield

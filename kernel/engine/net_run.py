@@ -160,6 +160,17 @@ class NetRun:
         self.scored += len(places)
         self.heartbeat.beat()
 
+    def put_all(self, numbers: np.ndarray, probs: np.ndarray) -> None:
+        """As `put`, for rows `numbers` int[n] with probabilities f64[n, K]."""
+        sound = np.isfinite(probs).all(axis=1)
+        for i in numbers[~sound].tolist():
+            self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
+        places, source = self.rows.spread(numbers[sound])
+        if len(places):
+            self.board.add(self.net_id, places, probs[sound][source])
+        self.scored += len(places)
+        self.heartbeat.beat()
+
     def settle(self, i: int, error: BaseException) -> None:
         """What an error at row i costs: the row where the clip is broken, else this net's say in it.
 

@@ -1,37 +1,73 @@
-"""From a net's answers to its passes to one row's probabilities, on the device, for all rows of a block.
+"""From a net's answers to its passes to one row's probabilities: activation, then merge.
 
-Owns the device's execution of the activations and merges whose specification is `views.View.merge` and
-`member.ACTIVATIONS`: in float64, as on the host.
+Owns the tables of both, each with its two executions: one row on the host, all rows of a block on a device,
+where they are computed in float64 too, as final activations must not lose small scores. Which activation and
+merge a net wants is said elsewhere (member, views).
 """
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from .staging import StagedBlock
-from .views import View
+Activate = Callable[[np.ndarray], np.ndarray]
 
-Activate = Callable[[torch.Tensor], torch.Tensor]
-ON_DEVICE: dict[str, Activate] = {
-    "sigmoid": torch.sigmoid,
-    "softmax": lambda logits: torch.softmax(logits, dim=-1),
-    "none": lambda probabilities: probabilities,
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """f64 probabilities over the last axis."""
+    z = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return z / z.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """f64 probabilities, no overflow at any logit."""
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
+def keep(probabilities: np.ndarray) -> np.ndarray:
+    """What a net gives that gives probabilities."""
+    return probabilities
+
+
+ACTIVATIONS: dict[str, Activate] = {"sigmoid": sigmoid, "softmax": softmax, "none": keep}
+ON_DEVICE: dict[Activate, Callable[[torch.Tensor], torch.Tensor]] = {
+    sigmoid: torch.sigmoid,
+    softmax: lambda logits: torch.softmax(logits, dim=-1),
+    keep: lambda probabilities: probabilities,
+}
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (values * (weights / weights.sum())[:, None]).sum(axis=0)
+
+
+MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
+    "mean": lambda logits, weights, activate: _mean(np.asarray(activate(logits), np.float64), weights),
+    "logit_mean": lambda logits, weights, activate: np.asarray(
+        activate(_mean(logits, weights)[None]), np.float64
+    )[0],
+    "max": lambda logits, weights, activate: np.asarray(activate(logits), np.float64).max(axis=0),
 }
 
 
 @torch.inference_mode()
-def merge_passes(view: View, activation: str, answers: torch.Tensor, block: StagedBlock) -> torch.Tensor:
-    """f64[n, K] probabilities of a block's rows from answers f32[P, K]; NaN where an answer is not finite."""
-    activate = ON_DEVICE[activation]
-    rows = block.merging[0]
-    shares = block.merging[1].view(torch.float64)[:, None]
+def merge_passes(
+    rule: str, activate: Activate, answers: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor, count: int
+) -> torch.Tensor:
+    """f64[count, K] probabilities of rows from answers f32[P, K]; NaN where an answer is not finite.
+
+    rows    i64[P], row of each pass;  shares: f64[P], its share in a mean
+
+    The rules are those of MERGES.
+    """
+    sure = ON_DEVICE[activate]
     values = answers.double()
-    merged = values.new_zeros((len(block.rows), values.shape[1]))
-    if view.merge_rule == "logit_mean":
-        merged = activate(merged.index_add_(0, rows, values * shares))
-    elif view.merge_rule == "max":
-        merged = merged.index_reduce_(0, rows, activate(values), "amax", include_self=False)
+    merged = values.new_zeros((count, values.shape[1]))
+    if rule == "logit_mean":
+        merged = sure(merged.index_add_(0, rows, values * shares[:, None]))
+    elif rule == "max":
+        merged = merged.index_reduce_(0, rows, sure(values), "amax", include_self=False)
     else:
-        merged = merged.index_add_(0, rows, activate(values) * shares)
+        merged = merged.index_add_(0, rows, sure(values) * shares[:, None])
     broken = (~torch.isfinite(answers).all(dim=1)).double()
-    count = broken.new_zeros(len(block.rows)).index_add_(0, rows, broken)
-    return merged.masked_fill((count > 0)[:, None], torch.nan)
+    lost = broken.new_zeros(count).index_add_(0, rows, broken) > 0
+    return merged.masked_fill(lost[:, None], torch.nan)

@@ -17,8 +17,12 @@ from ..errors import ModelLoadFailed
 from ..sound.rows import Row
 from ..sound.source import Source
 from . import backends, onnx, views
+from .answers import ACTIVATIONS, Activate, sigmoid, softmax
 from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe
+from .staging import Intake
+
+__all__ = ["ACTIVATIONS", "LoadedNet", "load_graph", "load_net", "load_stacker", "sigmoid", "softmax"]
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
@@ -31,19 +35,7 @@ class Arrays(Protocol):
         """array[C, M, T] of a row. Raises ClipError."""
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """f64 probabilities over the last axis."""
-    z = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return z / z.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """f64 probabilities, no overflow at any logit."""
-    return np.exp(-np.logaddexp(0.0, -logits))
-
-
-Activation = Callable[[np.ndarray], np.ndarray]
-ACTIVATIONS: dict[str, Activation] = {"sigmoid": sigmoid, "softmax": softmax, "none": lambda p: p}
+Activation = Activate
 
 
 @dataclass(kw_only=True)
@@ -59,6 +51,27 @@ class LoadedNet:
     activate: Activation
     cost: spec.Cost
     fitting_cells: int | None = None
+
+    def lengths(self, own: np.ndarray | None, inputs: backends.Inputs) -> torch.Tensor | None:
+        """i64[B] own lengths as the net takes them, None where nothing is padded.
+
+        On the host for our families, so that no layer waits for a device; where the inputs are for others.
+        """
+        if own is None:
+            return None
+        lengths = torch.from_numpy(own)
+        where = next(iter(inputs.values())).device
+        return lengths if self.runner.own_lengths else lengths.to(where, non_blocking=True)
+
+    @property
+    def intake(self) -> Intake:
+        """How the net wants its inputs."""
+        return Intake(
+            recipe=self.recipe,
+            least=_least_frames(self.recipe, self.module),
+            min_frames=int(getattr(self.module, "min_frames", 1)),
+            maskable=bool(getattr(self.module, "maskable", False)),
+        )
 
 
 def load_net(

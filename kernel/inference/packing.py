@@ -50,7 +50,10 @@ class _Read:
     def per_pass(self, values: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
         """[..., P] of one array [..., passes] per row; a row's only pass stands for all its passes."""
         return np.concatenate(
-            [v if v.shape[-1] == n else np.repeat(v, n, axis=-1) for v, n in zip(values, counts, strict=True)],
+            [
+                v if v.shape[-1] == n else np.repeat(v, n, axis=-1)
+                for v, n in zip(values, counts, strict=True)
+            ],
             axis=-1,
         )
 
@@ -96,6 +99,7 @@ def stage_block(
         rows=good,
         inputs=inputs,
         timed=recipe.timed,
+        row_of=merging[0],
         lengths=frames[order],
         batches=batches,
         merging=there["merging"],
@@ -128,7 +132,8 @@ def _read_rows(
 
 def _pack(lane: Lane, arrays: Sequence[np.ndarray]) -> torch.Tensor:
     """[n] all arrays one after the other, in their own dtype, ready to be sent."""
-    packed = lane.room(sum(array.size for array in arrays), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
+    dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+    packed = lane.room(sum(array.size for array in arrays), dtype)
     into = packed.numpy()
     start = 0
     for array in arrays:
@@ -162,7 +167,8 @@ def _values(part: _Read, counts: np.ndarray) -> np.ndarray:
     if cuts[0].flips is not None:
         values[FLIP] = part.per_pass([cut.flips for cut in cuts if cut.flips is not None], counts)
     if cuts[0].masks is not None:
-        values[MASK : MASK + 4] = part.per_pass([cut.masks.T for cut in cuts if cut.masks is not None], counts)
+        masks = [cut.masks.T for cut in cuts if cut.masks is not None]
+        values[MASK : MASK + 4] = part.per_pass(masks, counts)
     warps = [cut.warps for cut in cuts if cut.warps is not None]
     if warps:
         values[CORNER] = part.per_pass([warp.corners for warp in warps], counts)

@@ -42,7 +42,9 @@ class Lane:
         """[count] on the host, uninitialised, pinned where a GPU will read it."""
         return torch.empty(count, dtype=dtype, pin_memory=self._cuda)
 
-    def send(self, values: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
+    def send(
+        self, values: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
         """The values on the device, and the event that ends their copy; None where there is none."""
         self.sent_bytes += sum(value.nbytes for value in values.values())
         if self._copies is None:
@@ -54,8 +56,7 @@ class Lane:
         return moved, ready
 
     def accept(self, values: Mapping[str, torch.Tensor], ready: torch.cuda.Event | None) -> None:
-        """Let the device's own stream wait for a copy; the values' memory is not used again before it is done.
-        """
+        """Let the device's own stream wait for a copy, and keep the values' memory until it is done."""
         if ready is not None:
             stream = torch.cuda.current_stream(self.device.name)
             stream.wait_event(ready)
@@ -111,12 +112,23 @@ def plan_row(stage: Stage, stored: np.ndarray, row_id: str, least: int) -> Cuts:
     if isinstance(stage.fe, CutFirst):  # they were cut before they were stored
         return Cuts(starts=np.zeros(len(stored) // stage.fe.channels, np.int64), length=stored.shape[2])
     cuts = stage.view.plan(stored, row_id)
-    return replace(cuts, length=max(least, cuts.length)) if stage.fe.time and stage.view.fixed is None else cuts
+    own = stage.fe.time and stage.view.fixed is None
+    return replace(cuts, length=max(least, cuts.length)) if own else cuts
 
 
 # Rows of the values that go with each pass; float64 travels as its bits
 OFFSET, STORED, START, LENGTH, FILL, FLIP, CORNER, MASK, PERSPECTIVE = 0, 1, 2, 3, 4, 5, 6, 7, 11
 PLAIN_ROWS, ALL_ROWS = 6, 20  # without corner, mask and perspective; with them
+
+
+Places = slice | np.ndarray  # passes of a block, in the order of its batches
+
+
+def _choose(values: torch.Tensor, places: Places) -> torch.Tensor:
+    """[..., B] columns of values [..., P]."""
+    if isinstance(places, slice):
+        return values[..., places]
+    return values[..., torch.from_numpy(places).to(values.device, non_blocking=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +152,9 @@ class StagedInput:
     warped: np.ndarray | None
     zoom: float
 
-    def cut(self, places: slice, width: int) -> torch.Tensor:
-        """[B, C, M, width] of some passes in the stored dtype; what stands beyond a pass's own length is of no
-        meaning.
-        """
-        values = self.values[:, places]
+    def cut(self, places: Places, width: int) -> torch.Tensor:
+        """[B, C, M, width] of some passes as stored; beyond a pass's own length stands anything."""
+        values = _choose(self.values, places)
         fe = self.stage.fe
         bands = fe.channels * fe.bins
         stored = values[STORED][:, None]
@@ -188,7 +198,7 @@ def _mask(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 class StagedBlock:
     """Rows whose stored arrays are on the device, and the batches of their passes.
 
-    rows     that can be predicted
+    rows     that can be predicted;  row_of: i64[P] on the host, the place in `rows` of each pass
     lengths  i64[P] on the host, own frames of each pass of the net's input, in the order of the batches
     batches  (passes, width) of each batch
     merging  i64[2, P] on the device: row of each pass, and its share in that row (the bits of a float64)
@@ -198,6 +208,7 @@ class StagedBlock:
     rows: Sequence[Row]
     inputs: Mapping[str, StagedInput]
     timed: str
+    row_of: np.ndarray
     lengths: np.ndarray
     batches: Sequence[tuple[slice, int]]
     merging: torch.Tensor
@@ -205,10 +216,8 @@ class StagedBlock:
     ready: torch.cuda.Event | None
 
     @torch.inference_mode()
-    def draw(self, places: slice, width: int) -> tuple[dict[str, torch.Tensor], np.ndarray | None]:
-        """Inputs of some passes, cut and finished, zeros beyond each pass's own length; these lengths, or None
-        where nothing is padded.
-        """
+    def draw(self, places: Places, width: int) -> tuple[dict[str, torch.Tensor], np.ndarray | None]:
+        """Some passes cut and finished, zeros beyond own lengths; and these, None where none is padded."""
         own = self.lengths[places]
         padded = bool((own != width).any())
         drawn = {name: self._finish(given, places, width) for name, given in self.inputs.items()}
@@ -216,7 +225,7 @@ class StagedBlock:
             drawn[self.timed] = _clear_tail(drawn[self.timed], own, width)
         return drawn, own if padded else None
 
-    def _finish(self, given: StagedInput, places: slice, width: int) -> torch.Tensor:
+    def _finish(self, given: StagedInput, places: Places, width: int) -> torch.Tensor:
         own = given.lengths[places]
         longest = int(own.max())
         finish = given.stage.finish
@@ -224,7 +233,7 @@ class StagedBlock:
         if given is self.inputs[self.timed] and finish.frames(longest) == longest and finish.ragged:
             ragged = ragged or longest != width
             longest = width
-        lengths = Lengths(host=own, device=given.values[LENGTH, places]) if ragged else None
+        lengths = Lengths(host=own, device=_choose(given.values[LENGTH], places)) if ragged else None
         return finish.batch(given.cut(places, longest), lengths)
 
 

@@ -6,7 +6,7 @@ Everything random is drawn from blake2b(row id, seed, pass), never from order: a
 gives the same cuts.
 """
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 
 import numpy as np
@@ -14,25 +14,14 @@ import numpy as np
 from ..errors import SpecError, did_you_mean
 from ..sound.frontends import FrontEnd
 from ..spec import load
+from .answers import MERGES, Activate
 from .cuts import Cuts, Warps, generator, pad_time, pad_value
 
-__all__ = ["VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
+__all__ = ["MERGES", "VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
 
-Activate = Callable[[np.ndarray], np.ndarray]
 SIDES = ("centre", "right", "left", "random")
 
 
-def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (values * (weights / weights.sum())[:, None]).sum(axis=0)
-
-
-MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
-    "mean": lambda logits, weights, activate: _mean(np.asarray(activate(logits), np.float64), weights),
-    "logit_mean": lambda logits, weights, activate: np.asarray(
-        activate(_mean(logits, weights)[None]), np.float64
-    )[0],
-    "max": lambda logits, weights, activate: np.asarray(activate(logits), np.float64).max(axis=0),
-}
 # Numbers of a view -> the least they may be.
 LEAST = {"frames": 1, "step": 1, "passes": 1, "stride": 0, "bins": 0}
 
