@@ -7,7 +7,7 @@ DEMO := out/demo
 OWNER ?= your-kaggle-name
 SLUG ?= hourglass-default
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image pythons lint types upload clean
 
 all: rehearse
 
@@ -51,6 +51,10 @@ fuzz: $(READY)
 # A bundle under the package versions of the Kaggle image, as far as pip can have them here.
 image: $(READY)
 	$(PY) -m tests.helpers.image
+
+# `make test` and a rehearsal under each Python that README promises and this machine has: ONLY=3.12 for one.
+pythons:
+	$(PYTHON) -m tests.helpers.pythons $(ONLY)
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -117,6 +117,9 @@ def main(arguments: list[str]) -> int:
     except HourglassError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # What the system refused, with the file in question.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

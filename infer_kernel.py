@@ -61,8 +61,6 @@ SAMPLE_NAMES = (
     "samplesubmission.csv",
 )
 AUDIO_NAMES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus", ".m4a", ".au", ".w64")
-# Arguments that are made absolute before a rehearsal, which runs in a folder of its own
-PATH_ARGUMENTS = ("--bundle", "--input", "--clips", "--working", "--labels")
 # The same figures as kernel.limits.PROFILES["fat2019"]
 DEFAULT_PROFILE = {
     "name": "fat2019",
@@ -1506,12 +1504,19 @@ def rehearse(arguments: list[str]) -> int:
     run = Run(known)
     catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
     try:
+        if not known.bundle:
+            raise Fault("BundleMissing", "--bundle", "give the folder that build_dataset.py wrote")
         code = open_bundle(run)
         make_state(run)
         for name, data in code.items():
             write_state(run.state, os.path.join("code", name), data)
         kept = [a for a in arguments if a != "--rehearse"]
-        engine = run.engine = Engine(run, "rehearsal", os.path.abspath(__file__), *absolute_paths(kept))
+        # It runs in a folder of its own: its paths begin in the caller's, and the bundle is the verified one
+        try:
+            places = ["--folder", os.getcwd(), "--bundle", str(run.bundle)]
+        except OSError as error:
+            raise Fault("OutputUnwritable", "the current folder", f"{error}; change to another") from error
+        engine = run.engine = Engine(run, "rehearsal", os.path.abspath(__file__), *kept, *places)
         while engine.process.poll() is None and not run.signal:
             time.sleep(POLL_S)
         status = engine.process.poll()
@@ -1522,23 +1527,6 @@ def rehearse(arguments: list[str]) -> int:
         return 2
     finally:
         remove_tree(run.state)
-
-
-def absolute_paths(arguments: list[str]) -> list[str]:
-    """The arguments with existing or future paths made absolute: the rehearsal runs in a folder of its
-    own.
-    """
-    out = []
-    folder = False
-    for text in arguments:
-        name, equals, value = text.partition("=")
-        if folder and not text.startswith("--"):
-            text = os.path.abspath(text)
-        elif equals and name in PATH_ARGUMENTS:
-            text = f"{name}={os.path.abspath(value)}"
-        folder = name in PATH_ARGUMENTS and not equals
-        out.append(text)
-    return out
 
 
 # -- small helpers: words, files, processes ------------------------------------------------------------------

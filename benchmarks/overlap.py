@@ -27,13 +27,11 @@ from benchmarks.rounds import describe_machine
 import numpy as np  # isort: skip
 import torch  # isort: skip
 
-from kernel import limits
 from kernel.engine import loop
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends
 from kernel.inference.devices import Device
-from kernel.order import Order, Sample
-from kernel.scores import submission
+from tests.helpers.orders import make_order
 
 SLEEPS = (0.6, 1.0, 1.4)  # sleeping in all / loading alone
 
@@ -61,30 +59,9 @@ class Asleep:
 @contextmanager
 def open_engine(folder: Path, bundle: Path, data: Path, asleep: Asleep | None) -> Iterator[loop.Engine]:
     """An engine ready to run in this process, its device asleep or the CPU."""
-    chosen = limits.limits("fat2019", seconds=3600)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         state = Path(place)
-        sample = submission.read_sample(data / "sample_submission.csv")
-        order = Order(
-            bundle=bundle,
-            manifest=bundle / "manifest.json",
-            input=data,
-            clips=data / "test",
-            working=state,
-            state=state,
-            sample=Sample(
-                path=data / "sample_submission.csv", header=tuple(sample.header), ids=tuple(sample.ids)
-            ),
-            limits=chosen,
-            marks=limits.marks(3600.0),
-            started=time.monotonic(),
-            started_boot=time.clock_gettime(time.CLOCK_BOOTTIME),
-            offset_s=0.0,
-            device="cpu",
-            loaders=None,
-            first=None,
-            attempt=1,
-        )
+        order = make_order(data, bundle, state, seconds=3600.0, device="cpu", loaders=None)
         with ExitStack() as patches:
             if asleep is not None:
                 device = Device(name="cuda:0", about="asleep", memory_bytes=16 * 10**9)
@@ -118,9 +95,10 @@ def run_steps(opened: loop.Engine) -> list[float]:
     """Seconds of each net's step, in order, as the engine takes them; the store is dropped at the end."""
     seconds = []
     while (step := opened.dispatcher.take()) is not None:
-        outcome = opened.steps.run(step, opened.run.nets[step.net_id], opened.run.devices[0], lambda: False)
-        opened.dispatcher.finish(step, outcome)
-        seconds.append(outcome.seconds)
+        nets = [opened.run.nets[net_id] for net_id in step.net_ids]
+        outcomes = [opened.steps.run(step, net, opened.run.devices[0], lambda: False) for net in nets]
+        opened.dispatcher.finish(step, outcomes)
+        seconds.append(sum(outcome.seconds for outcome in outcomes))
     close(opened)
     return seconds
 

@@ -6,11 +6,7 @@ bundle_check) or formats of weights (weights).
 """
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,7 +22,8 @@ from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.sound import frontends
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
-from . import bundle_check, code_wheel, dry_run, metadata, notebook, random_weights, weights
+from . import bundle_check, code_wheel, dry_run, metadata, mounts, notebook, random_weights, weights
+from .staging import put_in_place, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -34,7 +31,6 @@ PLACEHOLDER_OWNER = "your-kaggle-name"
 GPU_MACHINE = "NvidiaTeslaT4"  # The default GPU machine (two cards).
 COMPETITIONS = {"fat2019": "freesound-audio-tagging-2019"}  # Profile -> competition to attach.
 OTHER_FILES = 3  # The wheel, the manifest and the metadata, beside nets, graphs and wheels of a back end.
-PREFIX = ".building-"
 Modules = Mapping[str, nn.Module]  # By member or stacker; a member that is a graph already has none.
 
 
@@ -192,33 +188,11 @@ def _identify(manifest: Manifest) -> Manifest:
     return replace(manifest, bundle=hashlib.sha256(dumps_json(plain)).hexdigest()[:16])
 
 
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside the results; gone afterwards, and so are those that dead builds left."""
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(PREFIX + "*"):
-        process = left.name.removeprefix(PREFIX).partition("-")[0]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=out))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Swap the finished `bundle` and `push` of `folder` with those of `out`."""
-    for name in ("bundle", "push"):
-        if (out / name).exists():
-            os.rename(out / name, folder / f"old-{name}")
-        os.rename(folder / name, out / name)
-
-
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     """`bundle/` and `push/` below `request.out`, replaced together at the end; on an error the old ones stay.
 
-    Raises  SpecError, LimitError, ModelLoadFailed, UploadError: each names the key or file and the rule
+    Raises  SpecError, LimitError, ModelLoadFailed, UploadError, OutputUnwritable: each names the key or file
+            and the rule
     """
     own = code_wheel.find_own_files(
         load_ensemble(request.ensemble), request.ensemble.resolve().parent
@@ -259,6 +233,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         ))
         _write_papers(folder, manifest, papers)
         bundle_check.check_bundle(bundle)
+        mounts.confirm(folder)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
 

@@ -37,7 +37,7 @@ class OwnFiles:
 def find_own_files(ensemble: Ensemble, folder: Path) -> OwnFiles:
     """The own model files, which the TOML names relative to its folder.
 
-    Raises  SpecError when a file is missing, or two files share a name
+    Raises  SpecError when a file is missing, the kernel would refuse its name, or two files share a name
     """
     paths: dict[str, Path] = {}
 
@@ -50,6 +50,11 @@ def find_own_files(ensemble: Ensemble, folder: Path) -> OwnFiles:
             raise SpecError(
                 f"{part.name}.family: no file {file!r} in {folder}; give its path relative to the TOML"
             )
+        if not is_shippable(path.name):
+            raise SpecError(
+                f"{part.name}.family: the file name {path.name!r} holds characters that the kernel refuses; "
+                "rename it, best to letters, digits and '_'"
+            )
         if paths.setdefault(path.name, path) != path:
             raise SpecError(f"{part.name}.family: two different files are called {path.name}; rename one")
         return replace(part, family=f"{path.name if ship else path}:{cls}")
@@ -60,6 +65,11 @@ def find_own_files(ensemble: Ensemble, folder: Path) -> OwnFiles:
 
     return OwnFiles(here=resolve(False), shipped=resolve(True),
                     code={CUSTOM + name: path.read_bytes() for name, path in sorted(paths.items())})
+
+
+def is_shippable(name: str) -> bool:
+    """True for a file name that the guard takes out of a wheel: a copy of its rule (infer_kernel.is_safe)."""
+    return name.isprintable() and "\\" not in name and name not in ("", ".", "..") and "/" not in name
 
 
 def kernel_files(root: Path) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 Owns the trial of front ends, views, finishes and nets: the kernel's own code takes three seconds of synthetic
 sound from waveform to probabilities. Does not judge scores: a member that passes can still be badly trained.
 """
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -52,10 +51,20 @@ def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> 
     return {name: value[:1].contiguous() for name, value in made.items()}
 
 
-def _check_answer(where: str, shape: Sequence[int], finite: bool, classes: int) -> None:
-    """Raises SpecError when a net does not give one finite value per class."""
-    if tuple(shape) != (1, classes) or not finite:
-        raise SpecError(f"{where}: gave {list(shape)}, expected [1, {classes}] finite values")
+def _check_answer(where: str, out: object, classes: int) -> None:
+    """Raises SpecError when a net does not give one finite real value per class."""
+    wanted = f"one tensor or array [1, {classes}] of finite numbers"
+    if isinstance(out, torch.Tensor):
+        real = out.is_floating_point()
+        out = out.detach().float().numpy() if real else out
+    else:
+        real = isinstance(out, np.ndarray) and out.dtype.kind == "f"
+    if not (real and isinstance(out, np.ndarray)):
+        what = str(getattr(out, "dtype", None) or f"a {type(out).__name__}")
+        raise SpecError(f"{where}: its forward gives {what}; let it return {wanted}")
+    if out.shape != (1, classes) or not np.isfinite(out).all():
+        found = "values that are not finite" if out.shape == (1, classes) else str(list(out.shape))
+        raise SpecError(f"{where}: gave {found}, expected {wanted}")
 
 
 def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Module) -> Cost:
@@ -70,13 +79,12 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
         with torch.no_grad():
             out = backends.call_net(module, inputs, None)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (Exception, SystemExit) as error:  # A user's net may raise anything.
         raise SpecError(
             f"member {member.name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
             "that channels and bins of its front end, view and finish are those of the family"
         ) from error
-    finite = bool(torch.isfinite(out).all())
-    _check_answer(f"member {member.name}", out.shape, finite, len(ensemble.classes))
+    _check_answer(f"member {member.name}", out, len(ensemble.classes))
     timed = inputs[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
@@ -102,11 +110,12 @@ def try_stacker(stacker: Stacker, classes: int, blob: bytes, module: nn.Module) 
         module.load_state_dict(models.rename(stacker.family, dict(stacker.params), state))
         with torch.no_grad():
             out = module(torch.full(shape, 0.1))
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (Exception, SystemExit) as error:
         raise SpecError(
-            f"stacker {stacker.name}: fails on features {list(shape)} ({error}); check its params"
+            f"stacker {stacker.name}: fails on features {list(shape)} ({type(error).__name__}: {error}); "
+            "check its params"
         ) from error
-    _check_answer(f"stacker {stacker.name}", out.shape, bool(torch.isfinite(out).all()), classes)
+    _check_answer(f"stacker {stacker.name}", out, classes)
     return Cost(parameters=sum(p.numel() for p in module.parameters()))
 
 
@@ -114,7 +123,7 @@ def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
     """Multiply-adds, bytes and parameters; parameters alone for a user's net that cannot be measured."""
     try:
         return models.measure(module, bins, channels)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+    except Exception:  # The net ran on real sound before; on other sizes a user's own may refuse.
         return Cost(parameters=sum(p.numel() for p in module.parameters()))
 
 
@@ -154,5 +163,5 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
             f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
             "dynamic batch and time axes and one output"
         ) from error
-    _check_answer(f"member {member.name}", out.shape, bool(np.isfinite(out).all()), len(ensemble.classes))
+    _check_answer(f"member {member.name}", out, len(ensemble.classes))
     return Cost()

@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from kernel.bundle import open_bundle
 from kernel.errors import HourglassError, UploadError
+from kernel.pin import SCRIPT
 from kernel.spec import load_manifest
 
-from .assembly import staging
 from .bundle_check import METADATA
+from .staging import staging
 
 CLIPS = 50_000  # As many as the test folder of a large competition.
 COMPETITION = "some-competition"
@@ -112,6 +114,26 @@ def load_kernel(path: Path) -> ModuleType:
     return module
 
 
+def confirm(folder: Path) -> None:
+    """Nothing, when the kernel in `folder`/push takes manifest and code of the bundle in `folder`/bundle.
+
+    Raises  UploadError with the kernel's own words: it would leave the prior in every row
+    """
+    kernel = load_kernel(folder / "push" / SCRIPT)
+    try:
+        _open_bundle(kernel, "--bundle", folder / "bundle", folder)
+    except kernel.Fault as fault:
+        raise UploadError(f"the kernel refuses this bundle: {fault.code}: {fault}") from fault
+
+
+def _open_bundle(kernel: ModuleType, option: str, place: Path, working: Path) -> Any:
+    """The kernel's own run once it has found and verified manifest and code; raises the kernel's Fault."""
+    run = kernel.Run(kernel.make_parser().parse_args([option, str(place), "--working", str(working)]))
+    run.input = str(place)
+    kernel.open_bundle(run)
+    return run
+
+
 def make_competition(folder: Path, clips: int) -> None:
     """A competition's data: sample_submission.csv and a folder of `clips` empty clips."""
     (folder / "test").mkdir(parents=True)
@@ -130,11 +152,9 @@ def _mount(bundle: Path, target: Path) -> None:
 
 def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
     """Let the kernel find and verify manifest and code below `root`, then read every net."""
-    run = kernel.Run(kernel.make_parser().parse_args(["--input", str(root), "--working", str(root)]))
-    run.input = str(root)
     began = time.monotonic()
     try:
-        kernel.open_bundle(run)
+        run = _open_bundle(kernel, "--input", root, root)
     except kernel.Fault as fault:
         return Case(
             layout=layout, change=change, seconds=time.monotonic() - began, lost=f"{fault.code}: {fault}"
@@ -159,7 +179,7 @@ def simulate(out: Path, clips: int = CLIPS, layouts: Sequence[str] = tuple(LAYOU
     """
     if not (out / "bundle" / "manifest.json").is_file():
         raise UploadError(f"{out}: no bundle; build first")
-    kernel = load_kernel(out / "push" / "infer_kernel.py")
+    kernel = load_kernel(out / "push" / SCRIPT)
     cases = []
     slug = str(kernel.CONSTANT["slug"])
     with staging(out) as folder:

@@ -12,7 +12,7 @@ from kernel.errors import UploadError
 from kernel.pin import read_constant
 from kernel.spec import loads_json
 
-from . import bundle_check, metadata, notebook
+from . import bundle_check, metadata, notebook, pushed
 from .assembly import PLACEHOLDER_OWNER
 from .commands import Run, run_command
 
@@ -72,6 +72,7 @@ def check(out: Path) -> tuple[str, str, str | None]:
     digest = bundle_check.file_sha256(out / "bundle" / "manifest.json")
     if value is None or value["manifest_sha256"] != digest:
         raise UploadError(f"{code.name}: belongs to another bundle than {manifest.bundle}; build again")
+    pushed.check_unchanged(code)
     competitions = kernel.get("competition_sources") or [None]
     return owner, slug, competitions[0]
 

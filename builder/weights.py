@@ -16,7 +16,7 @@ from torch import nn
 from kernel.bundle import MAX_HEADER_BYTES, parse_state
 from kernel.errors import ModelLoadFailed
 from kernel.spec import FileEntry, Net
-from training.checkpoints import KERAS, PICKLES, match_state, read_state
+from training.checkpoints import FLOAT8, KERAS, PICKLES, match_state, read_state
 
 SUFFIXES = (".safetensors", *PICKLES, *KERAS, ".onnx")
 MAX_SINGLE_FILES = 40  # Up to so many nets have files of their own; beyond, each member has one file.
@@ -33,8 +33,8 @@ def find_weights(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def to_blob(state: Mapping[str, torch.Tensor], where: str) -> bytes:
-    """One safetensors blob, the same bytes for the same state; f64 becomes f32, all else keeps its dtype."""
-    single = {k: v.float() if v.dtype == torch.float64 else v for k, v in state.items()}
+    """One safetensors blob, the same bytes for the same state; f64 and f8 become f32, all else stays."""
+    single = {k: v.float() if v.dtype in (torch.float64, *FLOAT8) else v for k, v in state.items()}
     tensors = {k: v.detach().clone().contiguous() for k, v in single.items()}
     blob = save(tensors)
     if int.from_bytes(blob[:8], "little") > MAX_HEADER_BYTES:
@@ -54,8 +54,9 @@ def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Mod
         return path.read_bytes()
     stored = read_state(path)
     fitted = match_state(stored, family, params, module, str(path))
-    same = set(fitted) == set(stored) and not any(v.dtype == torch.float64 for v in stored.values())
-    if not same or path.suffix != ".safetensors":
+    kept = all(v.dtype not in (torch.float64, *FLOAT8) for v in stored.values())
+    same = set(fitted) == set(stored) and all(fitted[k].dtype == v.dtype for k, v in stored.items())
+    if not (kept and same) or path.suffix != ".safetensors":
         return to_blob(fitted, str(path))
     blob = path.read_bytes()
     parse_state(blob, str(path))  # What the kernel would refuse is refused here.

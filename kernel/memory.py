@@ -286,6 +286,15 @@ def _reading(bound: Bound, degraded: list[str]) -> Reading:
     )
 
 
+def peak_resident(pid: int, proc: str = "/proc") -> int:
+    """Most bytes that one process ever had resident; 0 where the system does not say."""
+    try:
+        lines = _read(f"{proc}/{pid}/status").split(b"\n")
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"VmHWM:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
 def _descendants(proc: str, pid: str) -> list[str]:
     """Process ids below `pid`, by the kernel's list of children; [] where the kernel keeps none."""
     found: list[str] = []

@@ -1,21 +1,24 @@
 """Checkpoints of any origin -> a state dict that fits one of our nets.
 
 Owns which files are accepted (.safetensors, .pt, .pth, .bin, Keras .h5), the prefixes of wrapped nets and the
-key-by-key check. PyTorch files are opened by `pickle_reader` in another process with weights_only=True;
-pickled code never runs. Does not build bundles (builder), and does not ship.
+key-by-key check. Foreign formats are hostile: PyTorch files are opened by `pickle_reader` and Keras files by
+`hdf5_reader`, each in another process; pickled code never runs, and no other file is read. Does not build
+bundles (builder), and does not ship.
 """
 import difflib
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,9 +28,12 @@ from kernel.models.keras_layers import torch_state
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 KERAS = (".h5", ".hdf5")
-READER = Path(__file__).with_name("pickle_reader.py")
+PICKLE_READER = Path(__file__).with_name("pickle_reader.py")
+HDF5_READER = Path(__file__).with_name("hdf5_reader.py")
 READER_SECONDS = 600
 PREFIXES = ("", "module.", "model.", "model.module.", "module.model.")  # Of DataParallel, Lightning, both.
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
 MAX_LISTED = 8  # So many keys are named in one message.
 
 
@@ -41,83 +47,74 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelLoadFailed(f"{path}: not a safetensors file ({error}); export it again") from error
     if path.suffix in KERAS:
-        return torch_state(read_keras(path))
+        return _torch_state(path)
     if path.suffix in PICKLES:
-        refuse_torchscript(path)
         return _read_pickle(path)
     accepted = ", ".join((".safetensors", *PICKLES, *KERAS))
     raise ModelLoadFailed(f"{path}: {path.suffix or 'no suffix'} is not accepted; give {accepted} "
                           "(a .pkl holds code: save net.state_dict() instead)")
 
 
-def refuse_torchscript(path: Path) -> None:
-    """Nothing, if the file is no TorchScript archive.
+def _read_apart(reader: Path, path: Path, target: Path) -> dict[str, Any]:
+    """What a reader in a process of its own said of a foreign file, whose tensors it left in `target`.
 
-    Raises  ModelLoadFailed with the command that exports it to ONNX
+    Raises  ModelLoadFailed: refused, or the reader died or took too long
     """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        scripted = any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
-    if scripted:
-        raise ModelLoadFailed(
-            f'{path}: TorchScript, which carries code. Export it once: python -c "import torch; '
-            f"net = torch.jit.load({path.name!r}); "
-            "torch.onnx.export(net, torch.zeros(1, CHANNELS, BINS, FRAMES), "
-            f"{path.stem + '.onnx'!r}, dynamo=False, "
-            "input_names=['x'], dynamic_axes={'x': {0: 'batch', 3: 'frames'}})\" and use family = \"onnx\"; "
-            "or save its state_dict() and name the family"
+    command = [sys.executable, "-I", str(reader), str(path.resolve()), str(target)]
+    apart = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::"}  # no filter that a file asks for is loaded
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=READER_SECONDS, check=False,
+            env=apart,
         )
+    except subprocess.TimeoutExpired as error:
+        raise ModelLoadFailed(f"{path}: not read in {READER_SECONDS} s; save the weights alone") from error
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise ModelLoadFailed(
+            f"{path}: the reading process failed ({reason}); save the weights again"
+        ) from error
+    if "refused" in answer:
+        raise ModelLoadFailed(f"{path}: refused: {answer['refused']}")
+    return answer
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         target = Path(folder) / "state.safetensors"
-        command = [sys.executable, "-I", str(READER), str(path.resolve()), str(target)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=READER_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ModelLoadFailed(
-                f"{path}: not read in {READER_SECONDS} s; save net.state_dict() alone"
-            ) from error
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-            raise ModelLoadFailed(
-                f"{path}: the reading process failed ({reason}); save net.state_dict() again"
-            )
-        answer = json.loads(done.stdout.splitlines()[-1])
-        if "refused" in answer:
-            raise ModelLoadFailed(f"{path}: refused: {answer['refused']}")
+        _read_apart(PICKLE_READER, path, target)
         return load_file(target)
 
 
-def read_keras(path: Path) -> dict[str, list[Any]]:
+def read_keras(path: Path) -> dict[str, list[np.ndarray]]:
     """Keras layer name -> its arrays, of a weights file or a whole saved net (HDF5; nothing in it is run).
 
-    Raises  ModelLoadFailed when h5py is missing or the file has no Keras layers
+    Raises  ModelLoadFailed when the file has no Keras layers, or would have other files read
+    """
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        target = Path(folder) / "arrays.safetensors"
+        layers = _read_apart(HDF5_READER, path, target)["layers"]
+        arrays = load_arrays(target)
+    return {name: [arrays[f"{i}.{j}"] for j in range(count)] for i, (name, count) in enumerate(layers)}
+
+
+def _torch_state(path: Path) -> dict[str, Tensor]:
+    """State dict of a Keras file.
+
+    Raises  ModelLoadFailed when a layer's arrays are not those of its kind
     """
     try:
-        import h5py
-    except ImportError as error:
-        raise ModelLoadFailed(f"{path}: reading Keras files needs h5py; pip install h5py") from error
-    try:
-        with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
-            return {name: [root[name][weight][()] for weight in _texts(root[name].attrs["weight_names"])]
-                    for name in _texts(root.attrs["layer_names"]) if len(root[name].attrs["weight_names"])}
-    except (OSError, KeyError) as error:
+        return torch_state(read_keras(path))
+    except (ValueError, IndexError, TypeError) as error:
         raise ModelLoadFailed(
-            f"{path}: no Keras weights in it ({error}); save it with model.save_weights('x.h5')"
+            f"{path}: a layer's arrays are not those that Keras 2 saves for its kind ({error}); "
+            "save it with model.save_weights('x.h5')"
         ) from error
-
-
-def _texts(values: Sequence[Any]) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
 
 
 def match_state(stored: Mapping[str, Tensor], family: str, params: Mapping[str, Any], module: nn.Module,
@@ -142,15 +139,19 @@ def match_state(stored: Mapping[str, Tensor], family: str, params: Mapping[str, 
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """`state` in the key order of `module`, once keys and shapes are equal and every value is finite.
 
-    Batch counters (`num_batches_tracked`), which nothing reads in evaluation, may be missing.
+    Batch counters (`num_batches_tracked`), which nothing reads in evaluation, may be missing, and averaged
+    ones become whole numbers again.
 
-    Raises  ModelLoadFailed listing missing, extra and misshapen keys, each with the nearest name
+    Raises  ModelLoadFailed listing missing, extra and misshapen keys, each with the nearest name, or naming a
+            tensor that the net could only take by losing a part of it (complex, quantised)
     """
     own = module.state_dict()
     state = dict(state)
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
-            state.setdefault(key, torch.zeros_like(value))
+            counter = state.setdefault(key, torch.zeros_like(value))
+            if counter.shape == value.shape and counter.is_floating_point():
+                state[key] = counter.to(value.dtype)
     missing = [k for k in own if k not in state]
     extra = [k for k in state if k not in own]
     shapes = [f"{k} is {list(state[k].shape)}, the net has {list(own[k].shape)}"
@@ -163,9 +164,30 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dic
             "\n  ".join([count, *lines, *shapes[:MAX_LISTED], "correct family and params, or the checkpoint"])
         )
     for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelLoadFailed(f"{where}: {key} holds NaN or infinity; export the checkpoint again")
+        _check_value(value, own[key], f"{where}: {key}")
     return {key: state[key] for key in own}
+
+
+def _check_value(value: Tensor, wanted: Tensor, what: str) -> None:
+    """Raises ModelLoadFailed for numbers of a kind that the net has not, and for NaN and infinity."""
+    if _kind(value) != _kind(wanted):
+        raise ModelLoadFailed(
+            f"{what} holds {value.dtype}, the net has {wanted.dtype}: a part of it would be lost; store "
+            f"{_kind(wanted)} numbers, or correct the family"
+        )
+    if value.is_floating_point() and value.dtype not in FLOATS:
+        raise ModelLoadFailed(f"{what} holds {value.dtype}; store it as float16 or float32")
+    if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+        raise ModelLoadFailed(f"{what} holds NaN or infinity; export the checkpoint again")
+
+
+def _kind(value: Tensor) -> str:
+    """Which numbers a tensor holds."""
+    if value.is_complex():
+        return "complex"
+    if value.is_floating_point():
+        return "real"
+    return "true-or-false" if value.dtype == torch.bool else "whole"
 
 
 def _nearest(key: str, keys: list[str], owner: str) -> str:

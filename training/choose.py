@@ -9,17 +9,15 @@ held out, and that honest figure is printed.
 import argparse
 import itertools
 import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kernel.errors import HourglassError, SpecError
 from kernel.scores import means, metrics
-from kernel.spec import load_ensemble
+from kernel.spec import load_ensemble, parse_ensemble, read_toml
 
 from . import evaluation, export, text_formats
 
@@ -146,7 +144,8 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
 
     Raises  SpecError when a chosen member is not in the ensemble
     """
-    data: dict[str, Any] = tomllib.loads(ensemble.read_text(encoding="utf-8"))
+    data = read_toml(ensemble, "an ensemble TOML")
+    loaded = parse_ensemble(data, ensemble)
     known = {member["name"]: member for member in data["members"]}
     for name in choice.weights:
         if name not in known:
@@ -155,7 +154,6 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
             )
     # Files beside the old TOML are not beside the new one.
     if out.parent.resolve() != ensemble.parent.resolve():
-        loaded = load_ensemble(ensemble)
         data["classes"] = list(loaded.classes)
         if loaded.prior:
             data["prior"] = list(loaded.prior)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ def kernel_member(member: MemberRecipe) -> Member:
 class CrossValidation:
     """A recipe on a set of clips.
 
+    A context manager: its spill files go at the end of `with`.
+
     folder  where everything goes; device: torch's name of it; jobs: loader threads
     """
 
@@ -80,6 +82,13 @@ class CrossValidation:
             )
         effect = next((effects.build(s.wave_effects) for s in settings if s.wave_variants), None)
         self.features = Features(clips.folder, clips.ids, recipe.max_seconds, jobs, effect)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes the spill files; the arrays of rows cannot be had any more."""
+        self.features.close()
 
     @property
     def numbers(self) -> list[int]:

@@ -4,6 +4,7 @@ Owns the rule that keeps this honest: a clip whose group (recording) did train i
 held it out. Does not write the card (model_card).
 """
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,24 @@ from .features import Features
 
 def score(work: CrossValidation, nets: Sequence[Trained], ensemble: Ensemble, clips: Clips) -> np.ndarray:
     """f64[N, K] ensemble probabilities of clips that never train; NaN rows for broken ones."""
-    features = Features(clips.folder, clips.ids, work.recipe.max_seconds, work.jobs)
-    board = blend.open_board(ensemble, len(clips))
-    held_out = dict(zip(work.clips.groups, work.folds.tolist(), strict=True))
-    # The only fold whose nets may score a clip; -1 where none of its group trained.
-    only = np.array([held_out.get(group, -1) for group in clips.groups])
-    by_name = {member.name: member for member in ensemble.members}
-    for net in nets:
-        if net.member not in by_name:
-            continue  # A stacker: it runs on the scores of the members.
-        member = by_name[net.member]
-        recipe = build_recipe(ensemble, member)
-        for stage in recipe.stages.values():
-            features.warm(stage.fe)
-        rows = np.flatnonzero(((only == -1) | (only == net.fold)) & features.usable)
-        module = models.build(member.family, dict(member.params), len(clips.classes))
-        module.load_state_dict(trainer.widen(load_file(net.weights)))
-        answers = trainer.score(recipe, module, features, [features.rows[i] for i in rows])
-        board.add(f"{net.member}.{net.fold}", rows, answers)
-    features.close()
+    with closing(Features(clips.folder, clips.ids, work.recipe.max_seconds, work.jobs)) as features:
+        board = blend.open_board(ensemble, len(clips))
+        held_out = dict(zip(work.clips.groups, work.folds.tolist(), strict=True))
+        # The only fold whose nets may score a clip; -1 where none of its group trained.
+        only = np.array([held_out.get(group, -1) for group in clips.groups])
+        by_name = {member.name: member for member in ensemble.members}
+        for net in nets:
+            if net.member not in by_name:
+                continue  # A stacker: it runs on the scores of the members.
+            member = by_name[net.member]
+            recipe = build_recipe(ensemble, member)
+            for stage in recipe.stages.values():
+                features.warm(stage.fe)
+            rows = np.flatnonzero(((only == -1) | (only == net.fold)) & features.usable)
+            module = models.build(member.family, dict(member.params), len(clips.classes))
+            module.load_state_dict(trainer.widen(load_file(net.weights)))
+            answers = trainer.score(recipe, module, features, [features.rows[i] for i in rows])
+            board.add(f"{net.member}.{net.fold}", rows, answers)
     return evaluation.blend_board(ensemble, board)
 
 

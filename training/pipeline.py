@@ -4,7 +4,7 @@ Owns the order in which that happens. Nets are cross_validation's, numbers evalu
 the text is model_card's.
 """
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -54,16 +54,18 @@ def train(request: TrainRequest) -> model_card.Facts | None:
         clips = data.subset(clips, recipe.small.clips, recipe.seed)
     folder = request.out or Path("out/train") / (recipe.name + ("_small" if request.small else ""))
     devices, notes = find_devices(request.device)
-    with closing(Progress()) as progress:
-        for note in notes:
-            progress.say(note)
-        work = CrossValidation(recipe, clips, folder, devices[0].name, request.threads, progress)
-        nets = list(work.train())
-    if not request.write:
-        return None
     ships = recipe.ship and not request.small
     into = request.into or (request.recipe.resolve().parents[2] if ships else folder)
-    facts = write_all(work, nets, request, into)
+    with ExitStack() as stack:
+        with closing(Progress()) as progress:
+            for note in notes:
+                progress.say(note)
+            work = stack.enter_context(
+                CrossValidation(recipe, clips, folder, devices[0].name, request.threads, progress))
+            nets = list(work.train())
+        if not request.write:
+            return None
+        facts = write_all(work, nets, request, into)
     print(
         f"{recipe.name}: out-of-fold scores\n\n{model_card.score_table(facts)}\n\n"
         f"written: {into / 'weights' / recipe.card}, {into / 'ensembles' / (recipe.name + '.toml')}, "

@@ -3,14 +3,14 @@
 Owns `Recipe`, `MemberRecipe` and `Train`. Does not know what the functions named in them take: augment,
 mixers, effects, losses and optim check their own keys.
 """
-import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kernel.errors import SpecError, did_you_mean
-from kernel.spec import NAME, Input, load, load_ensemble
+from kernel.spec import NAME, Input, load, parse_ensemble, read_toml
 from kernel.spec.ensemble import LONGEST_CLIP_S
+from kernel.spec.strict import require_choice
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SAMPLINGS = ("uniform", "balanced")
@@ -211,12 +211,8 @@ class Recipe:
 
 
 def _check_train(train: Train, name: str) -> Train:
-    for key, value, choices in (
-        ("precision", train.precision, PRECISIONS),
-        ("sampling", train.sampling, SAMPLINGS),
-    ):
-        if value not in choices:
-            raise SpecError(f"{name}.train.{key}: {value!r} is unknown; {did_you_mean(value, choices)}")
+    require_choice(train.precision, PRECISIONS, f"{name}.train.precision")
+    require_choice(train.sampling, SAMPLINGS, f"{name}.train.sampling")
     if min(train.epochs, train.batch, train.crop) < 1:
         raise SpecError(f"{name}.train: epochs, batch and crop must be at least 1")
     if train.patience and not train.validate:
@@ -229,14 +225,7 @@ def load_recipe(path: Path) -> Recipe:
 
     Raises  SpecError naming the key
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a recipe TOML"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not TOML ({error})") from error
+    data = read_toml(path, "a recipe TOML")
     try:
         return _check(load(Recipe, _with_base(data, path)))
     except SpecError as error:
@@ -252,9 +241,11 @@ def _with_base(data: dict[str, Any], path: Path) -> dict[str, Any]:
     extra = {"members": data.pop("member_train", {}), "stackers": data.pop("stacker_train", {})}
     if named is None:
         return data
+    if not isinstance(named, str):
+        raise SpecError(f"base: expected the path of an ensemble TOML, got {named!r}")
     listed = path.parent / named
-    load_ensemble(listed)  # Its own rules and messages come first.
-    base = tomllib.loads(listed.read_text(encoding="utf-8"))
+    base = read_toml(listed, "an ensemble TOML")
+    parse_ensemble(base, listed)  # Its own rules and messages come first.
     out: dict[str, Any] = {"frontends": base.pop("frontends", {})}
     for key in ("classes", "prior"):
         if isinstance(base.get(key), str):

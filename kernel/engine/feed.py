@@ -72,8 +72,8 @@ class Feed:
                 if isinstance(array, np.ndarray):
                     self._sizes_of(fe)[self.rows.number(row)] = array.nbytes
                     self._changes = next(self._produced)
+                self._heartbeat.beat()  # not behind the loop: whoever has the last array may not come back
                 yield row, array
-        self._heartbeat.beat()
 
     def _sizes_of(self, fe: Source) -> np.ndarray:
         """The front end's entry of `sizes`, made when first asked for."""

@@ -102,9 +102,9 @@ class Engine:
                 "they keep the prior. Give more --seconds, or a lighter net"
             )
             self._recorder.error("clock", error)
-        self._measure()
+        used, disk = self._measure()
+        self._progress.close(self._state("end", used, disk))
         report = self._publish()
-        self._progress.close()
         report = replace(report, page=self._publication.write_page(report, self._stopping.is_set))
         self._publication.write_report(report)
         terminal.say(terminal.run_table(report))
@@ -176,7 +176,7 @@ class Engine:
         merged = self._publication.publish()
         report = summary.describe(self.run, merged, self.dispatcher.outcomes, self._peak_ram)
         self._publication.write_report(report)
-        self._publication.pace = self._publication.pace.learn(time.monotonic() - began)
+        self._publication.learn(time.monotonic() - began)
         return report
 
     def _state(self, unit: str, used: int, disk: int) -> progress.State:

@@ -82,6 +82,10 @@ class Publication:
             expected_s=values * (FILE_S + BLEND_S * len(run.nets)),
         )
 
+    def learn(self, seconds: float) -> None:
+        """Take in how long a publication took, its report included."""
+        self.pace = self.pace.learn(seconds)
+
     def publish(self) -> blend.Blend:
         """Blend what is there and replace the submission; a refused one leaves the old file and is named."""
         run = self._run

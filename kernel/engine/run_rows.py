@@ -12,6 +12,8 @@ from ..report.recorder import Recorder
 from ..sound.rows import Row
 from . import plan
 
+UNKNOWN_S = 10.0  # seconds of a clip whose header nobody has read, where no other one was read either
+
 
 @dataclass(kw_only=True)
 class RunRows:
@@ -22,7 +24,8 @@ class RunRows:
 
     all       the rows in the order of the sample
     wanted    numbers of the rows to predict (not broken, not beyond --first, each id once), in running order
-    seconds   f64[N], lengths by the headers, capped; 0 = unknown. For planning only
+    seconds   f64[N], lengths by the headers, capped; where a header was not read, the others' median. For
+              planning only
     recorder  hears of each lost row once
     lost      bool[N]: rows that keep the prior, since their clip is broken
     tried     bool[N]: rows that a net has had to pass over
@@ -91,6 +94,10 @@ def open_rows(
     windowed   rows are windows: those of one recording stay together, since it is decoded once
     """
     seconds = np.array([_claimed_seconds(row, longest_s) for row in rows])
+    unread = np.array([row.clip.unread for row in rows], bool)
+    if unread.any():
+        known = seconds[~unread & (seconds > 0)]
+        seconds[unread] = np.median(known) if len(known) else min(UNKNOWN_S, longest_s)
     asked = len(rows) if first is None else min(first, len(rows))
     numbers = {rows[i].id: i for i in reversed(range(asked)) if rows[i].clip.error is None}
     good = sorted(numbers.values())

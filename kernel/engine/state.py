@@ -6,7 +6,6 @@ Owns `Run` and the set-up: devices, rows, recipes, board, store. Runs nothing (s
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
-from ..errors import ClipQuarantined, HourglassError, NetQuarantined
+from ..errors import HourglassError, NetQuarantined
 from ..inference import devices
 from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
@@ -22,9 +21,9 @@ from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, open_board
 from ..sound.clips import find_clips
-from ..sound.decode import Clip, probe
 from ..sound.loading import count_wave_bytes
 from ..sound.rows import Row, clip_ids, list_rows
+from . import headers
 from .cpu import Cores
 from .feed import Feed
 from .heartbeat import Heartbeat
@@ -83,7 +82,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     found = _open_devices(order.device, recorder, heartbeat)
     heartbeat.begin("clips")
     with recorder.span("clips", device="main", rows=len(order.sample.ids)):
-        listed, extra = _list_rows(order, ensemble, journal, heartbeat)
+        listed, extra = _list_rows(order, ensemble, journal, heartbeat, recorder)
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
     board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
@@ -129,22 +128,22 @@ def _open_devices(wanted: str, recorder: Recorder, heartbeat: Heartbeat) -> list
 
 
 def _list_rows(
-    order: Order, ensemble: spec.Ensemble, journal: Journal, heartbeat: Heartbeat
+    order: Order, ensemble: spec.Ensemble, journal: Journal, heartbeat: Heartbeat, recorder: Recorder
 ) -> tuple[list[Row], int]:
-    """Rows of the sample and the number of extra clips; a header can kill a decoder, hence the mark."""
+    """Rows of the sample and the number of extra clips."""
     wanted = clip_ids(order.sample.ids, ensemble.windows)
     index = find_clips(order.clips or order.input, wanted, heartbeat.beat)
-
-    def probe_marked(id: str, path: Path, roots: Sequence[Path]) -> Clip:
-        heartbeat.beat()
-        if id in journal.quarantined_clips:
-            return Clip(
-                id=id, error=ClipQuarantined(f"{id!r}: in flight in two crashes; its row keeps the prior")
-            )
-        with journal.flight("clip", [id]):
-            return probe(id, path, roots)
-
-    return list_rows(order.sample.ids, index, ensemble.windows, prober=probe_marked), index.extra
+    share = headers.SHARE if ensemble.windows is None else headers.WINDOWED_SHARE
+    until = recorder.now() + share * order.marks.stop_s
+    clips = headers.read_headers(
+        wanted, index, journal, heartbeat.beat, lambda: recorder.now() > min(until, order.marks.stop_s))
+    unread = sum(clip.unread for clip in clips.values())
+    if unread:
+        message = f"{unread} of {len(clips)} headers were not read within {share:.0%} of the time; the plan "
+        recorder.fault("SlowMount", str(index.folder), message + "takes the others' median for their lengths")
+    if ensemble.windows is not None:
+        clips = headers.refuse_unread(clips)
+    return list_rows(order.sample.ids, index, ensemble.windows, prober=lambda id, *_: clips[id]), index.extra
 
 
 def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Journal,
@@ -181,9 +180,13 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
                   cores: Cores) -> StoreLimits:
     """What the store may use, and what it leaves to the largest clip and the largest forwards."""
     longest_s = float(rows.seconds.max(initial=1.0))
+    if any(row.clip.unread for row in rows.all):
+        longest_s = manifest.ensemble.longest_s
     clips = {row.clip.id: row.clip for row in rows.all}.values()
     rates = {clip.rate for clip in clips}
     decoded_s = max((clip.samples_claimed / max(1, clip.rate) for clip in clips), default=0.0)
+    if any(clip.unread for clip in clips):
+        decoded_s = longest_s
     decoded_s = min(decoded_s, manifest.ensemble.longest_s)  # of a window its recording is decoded
     clip = 0
     batch = 0

@@ -3,12 +3,13 @@
 Owns what the engine says of itself: the figures of nets and front ends, the measured costs (what `--costs`
 and a rehearsal read) and the choice of uncertain rows. Does not write, print or draw (publication, report).
 """
+import os
 import resource
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..memory import Meter
+from ..memory import Meter, peak_resident
 from ..report.contents import (
     Costs,
     DeviceReport,
@@ -84,8 +85,11 @@ def lacks_clips(rows: Sequence[Row]) -> bool:
 
 
 def _peak_own(meter: Meter) -> int:
-    """Most resident bytes of the engine so far: as sampled, and the system's own high-water mark."""
-    return max(meter.peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    """Most resident bytes so far of the engine (as sampled, or the system's own high-water mark) and of the
+    guard, which started it.
+    """
+    own = max(meter.peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return own + peak_resident(os.getppid())
 
 
 def _describe_devices(run: Run) -> DeviceReport:

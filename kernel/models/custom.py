@@ -75,9 +75,12 @@ def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Modul
     values = {**params, **({"classes": classes} if "classes" in accepted else {})}
     try:
         module = cls(**values)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except MemoryError:
+        raise  # not the file's fault: the engine knows what to do about it
+    except (Exception, SystemExit) as error:
         raise SpecError(
-            f"family {name!r}: {cls.__name__}({dict(values)}): {error}; correct params"
+            f"family {name!r}: {cls.__name__}({dict(values)}): {type(error).__name__}: {error}; correct "
+            "params, or the class"
         ) from error
     declared: dict[str, Any] = {k: getattr(Tagger, k) for k in DECLARED if not hasattr(module, k)}
     if "frames" not in inspect.signature(module.forward).parameters:

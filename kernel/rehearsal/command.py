@@ -49,7 +49,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--bundle", type=Path, required=True)
     add("--clips", type=Path, required=True, help="folder of clips; they become the test folder")
-    add("--working", type=Path, default=Path("out/rehearsal"))
+    add("--working", type=Path, default=Path("out/rehearsal"), help="results (default: out/rehearsal)")
+    add("--folder", type=Path, default=Path(), help=argparse.SUPPRESS)  # the caller's, where paths begin
     add("--limits", default=None, help="profile: fat2019, code-gpu, code-cpu, birdclef-cpu90")
     add("--seconds", type=parse_seconds)
     add("--ram", type=parse_bytes)
@@ -78,7 +79,11 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips "
         "(train clips)",
     )
-    return parser.parse_args(list(arguments))
+    chosen = parser.parse_args(list(arguments))
+    for name in ("bundle", "clips", "working", "labels"):
+        if getattr(chosen, name) is not None:
+            setattr(chosen, name, (chosen.folder / getattr(chosen, name)).absolute())
+    return chosen
 
 
 def find_pushed(kernel_file: Path, bundle: Path, manifest: spec.Manifest, digest: str, tree: Path) -> Path:
@@ -187,6 +192,27 @@ def find_problems(report: Report, code: int, lines: Sequence[VerdictLine]) -> li
     return problems
 
 
+def find_concerns(report: Report) -> list[str]:
+    """What to look at before a push although every limit holds; empty for a clean run."""
+    concerns = []
+    guard = report.guard
+    if guard is not None and guard.deaths:
+        why = "; ".join(dict.fromkeys(death.why for death in guard.deaths))
+        concerns.append(
+            f"the engine was restarted {len(guard.deaths)} times ({why}), which may cost more on the hidden "
+            "test set: look at 'What went wrong' in report.html and at guard.stacks in report.json"
+        )
+    if report.prior_rows:
+        concerns.append(
+            f"{report.prior_rows} of {report.rows} rows hold only the prior: broken_rows in report.json "
+            "names each and why"
+        )
+    if report.fault_counts:
+        counts = ", ".join(f"{code} x{count}" for code, count in sorted(report.fault_counts.items()))
+        concerns.append(f"{counts}: look at 'What went wrong' in report.html")
+    return concerns
+
+
 def _explain(line: VerdictLine) -> str:
     """What is wrong with a limit that does not hold, and what helps."""
     cure = LIGHTER if line.unit == "s" else "fewer or smaller arrays and nets"
@@ -206,9 +232,6 @@ def judge(
     lines = forecast(report, clips, hours, run_limits, chosen.slowdown)
     problems = find_problems(report, code, lines)
     notes = [f"longest clip here: {report.longest_s:g} s; longer hidden clips need more memory and time each"]
-    if report.prior_rows:
-        prior = f"{report.prior_rows} of {seen} rows hold only the prior"
-        notes.insert(0, f"{prior}: report.json names each and why")
     return RehearsalReport(
         walls=enforced,
         clips=clips,
@@ -218,6 +241,7 @@ def judge(
         problems=tuple(problems),
         notes=tuple(notes),
         verdict=tuple(lines),
+        concerns=tuple(find_concerns(report)),
     )
 
 
@@ -243,8 +267,9 @@ def publish(report: Report, rehearsal: RehearsalReport, pictures: dict[str, str]
     print("\n" + verdict_table(rehearsal))
     for problem in rehearsal.problems:
         print(f"FAIL  {problem}")
-    word = "PASS" if rehearsal.passed else "FAIL"
-    print(f"\n{word}: submission.csv, report.html and report.json in {working}")
+    for concern in rehearsal.concerns:
+        print(f"LOOK  {concern}")
+    print(f"\n{rehearsal.word}: submission.csv, report.html and report.json in {working}")
 
 
 def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:

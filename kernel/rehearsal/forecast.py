@@ -22,8 +22,7 @@ def forecast(
 ) -> list[VerdictLine]:
     """What `clips` rows with `hours` of audio need, by the costs in a report; one line per limit."""
     audio = hours * 3600 / max(1e-9, report.seconds_of_audio)  # times the audio of this run
-    guard_bytes = report.guard.peak_bytes if report.guard else 0
-    base = max(0, report.peak_own_bytes + guard_bytes - report.store.ram_peak_bytes)
+    base = max(0, report.peak_own_bytes - report.store.ram_peak_bytes)
     mark = RAM_MARK * limits.ram_bytes
     stored = report.store.stored_bytes * audio
     in_ram = min(stored, max(0.0, mark - base))

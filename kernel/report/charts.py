@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from ..units import seconds_text
 
 WIDTH = 1100  # SVG units; pages scale it to their own width
-LEFT, RIGHT, TOP, BOTTOM = 76, 16, 12, 30  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 30  # margins around the plot
+TITLE = 20  # height above a histogram for its label, which would lie over its bars
 LANE = 34  # height of a lane
 SERIES = 8  # colours before they repeat
+WIDE = frozenset("mwMWGOQ%@")  # letters wider than 0.65 of the font's size; the others are narrower
 BROKEN = 0.74  # share of the height below the break of a broken axis
 
 
@@ -51,6 +53,11 @@ class Bar:
 def text(x: float, y: float, words: str, anchor: str = "start", css: str = "") -> str:
     """An SVG text element, escaped."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{html.escape(words)}</text>'
+
+
+def text_width(words: str) -> float:
+    """Units that a label may take at most: DejaVu Sans at 11.5, the widest of the page's fonts."""
+    return sum(11.5 if letter in WIDE else 7.5 for letter in words)
 
 
 def ticks(top: float, most: int = 6) -> list[float]:
@@ -188,7 +195,7 @@ def lanes(bars: Sequence[Bar], end: float, about: str) -> str:
     at_x, parts = time_axis(end, height)
     for number, name in enumerate(names):
         y = TOP + LANE * number
-        parts.append(text(LEFT - 8, y + 17, name[:11], "end"))
+        parts.append(text(LEFT - 8, y + 17, name[:9], "end"))
         for bar in (b for b in bars if b.lane == name):
             x = at_x(bar.start)
             wide = max(1.2, at_x(bar.stop) - x - 0.8)
@@ -196,7 +203,7 @@ def lanes(bars: Sequence[Bar], end: float, about: str) -> str:
                 f'<g><title>{html.escape(bar.title)}</title><rect x="{x:.1f}" y="{y + 2}" '
                 f'width="{wide:.1f}" height="24" rx="2" fill="var({bar.colour})"/>'
             )
-            if wide > 7.2 * len(bar.label) + 8:
+            if wide > text_width(bar.label) + 12:
                 parts.append(text(x + 6, y + 18, bar.label, css="onbar"))
             parts.append("</g>")
     return svg(height, parts, about)
@@ -213,7 +220,9 @@ def histogram(
     """Bars per bin, an overlay on top of each in the warning colour; labels = (x axis, y axis)."""
     low, high = edges[0], edges[-1]
     peak = max([*(a + b for a, b in zip(counts, overlay, strict=True)), 1e-9])
-    at_y, parts = y_axis(peak, peak * 1.04, height, lambda v: f"{v:,.0f}" if peak >= 10 else f"{v:g}")
+    space = height - BOTTOM - TOP
+    most = peak * space / (space - TITLE)
+    at_y, parts = y_axis(peak, most, height, lambda v: f"{v:,.0f}" if peak >= 10 else f"{v:g}")
     room = WIDTH - LEFT - RIGHT
 
     def at_x(value: float) -> float:
@@ -241,7 +250,7 @@ def histogram(
                 'fill="var(--bad)"/>'
             )
         parts.append("</g>")
-    parts.append(text(WIDTH - RIGHT, TOP + 4, f"{labels[1]} by {labels[0]}", "end", "dim"))
+    parts.append(text(WIDTH - RIGHT, TOP + 8, f"{labels[1]} by {labels[0]}", "end", "dim"))
     return svg(height, parts, about)
 
 

@@ -69,7 +69,7 @@ class NetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberReport:
-    """A member or stacker with its nets; `rows` counts those that every fold has scored."""
+    """A member or stacker with its nets; `rows` counts those that at least one fold has scored."""
 
     name: str
     family: str
@@ -226,7 +226,10 @@ class VerdictLine:
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsalReport:
-    """The rehearsal's section: the forecast for `clips` rows, `hours` of audio; lwlrap if it had labels."""
+    """The rehearsal's section: the forecast for `clips` rows, `hours` of audio; lwlrap if it had labels.
+
+    problems  why it fails; concerns: what to look at although every limit holds
+    """
 
     walls: tuple[str, ...]
     clips: int
@@ -237,10 +240,18 @@ class RehearsalReport:
     notes: tuple[str, ...]
     verdict: tuple[VerdictLine, ...]
     lwlrap: float | None = None
+    concerns: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        if not self.passed:
+            return "FAIL"
+        return "PASS, degraded" if self.concerns else "PASS"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class EveryReport:
     """What every report says, whoever wrote it."""
 
     rows: int
@@ -257,17 +268,18 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BareReport(Outcome):
+class BareReport(EveryReport):
     """What the guard writes alone when no engine left a report: no members, an empty store."""
 
     store: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Outcome):
+class Report(EveryReport):
     """A complete report.
 
-    peak_own_bytes  most resident bytes of the engine; peak_ram_bytes: most that counted against the limit
+    peak_own_bytes  most resident bytes of engine and guard: the peak that people read, and that a forecast
+                    starts from; peak_ram_bytes: most that counted against the limit, others' memory included
     broken_rows     row id -> code of the error that leaves it with the prior
     clip_notes      row id -> remarks (salvaged, shortened)
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes

@@ -14,6 +14,8 @@ from .page_outcome import UNCERTAIN, WORST, draw_clips, draw_faults, draw_tiles,
 from .page_pieces import rows_table, section
 from .page_style import CSS
 
+STYLES = {"PASS": "pass", "PASS, degraded": "mid", "FAIL": "fail"}  # of a verdict's badge
+
 
 def page(report: Report, pictures: Mapping[str, str]) -> str:
     """The page as text.
@@ -52,7 +54,7 @@ def _draw_top(report: Report) -> str:
     """Title, verdict and the one sentence that says what this page is."""
     rehearsal = report.rehearsal
     if rehearsal is not None:
-        badge = ("pass", "PASS") if rehearsal.passed else ("fail", "FAIL")
+        badge = (STYLES[rehearsal.word], rehearsal.word)
         about = (
             f"Rehearsal of {report.rows:,} rows, and what it foretells for a hidden test set of "
             f"{rehearsal.clips:,} rows, {rehearsal.hours:.1f} h of audio."
@@ -96,7 +98,8 @@ def _draw_provenance(report: Report) -> str:
             "exit code": str(guard.exit_code),
         }
     rows = [(escape(name), escape(words)) for name, words in lines.items() if words]
-    return section("How it ran", "All figures of this page are in report.json.", rows_table(("", ""), rows))
+    table = rows_table(("", ""), rows, long=(1,))
+    return section("How it ran", "All figures of this page are in report.json.", table)
 
 
 def _shorten_source(meter: str) -> str:

@@ -15,6 +15,7 @@ from .page_pieces import (
     member_colours,
     net_colour,
     rows_table,
+    scroll,
     section,
     small,
     square,
@@ -51,7 +52,7 @@ def draw_memory(points: Sequence[MemoryPoint], ram_bytes: int) -> str:
         "Memory that counts against the limit, the part of it that the store holds, and the spill file, "
         "over the run.",
         key([(s.name, s.colour) for s in series])
-        + charts.line_chart(series, levels, lambda v: f"{v:.3g} GB", "memory over time"),
+        + scroll(charts.line_chart(series, levels, lambda v: f"{v:.3g} GB", "memory over time")),
     )
 
 
@@ -77,7 +78,7 @@ def draw_spans(report: Report) -> str:
     return section(
         "Stages",
         "What ran when, one lane per device; hover over a bar for its times. Grey: set-up and publications.",
-        key(list(known.items())) + charts.lanes(bars, end, "stages over time"),
+        key(list(known.items())) + scroll(charts.lanes(bars, end, "stages over time")),
     )
 
 
@@ -89,7 +90,7 @@ def draw_members(report: Report) -> str:
     for member in report.members:
         colour = known[member.name]
         covered = [
-            (member.rows, colour, f"{member.rows} rows by every fold"),
+            (member.rows, colour, f"{member.rows} rows by at least one fold"),
             (max(0, report.rows - member.rows), "--faint", "not by this member"),
         ]
         done = sum(net.rows for net in member.nets)
@@ -109,9 +110,9 @@ def draw_members(report: Report) -> str:
     header = ("member", "weight", "nets", "rows covered", "seconds", "share", "ms/row/net", "ran on")
     return section(
         "Members",
-        "What each member of the ensemble covered and cost. Coverage counts rows that every fold of the "
-        "member has scored; seconds include loading.",
-        rows_table(header, rows, (1, 2, 4, 5, 6)),
+        "What each member of the ensemble covered and cost. Coverage counts rows that at least one fold of "
+        "the member has scored; seconds include loading.",
+        rows_table(header, rows, (1, 2, 4, 5, 6), long=(0, 7)),
     )
 
 
@@ -136,7 +137,9 @@ def draw_lengths(report: Report) -> str:
     if sum(lengths.counts):
         none = [0] * len(lengths.counts)
         words = ("seconds", "rows")
-        body += charts.histogram(lengths.counts, none, lengths.edges_s, words, "lengths of the clips", 150)
+        body += scroll(
+            charts.histogram(lengths.counts, none, lengths.edges_s, words, "lengths of the clips", 170)
+        )
     alike: dict[LengthGroups, list[str]] = {}
     for name, groups in report.groups.items():
         alike.setdefault(groups, []).append(name)
@@ -165,7 +168,9 @@ def _draw_groups(groups: LengthGroups, names: Sequence[str]) -> str:
         return words
     own = [cells - padding for cells, padding in zip(groups.cells, groups.padding, strict=True)]
     labels = ("frames per clip", "frames computed")
-    return words + charts.histogram(own, groups.padding, groups.edges, labels, "length groups", 150)
+    return words + scroll(
+        charts.histogram(own, groups.padding, groups.edges, labels, "length groups", 170)
+    )
 
 
 def draw_store(store: StoreReport) -> str:

@@ -38,9 +38,9 @@ def draw_tiles(report: Report) -> str:
             report.wall_s / max(1e-9, limits.seconds),
         ),
         tile(
-            bytes_text(report.peak_ram_bytes),
+            bytes_text(report.peak_own_bytes),
             f"peak memory of {bytes_text(limits.ram_bytes)}",
-            report.peak_ram_bytes / max(1, limits.ram_bytes),
+            report.peak_own_bytes / max(1, limits.ram_bytes),
         ),
         tile(
             bytes_text(disk),
@@ -59,6 +59,7 @@ def draw_verdict(rehearsal: RehearsalReport | None) -> str:
     slower = f"x {rehearsal.slowdown:g} slower"
     header = ("", "limit", "forecast here", slower, "allowed", "margin", "share of the limit")
     problems = "".join(f'<p class="bad">{escape(text)}</p>' for text in rehearsal.problems)
+    problems += "".join(f'<p class="warn">{escape(text)}</p>' for text in rehearsal.concerns)
     notes = "".join(f"<br>{escape(line)}." for line in rehearsal.notes)
     walls = escape("; ".join(rehearsal.walls))
     return section(
@@ -109,7 +110,7 @@ def draw_faults(report: Report) -> str:
     return section(
         "What went wrong",
         f"Every degradation is listed; a fault costs a row or a member, never the run. {summary}.",
-        rows_table(("when", "fault", "where", "what happened, and what to do"), rows)
+        rows_table(("when", "fault", "where", "what happened, and what to do"), rows, long=(2, 3))
         + (small(f"... and {more} more in report.json") if more > 0 else ""),
     )
 

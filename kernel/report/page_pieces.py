@@ -19,17 +19,31 @@ def section(title: str, note: str, body: str) -> str:
     return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
 
 
-def rows_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table; cells are HTML already, columns in `numeric` are right-aligned."""
+def rows_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[int] = (),
+    long: Sequence[int] = (),
+) -> str:
+    """A table that scrolls where the page is too narrow; cells are HTML already.
+
+    numeric  columns that are right-aligned; long: columns whose words may be broken, so they are kept wide
+    """
     if not rows:
         return ""
-    lines = [_row(header, "th", numeric), *(_row(row, "td", numeric) for row in rows)]
-    return f"<table>{''.join(lines)}</table>"
+    styles = {**dict.fromkeys(numeric, " class=n"), **dict.fromkeys(long, " class=l")}
+    lines = [_row(header, "th", styles), *(_row(row, "td", styles) for row in rows)]
+    return scroll(f"<table>{''.join(lines)}</table>")
 
 
-def _row(row: Sequence[str], tag: str, numeric: Sequence[int]) -> str:
-    cells = (f"<{tag}{' class=n' if i in numeric else ''}>{cell}</{tag}>" for i, cell in enumerate(row))
+def _row(row: Sequence[str], tag: str, styles: Mapping[int, str]) -> str:
+    cells = (f"<{tag}{styles.get(i, '')}>{cell}</{tag}>" for i, cell in enumerate(row))
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def scroll(wide: str) -> str:
+    """Something wide in a box of its own, so that it scrolls and not the page."""
+    return f'<div class="scroll">{wide}</div>' if wide else ""
 
 
 def key(entries: Sequence[tuple[str, str]]) -> str:

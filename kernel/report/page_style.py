@@ -11,13 +11,14 @@ CSS = """
 body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,"Segoe UI","DejaVu Sans",sans-serif}
 main{max-width:1180px;margin:0 auto;padding:20px 20px 40px}
-h1{font-size:22px;margin:0}
+h1{font-size:22px;margin:0;overflow-wrap:anywhere}
 h2{font-size:16px;margin:0 0 2px}
-p{margin:2px 0 8px}
+p{margin:2px 0 8px;overflow-wrap:anywhere}
 section{background:var(--card);border:1px solid var(--faint);border-radius:8px;padding:14px 18px;
 margin:14px 0}
 .soft{color:var(--soft)}
 .note{color:var(--soft);font-size:13.5px}
+.scroll{overflow-x:auto}
 .tiles{display:grid;grid-template-columns:repeat(5,1fr);gap:12px;margin:14px 0 0}
 .tile{background:var(--card);border:1px solid var(--faint);border-radius:8px;padding:10px 14px}
 .tile b{display:block;font-size:21px;line-height:1.3}
@@ -31,20 +32,22 @@ vertical-align:2px;margin-left:10px}
 .mid{background:var(--warn)}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;font-weight:600;color:var(--soft);border-bottom:1px solid var(--faint);
-padding:3px 10px 3px 0}
-td{padding:4px 10px 4px 0;border-bottom:1px solid var(--faint);vertical-align:top;overflow-wrap:anywhere}
+padding:3px 10px 3px 0;white-space:nowrap}
+td{padding:4px 10px 4px 0;border-bottom:1px solid var(--faint);vertical-align:top}
 tr:last-child td{border-bottom:0}
+.l{min-width:13em;overflow-wrap:anywhere}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .good{color:var(--good)}
 .bad{color:var(--bad)}
 .warn{color:var(--warn)}
-svg{display:block;width:100%;height:auto;font:12px system-ui,"Segoe UI","DejaVu Sans",sans-serif}
+svg{display:block;width:100%;min-width:760px;height:auto;
+font:12px system-ui,"Segoe UI","DejaVu Sans",sans-serif}
 svg text{fill:var(--ink)}
 svg .dim{fill:var(--soft)}
 svg .onbar{fill:var(--card);font-size:11.5px}
 .axis{stroke:var(--soft);fill:none}
 .grid{stroke:var(--faint)}
-.key{font-size:13px;margin:4px 14px 4px 0;white-space:nowrap;display:inline-block}
+.key{font-size:13px;margin:4px 14px 4px 0;overflow-wrap:anywhere;display:inline-block}
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:5px;vertical-align:-1px}
 .share{display:flex;height:9px;border-radius:3px;overflow:hidden;background:var(--faint);min-width:90px;
 margin-top:6px}

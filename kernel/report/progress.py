@@ -69,7 +69,8 @@ def line(state: State, rate: float) -> str:
     late = state.left_s > state.deadline_s
     return (
         f"[hourglass] {state.step} ({state.nets} nets done) | {state.done}/{state.total} clips"
-        f" | {rate:.1f} clips/s | RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB"
+        f", {state.scored}/{state.to_score} by all nets | {rate:.1f} clips/s"
+        f" | RAM {state.ram / 1e9:.2f}/{state.ram_limit / 1e9:.1f} GB"
         f" | disk {state.disk / 1e9:.2f} GB"
         f" | ETA {seconds_text(state.left_s)}, deadline in {seconds_text(state.deadline_s)}"
         + (": not everything will fit" if late else "")
@@ -102,13 +103,19 @@ class Progress:
             return
         then, step = self._last
         if state.step != step or state.t - then >= LINE_EVERY_S:
-            self._last = (state.t, state.step)
-            self._write(line(state, self._pace.per_s()))
+            self._print(state)
 
-    def close(self) -> None:
-        """End the bar, so that what follows starts on a line of its own."""
+    def _print(self, state: State) -> None:
+        self._last = (state.t, state.step)
+        self._write(line(state, self._pace.per_s()))
+
+    def close(self, state: State) -> None:
+        """End with the final counts in a log; end the bar, so that what follows has a line of its own."""
         if self._bar is not None:
             self._bar.close()
+            return
+        self._pace.add(state.t, state.scored)
+        self._print(state)
 
 
 def _open_bar(stream: TextIO) -> Any:

@@ -29,7 +29,7 @@ def run_table(report: Report) -> str:
         f"rows {report.rows}: {report.rows - report.prior_rows} predicted, "
         f"{report.partial_rows} of them by a part of the ensemble, {report.prior_rows} prior",
         f"time {seconds_text(report.wall_s)} of {seconds_text(limits.seconds)} | "
-        f"peak RAM {gigabytes(report.peak_ram_bytes)} of {gigabytes(limits.ram_bytes)} | "
+        f"peak RAM {gigabytes(report.peak_own_bytes)} of {gigabytes(limits.ram_bytes)} | "
         f"peak spill {gigabytes(store.disk_peak_bytes)} of {gigabytes(limits.disk_bytes)}",
         f"device {report.device.about} | {report.device.path}",
         f"{'member':<28}{'nets':>5}{'rows':>8}{'seconds':>10}{'weight':>8}",

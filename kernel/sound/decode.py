@@ -8,7 +8,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import soxr
 
 from ..errors import ClipEmpty, ClipError, ClipUnreadable
 from .clips import SUFFIXES
+from .mpeg_words import drop_tag_warnings
 
 # Hz; outside lie only broken headers (1 Hz would grow 44,100-fold on resampling).
 MIN_RATE, MAX_RATE = 4_000, 384_000
@@ -38,6 +39,7 @@ class Clip:
     path             resolved file, or None where there is none
     rate             Hz, 0 where it is unknown
     samples_claimed  per channel, by the header
+    unread_below     the roots, where its header was not read yet: then rate, length and channels are 0
     error            why it cannot be used, or None
     """
 
@@ -46,7 +48,13 @@ class Clip:
     rate: int = 0
     samples_claimed: int = 0
     channels: int = 0
+    unread_below: tuple[Path, ...] = ()
     error: ClipError | None = None
+
+    @property
+    def unread(self) -> bool:
+        """True where the header was not read yet: `decode` does that first."""
+        return bool(self.unread_below)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,8 @@ def _open(id: str, path: Path, roots: Sequence[Path], links: bool = False) -> It
         if not inside and not (links and _is_audio_name(real)):
             raise ClipUnreadable(f"{id!r}: {str(path)!r} links to {real!r}, outside the input folder and no "
                                  "audio by its name; copy the file instead")
-        stream = _open_stream(id, fd, real)
+        with _hush(fd, real):
+            stream = _open_stream(id, fd, real)
         if not (MIN_RATE <= stream.samplerate <= MAX_RATE and 1 <= stream.channels <= MAX_CHANNELS):
             raise ClipUnreadable(f"{id!r}: header says {stream.samplerate} Hz, {stream.channels} channels; "
                                  f"{MIN_RATE}-{MAX_RATE} Hz and 1-{MAX_CHANNELS} channels can be read")
@@ -114,6 +123,12 @@ def _open(id: str, path: Path, roots: Sequence[Path], links: bool = False) -> It
         if stream is not None:
             stream.close()
         os.close(fd)
+
+
+def _hush(fd: int, real: str) -> AbstractContextManager[None]:
+    """Keeps libmpg123's words about tags to itself while a file is opened that it may read."""
+    tagged = os.pread(fd, 3, 0) == b"ID3" or os.path.splitext(real)[1].lower() in MPEG_SUFFIXES
+    return drop_tag_warnings() if tagged else nullcontext()
 
 
 def _open_stream(id: str, fd: int, real: str) -> _Stream:
@@ -163,6 +178,8 @@ def decode(clip: Clip, max_seconds: float) -> Wave:
 
     Raises  ClipUnreadable, ClipEmpty
     """
+    if clip.unread:
+        clip = probe(clip.id, clip.path, clip.unread_below)
     if clip.error is not None:
         raise type(clip.error)(*clip.error.args)  # a copy: raising one error twice would chain its tracebacks
     if clip.path is None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ClipUnreadable, SpecError
+from ..errors import ClipUnreadable
 from ..spec import Windows
+from ..spec.ensemble import check_windows
 from .clips import ClipIndex
 from .decode import Clip, probe
 
@@ -26,11 +27,7 @@ class Row:
 
 
 def _window_pattern(windows: Windows) -> re.Pattern[str]:
-    if windows.pattern.count("{stem}") != 1 or windows.pattern.count("{end}") != 1 or windows.seconds <= 0:
-        raise SpecError(
-            f"windows: pattern {windows.pattern!r}, seconds {windows.seconds}; the pattern needs {{stem}} "
-            "and {end} once each, seconds must be above 0"
-        )
+    check_windows(windows)
     text = re.escape(windows.pattern).replace(r"\{stem\}", r"(?P<stem>.+)")
     return re.compile(text.replace(r"\{end\}", r"(?P<end>[0-9]+(?:\.[0-9]+)?)"), re.DOTALL)
 

@@ -23,9 +23,10 @@ from .ensemble import (
     check,
     load_ensemble,
     net_ids,
+    parse_ensemble,
 )
 from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
-from .strict import dumps_json, load, loads_json
+from .strict import dumps_json, load, loads_json, read_toml
 
 __all__ = [
     "FILE_NAME",
@@ -53,4 +54,6 @@ __all__ = [
     "load_manifest",
     "loads_json",
     "net_ids",
+    "parse_ensemble",
+    "read_toml",
 ]

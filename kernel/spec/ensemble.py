@@ -4,13 +4,13 @@ Owns `Ensemble` with its parts, what their keys mean, and the rules between them
 front ends, views, finishes and families check their own parameters.
 """
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import SpecError, did_you_mean
-from .strict import load, require, require_choice
+from .strict import load, read_toml, require, require_choice
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
@@ -228,6 +228,8 @@ def _check_whole(ensemble: Ensemble) -> None:
         f"prior: {len(prior)} values for {len(classes)} classes; one each, in 0..1",
     )
     _check_name(ensemble.name, "name")
+    if ensemble.windows is not None:
+        check_windows(ensemble.windows)
     require(bool(ensemble.members), "members: none; add at least one [[members]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
@@ -241,6 +243,15 @@ def _check_whole(ensemble: Ensemble) -> None:
         f"output.smoothing: {list(weights)}; give an odd number of weights >= 0, the middle one, for the row "
         "itself, above 0",
     )
+
+
+def check_windows(windows: Windows) -> None:
+    """Raises SpecError, unless the pattern names every window and windows have a length."""
+    require(
+        windows.pattern.count("{stem}") == 1 and windows.pattern.count("{end}") == 1,
+        f"windows.pattern: {windows.pattern!r}; it needs {{stem}} and {{end}} once each",
+    )
+    require(windows.seconds > 0, f"windows.seconds: {windows.seconds}; give a number above 0")
 
 
 def _check_member(member: Member, frontends: Collection[str], where: str) -> None:
@@ -305,21 +316,20 @@ def load_ensemble(path: Path) -> Ensemble:
 
     Raises  SpecError
     """
-    import tomllib  # the engine reads no TOML: its start does not pay for this
+    return parse_ensemble(read_toml(path, "an ensemble TOML"), path)
 
+
+def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
+    """Ensemble of the tables read from `path`.
+
+    Raises  SpecError
+    """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(
-            f"{path}: cannot be read ({error.strerror}); give the path of an ensemble TOML"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not TOML ({error})") from error
-    try:
+        named = dict(data)
         for key, kind in (("classes", str), ("prior", float)):
-            if isinstance(data.get(key), str):
-                data[key] = _read_list(path.parent / data[key], kind, f"{key} = {data[key]!r}")
-        return check(load(Ensemble, data))
+            if isinstance(named.get(key), str):
+                named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
+        return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 

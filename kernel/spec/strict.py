@@ -1,17 +1,19 @@
 """Strict loading: plain data becomes a typed value, or a SpecError that names the key.
 
-Owns `load` (a mapping -> a dataclass), the rule checks' two helpers, and JSON without its traps. Knows no
-particular dataclass.
+Owns `load` (a mapping -> a dataclass), the rule checks' two helpers, reading a TOML file, and JSON without
+its traps. Knows no particular dataclass.
 """
 import json
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import SpecError, did_you_mean
 
 MAX_JSON_BYTES = 1 << 20  # a larger file is refused before it is parsed
+MAX_DEPTH = 32  # tables and lists inside each other; a written key needs five
 T = TypeVar("T")
 
 
@@ -36,6 +38,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     origin = get_origin(kind)
     args = get_args(kind)
     if kind is Any:
+        _check_plain(value, where)
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -52,12 +55,31 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             raise SpecError(f"{where}: expected a table, got {value!r}")
         return {str(k): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise SpecError(f"{where}: this number is too large") from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise SpecError(f"{where}: expected {kind.__name__}, got {value!r}")
     if kind is float and not abs(value) < float("inf"):
         raise SpecError(f"{where}: expected a finite number, got {value!r}")
     return value
+
+
+def _check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """SpecError, unless a value without a type of its own is what JSON can hold: it travels in a manifest."""
+    if depth > MAX_DEPTH:
+        raise SpecError(f"{where.partition('.')[0]}: more than {MAX_DEPTH} tables or lists inside each other")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise SpecError(f"{where}: expected a finite number, got {value!r}")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_plain(inner, f"{where}.{name}", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _check_plain(inner, f"{where}[{i}]", depth + 1)
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise SpecError(f"{where}: expected text, a number, a list or a table, got {value!r}")
 
 
 def require(holds: bool, message: str) -> None:
@@ -70,6 +92,25 @@ def require_choice(value: str, choices: Collection[str], where: str) -> None:
     """SpecError with a suggestion, unless `value` is one of the choices."""
     if value not in choices:
         raise SpecError(f"{where}: {value!r} is unknown; {did_you_mean(value, choices)}")
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; `what` it should be ("an ensemble TOML") stands in the message.
+
+    Raises  SpecError
+    """
+    import tomllib  # the engine reads no TOML: its start does not pay for this
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of {what}") from error
+    except RecursionError as error:
+        raise SpecError(
+            f"{path}: more than {MAX_DEPTH} tables or lists inside each other; this is not {what}"
+        ) from error
+    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits, or NUL in the path
+        raise SpecError(f"{path}: not TOML ({error})") from error
 
 
 def loads_json(text: bytes, where: str) -> Any:

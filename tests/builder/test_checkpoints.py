@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -290,7 +291,6 @@ def test_a_batch_norm_over_the_waveform_is_left_out() -> None:
 
 @pytest.mark.parametrize("whole_net", [False, True])
 def test_a_keras_file_gives_identical_logits(whole_net: bool, tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
     family = "mel_densenet"
     params = {"growth": 2}
     net = filled(family, params)
@@ -311,7 +311,6 @@ def test_a_keras_file_gives_identical_logits(whole_net: bool, tmp_path: Path) ->
 
 
 def test_an_hdf5_file_without_layers_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("h5py")
     (tmp_path / "net.h5").write_bytes(b"no hdf5")
     with pytest.raises(ModelLoadFailed, match="no Keras weights"):
         read_state(tmp_path / "net.h5")

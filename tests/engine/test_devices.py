@@ -18,13 +18,11 @@ import pytest
 import soundfile
 import torch
 
-from kernel import limits
 from kernel.engine import gpu, loop
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends, devices
 from kernel.inference.devices import Device
-from kernel.order import Order, Sample
-from kernel.scores import submission
+from tests.helpers.orders import make_order
 
 CLASSES = ("bark", "meow", "hiss")
 CLIPS = 9
@@ -60,27 +58,7 @@ def open_engine(
     if attempt == 1:
         make_input(data, repeated)
         state.mkdir()
-    sample = submission.read_sample(data / "sample_submission.csv")
-    order = Order(
-        bundle=bundle,
-        manifest=bundle / "manifest.json",
-        input=data,
-        clips=data / "test",
-        working=state,
-        state=state,
-        sample=Sample(
-            path=data / "sample_submission.csv", header=tuple(sample.header), ids=tuple(sample.ids)
-        ),
-        limits=limits.limits("fat2019", seconds=600),
-        marks=limits.marks(600.0),
-        started=time.monotonic(),
-        started_boot=time.clock_gettime(time.CLOCK_BOOTTIME),
-        offset_s=0.0,
-        device="auto",
-        loaders=2,
-        first=first,
-        attempt=attempt,
-    )
+    order = make_order(data, bundle, state, first=first, attempt=attempt)
     threads = torch.get_num_threads()
     with mock.patch.object(devices, "find_devices", lambda _: (found, [])), mock.patch("signal.signal"):
         opened = loop.Engine(order, Heartbeat(state / "heartbeat.json"))

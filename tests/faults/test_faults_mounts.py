@@ -26,6 +26,20 @@ def test_a_long_listing_is_no_hang(tmp_path: Path, unharmed: GuardRun) -> None:
     assert run.report["guard"]["attempts"] == 1
 
 
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=89,
+    injection="each header takes 1 s to be read, in all far longer than headers may take",
+    outcome="lengths are guessed and that is said; the same bytes as without the fault",
+)
+def test_slow_headers_cost_the_plan_not_the_rows(tmp_path: Path, unharmed: GuardRun) -> None:
+    slow = {"at": "probe", "do": "sleep", "seconds": 1, "times": 1}
+    plan = [{**slow, "id": f"c{i:02d}.wav"} for i in range(1, 12)]
+    run = run_whole(make_place(tmp_path), faulty_build() / "bundle", seconds=40, plan=plan)
+    check(run, "SlowMount", reference=unharmed)
+    assert run.report["guard"]["attempts"] == 1
+
+
 @pytest.mark.fault(
     row=89,
     injection="a dataset before the competition that takes longer to list than a search may take",

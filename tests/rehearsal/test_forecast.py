@@ -64,8 +64,8 @@ def test_more_rows_show_more_widths() -> None:
 def test_lines_of_the_verdict() -> None:
     time, beside, cache, spill = forecast(make_report(), 1000, 5000 / 3600, LIMITS, slowdown=1.5)
     assert time.raw == pytest.approx(376) and time.scaled == pytest.approx(564) and time.allowed == 3420
-    assert beside.raw == 415_000_000  # 500 MB own peak + 15 MB guard - 100 MB of store
-    assert cache.raw == 415_000_000 + 1_200_000_000 and spill.raw == 0
+    assert beside.raw == 400_000_000  # 500 MB own peak - 100 MB of store
+    assert cache.raw == 400_000_000 + 1_200_000_000 and spill.raw == 0
     assert all(line.passed for line in (time, beside, cache, spill))
     assert time.margin == pytest.approx(1 - 564 / 3420)
 
@@ -76,7 +76,7 @@ def test_too_much_fails_with_its_margin() -> None:
     assert set(failed) == {"time of everything", "spill to disk"}
     assert failed["time of everything"].margin < -9
     assert lines[2].raw == pytest.approx(0.95 * 14e9)  # the cache stops at its mark; the rest is spilled
-    assert failed["spill to disk"].raw == pytest.approx(120e6 * 140 * 3600 / 500 - (0.95 * 14e9 - 415e6))
+    assert failed["spill to disk"].raw == pytest.approx(120e6 * 140 * 3600 / 500 - (0.95 * 14e9 - 400e6))
 
 
 def test_a_member_that_never_ran_fails() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -182,11 +183,62 @@ def test_a_limit_far_above_breaks_the_axis() -> None:
     assert "axis broken" not in charts.line_chart(series, [near], str, "memory")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to render report.html in")
-@pytest.mark.parametrize("width", [1280, 700])
-def test_no_horizontal_scroll_in_a_browser(tmp_path: Path, width: int) -> None:
+in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here to render report.html in")
+
+
+def crowded_report() -> Report:
+    """A report whose names are as long, and whose nets, devices and lengths as many, as they can be."""
+    data = make_json()
+    names = [f"{'mw' * 30}_{number}" for number in range(9)]
+    member = data["members"][0]
+    data["members"] = [{**member, "name": name, "family": "a_module_of_mine.py:MyNet"} for name in names]
+    spans = [
+        {"name": f"{name}.{fold}", "device": f"cuda:{fold}", "start_s": 4.0 * i, "end_s": 4.0 * i + 3.9}
+        for i, name in enumerate([*names, "mmmm", "wwwwwwwww", "m"])
+        for fold in (0, 1)
+    ]
+    groups = {name: {**group, "cells": [9_999_999, 9_999_999]} for name, group in data["groups"].items()}
+    concerns = ["the engine was restarted 2 times (no progress for 30 s): look at 'What went wrong'"]
+    return make_report(
+        members=data["members"],
+        stages=spans,
+        groups=groups,
+        ensemble="m" * 64,
+        rehearsal={**VERDICT, "problems": [], "passed": True, "concerns": concerns},
+        fault_counts={"BundleHashMismatch": 123_456},
+        faults=[{"t": 1234.5, "code": "BundleHashMismatch", "where": names[0], "message": "w" * 200}],
+    )
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1280, 700, 400])
+@pytest.mark.parametrize("made", [full_report, crowded_report])
+def test_every_word_can_be_read_in_a_browser(
+    made: Callable[[], Report], width: int, tmp_path: Path
+) -> None:
     path = tmp_path / "report.html"
-    path.write_bytes(encode_page(page(full_report(), {"a<b>.wav": spectrogram()})))
+    path.write_bytes(encode_page(page(made(), {"a<b>.wav": spectrogram()})))
     sizes = measure(path, width)
+    assert sizes["found"] == []
     assert sizes["inner"] == width and sizes["scroll"] <= width, sizes
-    assert sizes["pictures"] == 12 * pictures.WIDTH, "every picture was decoded"
+    if made is full_report:
+        assert sizes["pictures"] == 12 * pictures.WIDTH, "every picture was decoded"
+
+
+@in_a_browser
+def test_the_browser_sees_what_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<!doctype html><body style='margin:0'><div style='width:600px'>wide</div>"
+        "<p style='width:1px;overflow-wrap:anywhere'>PASS</p>"
+        "<p style='position:absolute;top:300px'>one</p><p style='position:absolute;top:302px'>two</p>"
+        "<svg width=300 height=100 style='overflow:hidden'><rect x=0 y=20 width=300 height=50 />"
+        "<text x=10 y=50>over</text><g><rect x=50 y=80 width=10 height=20 /><text x=51 y=95 "
+        "class=onbar>beyond</text></g><text x=290 y=12>cut off</text></svg></body>"
+    )
+    sizes = measure(path, 400)
+    assert sizes["scroll"] == 600
+    kinds = {text.partition(":")[0] for text in sizes["found"]}
+    assert kinds == {
+        "letter under letter", "text over text", "label over a bar", "label beyond its bar", "label cut off"
+    }

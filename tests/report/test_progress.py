@@ -27,8 +27,8 @@ STATE = State(
 def test_the_line_has_every_figure() -> None:
     text = line(replace(STATE, done=40), 12.34)
     assert text == (
-        "[hourglass] cnn.0 (0/2 nets done) | 40/100 clips | 12.3 clips/s | RAM 1.50/14.0 GB | disk 0.20 GB"
-        " | ETA 1:15, deadline in 50:00"
+        "[hourglass] cnn.0 (0/2 nets done) | 40/100 clips, 0/200 by all nets | 12.3 clips/s"
+        " | RAM 1.50/14.0 GB | disk 0.20 GB | ETA 1:15, deadline in 50:00"
     )
 
 
@@ -57,12 +57,29 @@ def test_one_line_per_step_or_15_seconds() -> None:
     progress = Progress(io.StringIO(), lines.append)
     for t in range(40):
         progress.update(replace(STATE, t=float(t), done=t, scored=t))
-    assert [text.split(" | ")[1] for text in lines] == ["0/100 clips", "15/100 clips", "30/100 clips"]
+    assert [text.split(" | ")[1] for text in lines] == [
+        f"{n}/100 clips, {n}/200 by all nets" for n in (0, 15, 30)
+    ]
     assert "1.0 clips/s" in lines[-1]
     progress.update(replace(STATE, t=39.5, nets="1/2"))
     assert len(lines) == 3, "a count alone is no new step"
     progress.update(replace(STATE, t=40.0, step="cnn.1", nets="1/2"))
     assert len(lines) == 4 and "cnn.1" in lines[-1]
+
+
+def test_a_log_counts_even_when_every_step_is_short() -> None:
+    lines: list[str] = []
+    progress = Progress(io.StringIO(), lines.append)
+    for number, step in enumerate(("cnn.0", "cnn.1")):
+        progress.update(replace(STATE, t=float(number), step=step, scored=100 * number))
+    progress.close(replace(STATE, t=2.0, step="end", nets="2/2", done=100, scored=200))
+    counts = [text.split(" | ")[1] for text in lines]
+    assert counts == [
+        "0/100 clips, 0/200 by all nets",
+        "0/100 clips, 100/200 by all nets",
+        "100/100 clips, 200/200 by all nets",
+    ]
+    assert "end (2/2 nets done)" in lines[-1] and "100.0 clips/s" in lines[-1]
 
 
 def test_a_terminal_gets_a_bar() -> None:
@@ -76,6 +93,6 @@ def test_a_terminal_gets_a_bar() -> None:
     progress = Progress(screen)
     progress.update(replace(STATE, scored=50))
     progress._bar.refresh()
-    progress.close()
+    progress.close(replace(STATE, scored=200))
     assert "cnn.0" in screen.getvalue() and "25%" in screen.getvalue() and "50/200" in screen.getvalue()
     assert "[hourglass]" not in screen.getvalue()

@@ -51,7 +51,7 @@ def test_a_verdict_has_a_line_per_limit() -> None:
 def test_the_table_of_a_run_has_its_figures() -> None:
     lines = run_table(make_report()).splitlines()
     assert lines[0] == "rows 100: 100 predicted, 0 of them by a part of the ensemble, 0 prior"
-    assert "time 0:43 of 1:00:00" in lines[1] and "peak RAM 0.60 GB of 14.00 GB" in lines[1]
+    assert "time 0:43 of 1:00:00" in lines[1] and "peak RAM 0.50 GB of 14.00 GB" in lines[1]
     assert lines[2] == "device 2 CPU threads | torch cpu"
     assert lines[4].split() == ["cnn", "2/2", "100", "37.0", "1.00"]
     assert lines[5].startswith("store ram 150 hits, disk 40 hits, recompute 10 hits") and len(lines) == 6

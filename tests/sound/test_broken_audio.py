@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import soundfile
 
 from kernel.errors import ClipEmpty, ClipError, ClipUnreadable
-from kernel.sound import decode
+from kernel.sound import decode, mpeg_words
 from kernel.sound.clips import find_clips
 from kernel.sound.rows import list_rows
 from tests.helpers import fuzz_audio
@@ -290,3 +292,48 @@ def test_a_mutant_is_the_same_each_time() -> None:
     assert fuzz_audio.mutate(fuzz_audio.make_bases(), 0, 7) == fuzz_audio.mutate(
         fuzz_audio.make_bases(), 0, 7
     )
+
+
+TAGS = {  # Frames of an ID3v2.3 tag that libmpg123 complains about
+    "encoding": b"TIT2\0\0\0\5\0\0\x09abcd",
+    "longer than the tag": b"TIT2\0\0\x13\x08\0\0\0abc",
+    "half a letter": b"TIT2\0\0\0\5\0\0\1\xff\xfe\0\xd8",
+    "comment": b"COMM\0\0\0\2\0\0\0e",
+}
+
+
+def tagged(path: Path, frame: bytes) -> Path:
+    path.write_bytes(b"ID3\3\0\0" + bytes([0, 0, 0, len(frame)]) + frame + path.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("frame", TAGS.values(), ids=TAGS)
+@pytest.mark.parametrize("name", ["a.mp3", "a.bin"])
+def test_words_about_damaged_tags_stay_off_the_terminal(
+    name: str, frame: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tagged(write(tmp_path / "made.mp3", sound(0.7), format="MP3").rename(tmp_path / name), frame)
+    soundfile.SoundFile(path).close()
+    if "libmpg123" not in capfd.readouterr().err:
+        pytest.skip("this libsndfile does not print what libmpg123 finds in tags")
+    wave = decode.decode(decode.probe("a", path, tmp_path), 60.0)
+    assert len(wave.samples) >= 0.7 * RATE and capfd.readouterr().err == ""
+
+
+def test_what_others_write_meanwhile_is_not_lost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with mpeg_words.drop_tag_warnings():
+        os.write(2, b"mine\n\n[src/libmpg123/id3.c:f():1] error: a tag\n")
+        os.write(2, b"Warning: mine too\n")
+        assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "mine\nWarning: mine too\n"
+
+
+def test_a_closed_standard_error_costs_no_clip(tmp_path: Path) -> None:
+    path = tagged(write(tmp_path / "a.mp3", sound(0.7), format="MP3"), TAGS["comment"])
+    code = (
+        "import os, sys, pathlib; os.close(2); from kernel.sound import decode; "
+        "path = pathlib.Path(sys.argv[1]); clip = decode.probe('a', path, path.parent); "
+        "print(len(decode.decode(clip, 60.0).samples), os.path.exists('/proc/self/fd/2'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[0]) >= 0.7 * RATE and done.stdout.split()[1] == "False"

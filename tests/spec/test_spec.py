@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kernel.errors import SpecError
-from kernel.spec import Ensemble, Member, Output, Windows, check
+from kernel.spec import Ensemble, Member, Output, Windows, check, load_ensemble
 
 PLAIN = Ensemble(
     name="e",
@@ -33,3 +34,46 @@ def test_a_power_without_a_root_is_refused_before_a_run() -> None:
     check(replace(PLAIN, mean="power", mean_power=-1.0))
     with pytest.raises(SpecError, match="mean_power: 0 has no root"):
         check(replace(PLAIN, mean="power", mean_power=0.0))
+
+
+WRITTEN = """
+name = "written"
+classes = ["a", "b"]
+KEY
+[frontends.mel]
+FMIN
+[[members]]
+name = "m"
+family = "f"
+frontend = "mel"
+"""
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("KEY", "deep = " + "[" * 5000 + "]" * 5000, "inside each other"),
+        ("KEY", "mean_power = " + "1" * 5000, "not TOML"),
+        ("KEY", "mean_power = 1" + "0" * 400, "mean_power: this number is too large"),
+        ("KEY", 'about = "\xff"', "not TOML"),
+        ("FMIN", "fmin = " + "[" * 40 + "]" * 40, "frontends: more than 32"),
+        ("FMIN", "fmin = nan", r"frontends\.mel\.fmin: expected a finite number, got nan"),
+        ("FMIN", "fmin = 2019-05-31", r"frontends\.mel\.fmin: expected text, a number"),
+        ("FMIN", '[windows]\npattern = "{stem}_{ende}"', r"windows\.pattern: '{stem}_{ende}'.*once each"),
+        ("FMIN", "[windows]\nseconds = 0", r"windows\.seconds: 0\.0; .*above 0"),
+    ],
+)
+def test_odd_toml_is_one_sentence(key: str, value: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    text = WRITTEN.replace(key, value).replace("KEY", "").replace("FMIN", "")
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(SpecError, match=message) as caught:
+        load_ensemble(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_name_that_is_no_path_is_one_sentence() -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_ensemble(Path("absent.toml"))
+    with pytest.raises(SpecError, match="null"):
+        load_ensemble(Path("a\0b.toml"))

@@ -173,8 +173,8 @@ def test_early_stopping_keeps_the_best_epoch(folder, tmp_path):
     text = RECIPE.replace("validate = 6", "validate = 1\npatience = 1").replace("lr = 1e-2", "lr = 0.0")
     (folder / "still.toml").write_text(text.replace("ema = 0.8", "ema = 0.0"))
     plan = recipe.load_recipe(folder / "still.toml")
-    work = cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1)
-    nets = list(work.train())
+    with cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1) as work:
+        nets = list(work.train())
     assert all(net.record["epochs"] < 12 and net.record["best_epoch"] < net.record["epochs"] for net in nets)
 
 
@@ -183,7 +183,7 @@ def test_other_settings_do_not_go_on_in_an_old_run_folder(facts, folder):
     (folder / "other.toml").write_text(RECIPE.replace("lr = 1e-2", "lr = 2e-2"))
     other = recipe.load_recipe(folder / "other.toml")
     work = cross_validation.CrossValidation(other, clips_of(folder), out / "run", jobs=1)
-    with pytest.raises(SpecError, match="other settings"):
+    with work, pytest.raises(SpecError, match="other settings"):
         list(work.train())
 
 
@@ -199,9 +199,8 @@ def test_altered_copies_train_and_pretraining_comes_first(folder, tmp_path):
                                          "\npretrain = { epochs = 3 }")
     (folder / "copies.toml").write_text(text)
     plan = recipe.load_recipe(folder / "copies.toml")
-    work = cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1)
-    nets = list(work.train())
-    work.features.close()
+    with cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1) as work:
+        nets = list(work.train())
     assert [net.record["epochs"] for net in nets] == [2, 2]
     assert len((tmp_path / "cnn_0" / "pretrain" / "log.csv").read_text().splitlines()) == 4
     row, copy = work.features.copies(work.features.rows[0], 1)
