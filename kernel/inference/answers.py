@@ -65,7 +65,8 @@ def merge_passes(
     if rule == "logit_mean":
         merged = sure(merged.index_add_(0, rows, values * shares[:, None]))
     elif rule == "max":
-        merged = merged.index_reduce_(0, rows, sure(values), "amax", include_self=False)
+        places = rows[:, None].expand_as(values)
+        merged = merged.scatter_reduce_(0, places, sure(values), "amax", include_self=False)
     else:
         merged = merged.index_add_(0, rows, sure(values) * shares[:, None])
     broken = (~torch.isfinite(answers).all(dim=1)).double()

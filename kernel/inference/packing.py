@@ -76,7 +76,10 @@ def stage_block(
     recipe = intake.recipe
     counts = np.max([[len(cut) for cut in part.cuts] for part in read.values()], axis=0)
     timed = read[recipe.timed]
-    frames = np.repeat([timed.stage.finish.frames(cut.length) for cut in timed.cuts], counts)
+    finish = timed.stage.finish
+    # A finish that leaves no time axis goes by the frames before it
+    own = [finish.frames(cut.length) if finish.ragged else cut.length for cut in timed.cuts]
+    frames = np.repeat(own, counts)
     groups = group(frames.tolist())
     order = np.concatenate([places for places, _ in groups])
     ends = np.cumsum([len(places) for places, _ in groups]).tolist()

@@ -103,8 +103,9 @@ class Intake:
 
     @property
     def exact(self) -> bool:
-        """True where only rows of one length may share a batch."""
-        return not self.maskable or not self.recipe.stages[self.recipe.timed].finish.ragged
+        """True where only rows of one length share a batch: all have one, or none may be padded."""
+        ragged = self.recipe.stages[self.recipe.timed].finish.ragged
+        return self.recipe.view.fixed is not None or not self.maskable or not ragged
 
 
 def plan_row(stage: Stage, stored: np.ndarray, row_id: str, least: int) -> Cuts:
@@ -199,7 +200,8 @@ class StagedBlock:
     """Rows whose stored arrays are on the device, and the batches of their passes.
 
     rows     that can be predicted;  row_of: i64[P] on the host, the place in `rows` of each pass
-    lengths  i64[P] on the host, own frames of each pass of the net's input, in the order of the batches
+    lengths  i64[P] on the host, own frames of each pass of the net's input, in the order of the batches;
+             before the finish where that leaves no time axis
     batches  (passes, width) of each batch
     merging  i64[2, P] on the device: row of each pass, and its share in that row (the bits of a float64)
     held     everything of it on the device;  ready: the end of its copy there, None where there was none
@@ -230,7 +232,8 @@ class StagedBlock:
         longest = int(own.max())
         finish = given.stage.finish
         ragged = bool((own != longest).any())
-        if given is self.inputs[self.timed] and finish.frames(longest) == longest and finish.ragged:
+        free = given is self.inputs[self.timed] and given.stage.view.fixed is None and finish.ragged
+        if free and finish.frames(longest) == longest:  # as wide as the batch: few different widths
             ragged = ragged or longest != width
             longest = width
         lengths = Lengths(host=own, device=_choose(given.values[LENGTH], places)) if ragged else None
