@@ -18,7 +18,7 @@ import pytest
 import soundfile
 import torch
 
-from kernel.engine import gpu, loop
+from kernel.engine import choice, gpu, loop, step
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends, devices
 from kernel.inference.devices import Device
@@ -169,6 +169,61 @@ def test_two_devices_work_at_once_one_thread_each(
     assert users["cuda:0"] != users["cuda:1"]
     for net_id, values in found.items():
         np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
+def test_folds_share_the_batches_that_the_device_has_cut(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    """The member's two folds run after the first cover; every batch of theirs is drawn once for both."""
+    crowds: list[list[str]] = []
+    predict = step.StepRunner._predict_on_gpu
+
+    def watch(self: Any, runs: Any, *rest: Any) -> None:
+        crowds.append([run.net_id for run in runs])
+        predict(self, runs, *rest)
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        computing_on_cpu(lambda device: None),
+        mock.patch.object(step.StepRunner, "_predict_on_gpu", watch),
+        mock.patch.object(choice, "_cover", lambda ready, todo, speeds, left_s: choice._step(
+            [c for c in ready if c.member == "plain"], todo, speeds)),
+    ):
+        opened.execute()
+        found = scores(opened)
+    assert ["plain.0", "plain.1"] in crowds and len(crowds) == 2
+    for net_id, values in found.items():
+        np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+    assert sorted(outcome.net_id for outcome in opened.dispatcher.outcomes) == sorted(opened.run.nets)
+
+
+def test_folds_in_flight_together_are_all_suspects_and_then_run_one_by_one(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    """A device lost under two folds at once: the second engine runs them apart and finds the culprit."""
+    def watch(device: Device) -> None:
+        if "c4.wav" in in_flight(tmp_path, "plain.1"):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    both = mock.patch.object(choice, "_cover", lambda ready, todo, speeds, left_s: choice._step(
+        [c for c in ready if c.member == "plain"], todo, speeds))
+    for attempt in (1, 2, 3):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), attempt) as opened,
+            computing_on_cpu(watch),
+            both,
+            nullcontext() if attempt == 3 else pytest.raises(RuntimeError, match="assert"),
+        ):
+            opened.execute()
+        if attempt == 2:
+            nets = {crash.net for crash in opened.run.journal.crashes}
+            assert nets == {"plain.0", "plain.1"}
+    assert opened.run.journal.quarantined_pairs == {("plain.1", "c4.wav")}
+    for net_id, values in scores(opened).items():
+        expected = on_cpu[net_id].copy()
+        if net_id == "plain.1":
+            expected[4] = np.nan
+        np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
