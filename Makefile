@@ -7,7 +7,7 @@ DEMO := out/demo
 OWNER ?= your-kaggle-name
 SLUG ?= hourglass-default
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image pythons lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image pythons gpu lint types upload clean
 
 all: rehearse
 
@@ -55,6 +55,12 @@ image: $(READY)
 # `make test` and a rehearsal under each Python that README promises and this machine has: ONLY=3.12 for one.
 pythons:
 	$(PYTHON) -m tests.helpers.pythons $(ONLY)
+
+# The GPU's tests and figures, in whatever Python has torch with CUDA: PART=tests, PART=argus, ... for one part.
+# Without a GPU: the same tests on a stand-in, and how fast the host would feed one.
+GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),python3)
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --out out/gpu.json
 
 lint: $(READY)
 	$(PY) -m ruff check .
