@@ -85,8 +85,9 @@ def build(name: str, folder: Path) -> Path:
 
 
 class Busy:
-    """Seconds from the first to the last operation of every block, by events: waits for the host inside a block
-    count as busy, waits for the next block do not.
+    """Seconds from the first to the last operation of every block, by events.
+
+    Waits for the host inside a block count as busy, waits for the next block do not.
     """
 
     def __init__(self, cuda: bool) -> None:

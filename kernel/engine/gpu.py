@@ -109,6 +109,7 @@ class GpuSchedule:
                     run.loading_s += done.waited / len(self._runs)
                     cells = float(run.cells[numbers].sum())
                     run.timing.add(len(numbers), cells, done.seconds / len(done.probs))
+                    run.journal.choose(run.net_id, self._opened[place].result().runner.path)
                     run.put_all(numbers, probs)
                 if self._stop():
                     return

@@ -48,6 +48,8 @@ class Journal:
         self._inflight = state / "inflight"
         for folder in (self._scores, self._inflight):
             folder.mkdir(parents=True, exist_ok=True)
+        self._choices = self._load_choices()
+        self._choosing = threading.Lock()
         self._local = threading.local()
         self._names = itertools.count()
         self.crashes = (*self._load_crashes(), *self._find_marks(attempt - 1))
@@ -80,6 +82,24 @@ class Journal:
         opened = {str(net_id): f"in flight in {count} crashes while it was opened"
                   for net_id, count in openings.items() if count >= QUARANTINE_AFTER}
         return at_rows | opened
+
+    def choice(self, net_id: str) -> str | None:
+        """The way in which an engine of this run has begun to run a net; None = none has."""
+        return self._choices.get(net_id)
+
+    def choose(self, net_id: str, way: str) -> None:
+        """Keep the way in which a net runs, before its first score: a restart goes on in it."""
+        with self._choosing:
+            if self._choices.get(net_id) != way:
+                self._choices[net_id] = way
+                self._keep("choices.json", self._choices)
+
+    def _load_choices(self) -> dict[str, str]:
+        try:
+            found = json.loads((self._state / "choices.json").read_bytes())
+        except (OSError, ValueError):  # none yet, or cut short: the choice is made anew
+            return {}
+        return {str(key): str(way) for key, way in found.items()} if isinstance(found, dict) else {}
 
     def count_quarantined(self) -> int:
         """Clips, pairs and nets that are not tried again."""

@@ -4,7 +4,7 @@ Owns what a step is: opening nets, the choice of their schedule (cpu, gpu, or a 
 goes, and the outcome. Does not choose steps (plan) or publish (publication).
 """
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -131,9 +131,9 @@ class StepRunner:
     ) -> None:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
-        with run.opening():
-            net = self._open_net(self._entry(run), recipe, device, run.heartbeat.beat)
+        net = self._open_run(run, device)
         run.path = net.runner.path
+        run.journal.choose(run.net_id, net.runner.path)
         run.setup_s = time.monotonic() - began
         _follow([run], CpuSchedule(run, net, self.cores, self.feed, stop).predict(_suspects_first(run, todo)))
         run.path = net.runner.path
@@ -183,17 +183,19 @@ class StepRunner:
         if run.recipe is None:
             raise ModelLoadFailed(f"{run.net_id}: its stages cannot be built")
         with run.opening():
-            return self._open_net(self._entry(run), run.recipe, device, run.heartbeat.beat)
+            return self._open_net(run, run.recipe, device)
 
-    def _open_net(
-        self, entry: spec.Net, recipe: Recipe, device: Device, beat: Callable[[], None]
-    ) -> LoadedNet:
+    def _open_net(self, run: NetRun, recipe: Recipe, device: Device) -> LoadedNet:
         """The net, ready to run: an ONNX member as its graph, others in torch or as a graph that agrees.
 
-        beat  called between reading, building and recording: on a slow machine each can take its time
+        The heart beats between reading, building and recording: on a slow machine each can take its time. A
+        way that an earlier engine of this run took is taken again.
 
         Raises  ModelLoadFailed, BundleError, DeviceError
         """
+        entry = self._entry(run)
+        beat = run.heartbeat.beat
+        before = run.journal.choice(run.net_id)
         manifest = self.bundle.manifest
         cost = manifest.costs.get(entry.member, spec.Cost())
         if entry.kind == "onnx":
@@ -211,8 +213,10 @@ class StepRunner:
                 self.bundle.read_file(str(name)), runtime, self.bundle, self.runtimes, True
             )
 
-        candidates = [partial(open_exported, runtime) for runtime in onnx.RUNTIMES if name is not None]
-        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates)
+        wanted = [runtime for runtime in onnx.RUNTIMES if before is None or before.startswith(runtime)]
+        candidates = [partial(open_exported, runtime) for runtime in wanted if name is not None]
+        half = before is None or "fp32" not in before
+        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, half)
         beat()
         return net
 

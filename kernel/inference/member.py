@@ -81,13 +81,17 @@ def load_net(
     device: Device,
     cost: spec.Cost,
     candidates: Iterable[Callable[[], onnx.GraphNet]] = (),
+    half: bool = True,
 ) -> LoadedNet:
     """The member's net, filled and prepared; `candidates` are the same net as exported graphs.
+
+    half  allow half precision on a GPU
 
     Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
     """
     module = _build(recipe.member, state, classes)
-    runner = backends.prepare(module, device, _draw_samples(recipe, module), candidates=candidates)
+    samples = _draw_samples(recipe, module)
+    runner = backends.prepare(module, device, samples, half=half, candidates=candidates)
     return _loaded(recipe, module, runner, cost)
 
 

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 import torch
 
-from kernel.engine import choice, gpu, loop, step
+from kernel.engine import choice, gpu, journal, loop, step
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends, devices
 from kernel.inference.devices import Device
@@ -224,6 +224,54 @@ def test_folds_in_flight_together_are_all_suspects_and_then_run_one_by_one(
         if net_id == "plain.1":
             expected[4] = np.nan
         np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The way is journalled before the first score; torch stays torch, fp32 stays fp32."""
+    asked: dict[int, set[bool]] = {1: set(), 2: set()}
+
+    def prepare(module: Any, device: Device, samples: Any, half: bool = True, **more: Any) -> backends.Runner:
+        asked[attempt].add(half)
+        net = module.eval()
+
+        def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+            return backends.call_net(net, inputs, frames)
+
+        way = "torch cuda, folded, fp32"
+        return backends.Runner(device=Device(name="cpu", about=""), path=way, run=run, exact=run)
+
+    for attempt in (1, 2):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), attempt) as opened,
+            mock.patch.object(backends, "prepare", prepare),
+        ):
+            if attempt == 1:
+                seen: list[str | None] = []
+                kept = opened.run.journal
+                board = opened.run.board
+                add = board.add
+
+                def check(net_id: str, *given: Any, kept: Any = kept, add: Any = add, seen: Any = seen) -> None:
+                    seen.append(kept.choice(net_id))
+                    add(net_id, *given)
+
+                with mock.patch.object(board, "add", check):
+                    opened.execute()
+                assert set(seen) == {"torch cuda, folded, fp32"}
+                for path in (tmp_path / "state" / "scores").glob("*.npy"):
+                    path.unlink()
+            else:
+                opened.execute()
+    assert asked == {1: {True}, 2: {False}}
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b'{"plain.0": '])
+def test_a_choice_cut_short_is_made_anew(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "choices.json").write_bytes(text)
+    found = journal.Journal(tmp_path, 2, print)
+    assert found.choice("plain.0") is None
+    found.choose("plain.0", "torch cpu")
+    assert journal.Journal(tmp_path, 3, print).choice("plain.0") == "torch cpu"
 
 
 def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
