@@ -76,10 +76,7 @@ def stage_block(
     recipe = intake.recipe
     counts = np.max([[len(cut) for cut in part.cuts] for part in read.values()], axis=0)
     timed = read[recipe.timed]
-    finish = timed.stage.finish
-    # A finish that leaves no time axis goes by the frames before it
-    own = [finish.frames(cut.length) if finish.ragged else cut.length for cut in timed.cuts]
-    frames = np.repeat(own, counts)
+    frames = np.repeat(_own_frames(timed), counts)
     groups = group(frames.tolist())
     order = np.concatenate([places for places, _ in groups])
     ends = np.cumsum([len(places) for places, _ in groups]).tolist()
@@ -109,6 +106,12 @@ def stage_block(
         held=there,
         ready=ready,
     )
+
+
+def _own_frames(timed: _Read) -> list[int]:
+    """Frames of the net's input for each row; before the finish where that leaves no time axis."""
+    finish = timed.stage.finish
+    return [finish.frames(cut.length) if finish.ragged else cut.length for cut in timed.cuts]
 
 
 def _read_rows(

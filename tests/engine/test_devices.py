@@ -251,7 +251,9 @@ def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path
                 board = opened.run.board
                 add = board.add
 
-                def check(net_id: str, *given: Any, kept: Any = kept, add: Any = add, seen: Any = seen) -> None:
+                def check(
+                    net_id: str, *given: Any, kept: Any = kept, add: Any = add, seen: Any = seen
+                ) -> None:
                     seen.append(kept.choice(net_id))
                     add(net_id, *given)
 
