@@ -109,6 +109,11 @@ class Journal:
         """True for a net that has ended an engine while it was opened, or two at the same row."""
         return net_id in self._suspect_nets or any(name == net_id for name, _ in self.quarantined_pairs)
 
+    @property
+    def nets_in_doubt(self) -> bool:
+        """True once an engine has died with a net in flight: then nets run and open one at a time."""
+        return any(crash.kind != "clip" for crash in self.crashes)
+
     def suspects_with(self, net_id: str) -> set[str]:
         """Row ids in flight with this net at an earlier crash, to be run first and alone."""
         return {row_id for name, row_id in self.suspect_pairs if name == net_id}

@@ -44,15 +44,15 @@ class Opener:
         return None if ahead is None or ahead.cancel() else ahead.result()
 
     def _open_ahead(self, upcoming: Upcoming) -> tuple[NetRun, Future[LoadedNet]] | None:
-        run = upcoming()
-        if run is None:
-            return None
         opened: Future[LoadedNet] = Future()
+        run = None
         try:
-            opened.set_result(self._open(run))
+            run = upcoming()
+            if run is not None:
+                opened.set_result(self._open(run))
         except BaseException as error:  # told when the net is wanted
             opened.set_exception(error)
-        return run, opened
+        return None if run is None else (run, opened)
 
     def _open(self, run: NetRun) -> LoadedNet:
         """The net, its weights on a stream of their own: they do not wait for the batches before them."""

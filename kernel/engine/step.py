@@ -70,8 +70,9 @@ class StepRunner:
                 crowds.append([run])
         outcomes: list[plan.Outcome] = []
         for number, crowd in enumerate(crowds, 1):
-            last = number == len(crowds)
-            outcomes += self._run_group(step, crowd, device, stop, upcoming if last else lambda: None)
+            # A crash while another net is being opened would not tell which of them it was
+            ahead = number == len(crowds) and not crowd[0].journal.nets_in_doubt
+            outcomes += self._run_group(step, crowd, device, stop, upcoming if ahead else lambda: None)
         return outcomes
 
     def _run_group(
@@ -266,11 +267,11 @@ def _outcome(
 
 
 def _may_share(first: NetRun, run: NetRun, device: Device) -> bool:
-    """True where two folds may run on the same batches: the same rows, none of them a suspect."""
+    """True where two folds may run on the same batches: the same rows, and no engine has died of a net."""
     if not device.cuda or first.recipe is None or run.recipe is not first.recipe:
         return False
     same = bool((first.lacking().mask == run.lacking().mask).all())
-    return same and not first.suspects() and not run.suspects()
+    return same and not first.journal.nets_in_doubt
 
 
 def _is_open(run: NetRun, future: Future[LoadedNet]) -> bool:

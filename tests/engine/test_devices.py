@@ -267,6 +267,34 @@ def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path
     assert asked == {1: {True}, 2: {False}}
 
 
+def test_after_a_crash_of_a_net_nothing_is_opened_ahead(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Else the net that happens to be opened at a second crash would be blamed for it."""
+    (tmp_path / "state" / "inflight").mkdir(parents=True)
+    make_input(tmp_path / "in")
+    mark = json.dumps({"kind": "batch", "ids": ["c4.wav"], "nets": ["plain.0", "tiled.0"]})
+    (tmp_path / "state" / "inflight" / "0.json").write_text(mark)
+    opening: set[str] = set()
+    together: list[set[str]] = []
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), 2) as opened,
+        computing_on_cpu(lambda device: together.append(set(opening))),
+    ):
+        assert opened.run.journal.suspect_pairs == {("plain.0", "c4.wav"), ("tiled.0", "c4.wav")}
+        flight = opened.run.journal.flight
+
+        @contextmanager
+        def watch(kind: str, ids: Sequence[str], *nets: str) -> Iterator[None]:
+            with flight(kind, ids, *nets):
+                opening.update(nets if kind == "net" else ())
+                yield
+                opening.difference_update(nets if kind == "net" else ())
+
+        with mock.patch.object(opened.run.journal, "flight", watch):
+            opened.execute()
+    assert together and not any(together)
+
+
 @pytest.mark.parametrize("text", [b"", b"[1]", b'{"plain.0": '])
 def test_a_choice_cut_short_is_made_anew(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "choices.json").write_bytes(text)
