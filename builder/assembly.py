@@ -16,7 +16,7 @@ from torch import nn
 
 import kernel
 from kernel import models
-from kernel.errors import ModelLoadFailed, SpecError
+from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.sound import frontends
@@ -133,6 +133,14 @@ def _find_sources(
     return sources, filled
 
 
+def _seconds(value: Any) -> float:
+    """A measured cost; ValueError for what is none."""
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{seconds} is no number of seconds")
+    return seconds
+
+
 def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Measured costs of a rehearsal's report.json.
 
@@ -143,9 +151,10 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         return {}, {}
     try:
         costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (float(v["seconds_a"]), float(v["seconds_b"])) for k, v in costs["members"].items()}
-        return members, {k: float(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
+                   for k, v in costs["members"].items()}
+        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpecError(
             f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
             "give the report.json of a rehearsal"
@@ -240,7 +249,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
 
 def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
     """Both metadata files, checked before anything is written."""
-    slug, title = metadata.name_dataset(ensemble.name, request.slug, request.title)
+    slug, title = _choose_names(request, ensemble.name)
     machine = request.machine or (GPU_MACHINE if limits(ensemble.profile).gpu else None)
     competition = request.competition or COMPETITIONS.get(ensemble.profile)
     papers = Papers(
@@ -261,6 +270,25 @@ def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
     metadata.check_dataset(papers.dataset)
     metadata.check_kernel(papers.kernel)
     return papers
+
+
+def _choose_names(request: BuildRequest, ensemble: str) -> tuple[str, str]:
+    """Slug and title, as given or made of each other.
+
+    Raises  UploadError naming the option that the user typed, or should
+    """
+    slug, title = metadata.name_dataset(ensemble, request.slug, request.title)
+    if request.slug is not None:
+        try:
+            metadata.check_id(f"{request.owner}/{slug}")
+        except UploadError as error:
+            raise UploadError(f"--owner {request.owner} --slug {slug}: {error}") from error
+    elif request.title is None and len(title) > metadata.TITLE_CHARACTERS[1]:
+        raise UploadError(
+            f"title: {title!r}, made of the ensemble's name, has {len(title)} characters; give --title with "
+            f"{metadata.TITLE_CHARACTERS[0]} to {metadata.TITLE_CHARACTERS[1]}"
+        )
+    return slug, title
 
 
 def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:

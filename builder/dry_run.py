@@ -67,25 +67,37 @@ def _check_answer(where: str, out: object, classes: int) -> None:
         raise SpecError(f"{where}: gave {found}, expected {wanted}")
 
 
+def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch.Tensor]:
+    """The inputs of a member that gives one finite value per class for the synthetic clip.
+
+    Raises  SpecError naming the member
+    """
+    name = recipe.member.name
+    try:
+        inputs = make_inputs(recipe, module)
+        with torch.no_grad():
+            out = backends.call_net(module, inputs, None)
+    except (Exception, SystemExit) as error:  # A user's net may raise anything.
+        raise SpecError(
+            f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
+            "that channels and bins of its front end, view and finish are those of the family"
+        ) from error
+    _check_answer(f"member {name}", out, classes)
+    return inputs
+
+
 def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Module) -> Cost:
     """Cost of a member whose stages fit together and give one finite value per class.
 
     Raises  SpecError or ModelLoadFailed naming the member
     """
     recipe = build_recipe(ensemble, member)
+    state = parse_state(blob, member.name)
     try:
-        inputs = make_inputs(recipe, module)
-        state = parse_state(blob, member.name)
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
-        with torch.no_grad():
-            out = backends.call_net(module, inputs, None)
-    except (Exception, SystemExit) as error:  # A user's net may raise anything.
-        raise SpecError(
-            f"member {member.name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
-            "that channels and bins of its front end, view and finish are those of the family"
-        ) from error
-    _check_answer(f"member {member.name}", out, len(ensemble.classes))
-    timed = inputs[recipe.timed]
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"member {member.name}: {type(error).__name__}: {error}; correct its net") from error
+    timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
 

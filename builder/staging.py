@@ -27,7 +27,7 @@ def staging(out: Path) -> Iterator[Path]:
             process = left.name.removeprefix(PREFIX).partition("-")[0]
             if process.isdigit() and not Path(f"/proc/{process}").exists():
                 put_back(left, out)
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True)  # Nothing of the build before is in it any more.
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=out))
     except OSError as error:
         raise _unwritable(out, error) from error
@@ -36,7 +36,8 @@ def staging(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(out, error) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # What cannot be removed is tried again by the next build.
+        if not _holds_old(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # What cannot be removed is tried by the next build.
 
 
 def _unwritable(out: Path, error: OSError) -> OutputUnwritable:
@@ -59,8 +60,20 @@ def put_in_place(folder: Path, out: Path) -> None:
                 os.rename(out / name, folder / f"old-{name}")
             os.rename(folder / name, out / name)
     except OSError as error:
-        put_back(folder, out)
+        try:
+            put_back(folder, out)
+        except OSError as second:
+            raise OutputUnwritable(
+                f"{out}: {error.strerror or error}, and {second.strerror or second} when the old build "
+                f"was put back; parts of it lie in {folder} as old-bundle and old-push: move them back"
+            ) from error
         raise _unwritable(out, error) from error
+
+
+def _holds_old(folder: Path) -> bool:
+    """True while the only copy of the build before lies here: the swap could not even be undone."""
+    unfinished = (folder / NAMES[-1]).exists()
+    return unfinished and any(os.path.lexists(folder / f"old-{name}") for name in NAMES)
 
 
 def put_back(folder: Path, out: Path) -> None:

@@ -103,6 +103,14 @@ class UploadError(HourglassError):
     """Metadata or files that Kaggle would refuse or change."""
 
 
+def text_of(error: BaseException) -> str:
+    """The error's message; a user's own class may raise where it is asked for it."""
+    try:
+        return str(error)
+    except BaseException:
+        return "its message cannot be read"
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Tail of a message: the nearest choice, or all of them when none is near."""
     names = sorted(choices)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from builder import dry_run
+from kernel import models
 from kernel.errors import SpecError
 from kernel.inference.recipe import Recipe as NetRecipe
 from kernel.inference.recipe import build_recipe
@@ -99,8 +101,9 @@ class CrossValidation:
         """Every net of the recipe, member by member; finished ones are read, not trained again."""
         self.progress.expect({f"{m.name}.{fold}": self.recipe.settings(m).epochs for m in self.recipe.members
                               for fold in self.numbers})
+        made = {member.name: self._stages(member) for member in self.recipe.members}  # All before any clip.
         for member in self.recipe.members:
-            stages = build_recipe(self._ensemble(member), kernel_member(member))
+            stages = made[member.name]
             for stage in stages.stages.values():
                 self.features.warm(stage.fe, self.recipe.settings(member).wave_variants)
             for id, error in self.features.errors.items():
@@ -117,6 +120,16 @@ class CrossValidation:
                         "give another --out or remove it"
                     )
                 yield net
+
+    def _stages(self, member: MemberRecipe) -> NetRecipe:
+        """The member's stages, once its untrained net has taken a synthetic clip through them.
+
+        Raises  SpecError naming the member: front end, finish and channels that do not fit together
+        """
+        stages = build_recipe(self._ensemble(member), kernel_member(member))
+        net = models.build(member.family, dict(member.params), len(self.clips.classes))
+        dry_run.run_once(stages, net.eval(), len(self.clips.classes))
+        return stages
 
     def _ensemble(self, member: MemberRecipe) -> Ensemble:
         return Ensemble(name=self.recipe.name, classes=self.clips.classes, members=(kernel_member(member),),

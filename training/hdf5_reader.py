@@ -41,9 +41,9 @@ def find(group: h5py.Group, path: str) -> Any:
         if part in ("", "."):
             continue
         if not isinstance(group, h5py.Group) or group.get(part, getclass=True, getlink=True) is None:
-            raise Refused(f"no Keras weights in it ({path!r} is missing); {SAVE}")
+            raise Refused(f"no Keras weights in it ({path[:80]!r} is missing); {SAVE}")
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise Refused(f"{path!r} is a link out of the file or to another place; Keras writes none")
+            raise Refused(f"{path[:80]!r} is a link out of the file or to another place; Keras writes none")
         group = group[part]
     return group
 
@@ -65,14 +65,14 @@ def check(array: Any, name: str) -> int:
     Raises  Refused
     """
     if not isinstance(array, h5py.Dataset):
-        raise Refused(f"{name!r} is no array")
+        raise Refused(f"{name[:80]!r} is no array")
     if array.is_virtual or array.external:
-        raise Refused(f"{name!r} keeps its values in another file, which would be read and shipped")
+        raise Refused(f"{name[:80]!r} keeps its values in another file, which would be read and shipped")
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8 or array.shape is None:
-        raise Refused(f"{name!r} holds {array.dtype}, not real numbers")
+        raise Refused(f"{name[:80]!r} holds {array.dtype}, not real numbers")
     size = math.prod(array.shape) * int(array.dtype.itemsize)
     if size and not array.id.get_storage_size():
-        raise Refused(f"{name!r} claims {size} bytes and none were ever written")
+        raise Refused(f"{name[:80]!r} claims {size} bytes and none were ever written")
     return size
 
 

@@ -16,13 +16,15 @@ member counts 1 / (1 + folds begun), our choice. The rules:
 4. Stackers run once their inputs wait for no fold; where the inputs will not be finished, the time that
    stackers need for the rows that are is kept for them.
 """
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .plan import LEAST_PATIENCE_S, MARGIN, PATIENCE, NetCost, Speeds, Step, Todo, expected, forecast
+from .plan import LEAST_PATIENCE_S, MARGIN, PATIENCE, NetCost, Speeds, Step, Todo, forecast
 
 CANDIDATES = 8  # first steps that are followed to the stop mark: the densest, and those that gain most
 LEAST_START_S = 1.0  # a net is not opened for less before time that is kept for stackers
+LEAST_KEPT_S = 1.0  # for a stacker: it is opened, and its multiply-adds are not all that its rows take
 SETS_KEPT = 4096  # most sets of members that are compared where only complete members count
 
 
@@ -59,43 +61,44 @@ def next_step(
     busy: Collection[str] = (),
     row_independent: bool = True,
     together: int = 1,
+    devices: int = 1,
 ) -> Step | None:
     """The step to start now, or None when nothing is left that brings anything.
 
     todo       per net id the rows it lacks; nets that are done have 0 rows, those that have failed are
                absent. For a stacker: the rows whose inputs are complete
     left_s     seconds to the stop mark; nothing starts at <= 0
-    rows       rows to predict in all
+    rows       rows that can be predicted in all
     uncovered  rows that no net has scored and that can still be scored
     busy       net ids running on other devices
-    together   most folds of a member that this device runs on the same batches
+    together   most folds of a member that this device runs on the same batches;  devices: that share the work
     """
     if left_s <= 0:
         return None
     ready = [c for c in costs if c.net_id not in busy and c.net_id in todo and todo[c.net_id].rows > 0]
     first_level = [c for c in ready if not c.inputs]
     others = [c for c in costs if c.net_id in busy and c.net_id in todo and not c.inputs]
-    covering = any(todo[c.net_id].rows > 0 for c in others)
-    if uncovered > 0 and first_level and not covering:
+    if uncovered > 0 and first_level and not any(todo[c.net_id].rows > 0 for c in others):
         cover = _cover(first_level, todo, speeds, left_s)
         # There only complete members count
         return cover if row_independent else replace(cover, patience_s=float("inf"))
     unfinished = {c.member for c in [*first_level, *others]}
     open_now = [c for c in ready if not unfinished & set(c.inputs)]
-    running = {c.member for c in costs if c.net_id in busy}
     # Stackers on the rows they can have, when nothing else is started
-    waiting = [c for c in ready if c not in open_now and not running & set(c.inputs)]
+    waiting = [c for c in ready if c not in open_now and not {o.member for o in others} & set(c.inputs)]
     if not row_independent:
-        chosen = _choose_members(open_now, todo, speeds, left_s) or _choose_members(
-            waiting, todo, speeds, left_s)
+        chosen = _choose_members(open_now, todo, speeds, left_s, devices) or _choose_members(
+            waiting, todo, speeds, left_s, devices)
         return _step([chosen], todo, speeds) if chosen else None
     stackers = [c for c in costs if c.net_id in todo and unfinished & set(c.inputs)]
     outlooks = _outlooks(costs, open_now, todo, speeds, rows)
-    kept_s = _kept_s(stackers, outlooks, speeds, rows)
+    kept_s = _kept_s(stackers, outlooks, todo, speeds, left_s)
     step = _refine(outlooks, todo, speeds, left_s, kept_s, together)
     if step is None:
         first = _choose_first(_outlooks(costs, waiting, todo, speeds, rows), left_s)
         step = _step([first], todo, speeds) if first else None
+    if step is None and kept_s:  # the stackers have nothing to do: what was kept for them is free
+        step = _refine(outlooks, todo, speeds, left_s, 0.0, together)
     return step
 
 
@@ -132,8 +135,13 @@ def _cover(ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds, l
 
     cheapest = min(ready, key=cost_of)
     step = replace(_step([cheapest], todo, speeds), kind="cover")
-    others = any(c.member != step.member and c.member not in speeds.members for c in ready)
-    return replace(step, patience_s=max(LEAST_PATIENCE_S, PATIENCE * step.forecast_s)) if others else step
+    others = [forecast(c, todo[c.net_id], hopeful) for c in ready
+              if c.member != step.member and c.member not in speeds.members]
+    if not others:
+        return step
+    # The next one must have its time, too
+    most_s = min(PATIENCE * step.forecast_s, left_s - MARGIN * min(others))
+    return replace(step, patience_s=max(LEAST_PATIENCE_S, most_s))
 
 
 def _step(nets: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> Step:
@@ -245,25 +253,43 @@ def _with_folds(
     return folds
 
 
-def _kept_s(stackers: Sequence[NetCost], outlooks: Sequence[Outlook], speeds: Speeds, rows: int) -> float:
-    """Seconds that stackers will need whose inputs are unfinished; 0.0 where nets bring more in them."""
-    if not stackers or not outlooks:
+def _kept_s(
+    stackers: Sequence[NetCost],
+    outlooks: Sequence[Outlook],
+    todo: Mapping[str, Todo],
+    speeds: Speeds,
+    left_s: float,
+) -> float:
+    """Seconds that stackers will need whose inputs are unfinished; 0.0 where nets bring more in them.
+
+    They need time for the rows that can be theirs by then; a net that gives way to them ends its row first.
+    """
+    hungry = [c for c in stackers if todo[c.net_id].rows + todo[c.net_id].later > 0]
+    if not hungry or not outlooks:
         return 0.0
-    whole = Todo(rows=rows, cells=0.0)
-    kept_s = sum(expected(c, whole) * speeds.factor(c.member) for c in stackers) * MARGIN
-    return kept_s if sum(c.value for c in stackers) > outlooks[0].density * kept_s else 0.0
+    reached = min(1.0, left_s / max(1e-9, sum(o.seconds for o in outlooks if not o.cost.inputs)))
+    kept_s = 0.0
+    for c in hungry:
+        rows = todo[c.net_id].rows + math.ceil(reached * todo[c.net_id].later)
+        kept_s += max(LEAST_KEPT_S, forecast(c, Todo(rows=rows, cells=0.0), speeds)) * MARGIN
+    kept_s += max(o.seconds / max(1, todo[o.cost.net_id].rows) for o in outlooks)
+    return kept_s if sum(c.value for c in hungry) > outlooks[0].density * kept_s else 0.0
 
 
 def _choose_members(
-    ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds, left_s: float
+    ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds, left_s: float, devices: int
 ) -> NetCost | None:
     """The next net where only complete members count: of the densest member of the best set that fits."""
     seconds: dict[str, float] = {}
+    longest: dict[str, float] = {}
     values: dict[str, float] = {}
     for c in ready:
-        seconds[c.member] = seconds.get(c.member, 0.0) + forecast(c, todo[c.net_id], speeds) * MARGIN
+        needed_s = forecast(c, todo[c.net_id], speeds) * MARGIN
+        seconds[c.member] = seconds.get(c.member, 0.0) + needed_s / devices
+        longest[c.member] = max(longest.get(c.member, 0.0), needed_s)
         values[c.member] = c.value
-    best = _best_set(seconds, values, left_s)
+    fitting = {member: max(needed_s, longest[member]) for member, needed_s in seconds.items()}
+    best = _best_set(fitting, values, left_s)
     if not best:
         return None
     densest = max(best, key=lambda member: values[member] / max(seconds[member], 1e-9))

@@ -135,7 +135,7 @@ class CpuSchedule:
                 else self._attempt_alone(i)
             )
             timing = self._settle(i, answer)
-            if first and answer.whole:
+            if first and answer.whole and answer.error is None:
                 self._run.setup_s += answer.seconds
             elif timing is not None:
                 timing.add(1, self._run.cells[i], answer.seconds)
@@ -190,7 +190,7 @@ class CpuSchedule:
                 probs = predict_alone(net, self._feed.store, row, forwards)
         except BaseException as error:
             # Users' own nets may raise anything, KeyboardInterrupt too: it costs this net this row
-            return Answer(error=error)
+            return Answer(error=error, seconds=time.monotonic() - began)
         return Answer(
             probs=probs, forwards=tuple(forwards), whole=net is self._net, seconds=time.monotonic() - began
         )
@@ -199,6 +199,7 @@ class CpuSchedule:
         """One row's answer on the board; where its seconds are to be booked, None for nowhere."""
         if answer.error is not None:
             self._run.settle(i, answer.error)
+            return self._run.timing  # a row that it cannot do takes its time, too
         if answer.probs is None:
             return None
         new = {width for width, _ in answer.forwards} - self._met

@@ -39,18 +39,19 @@ class Dispatcher:
         self.outcomes: list[plan.Outcome] = []
         self.busy: set[str] = set()
         self.changed = threading.Condition()
-        self._complete: dict[str, tuple[list[int], int]] = {}
+        self._ready: dict[str, tuple[list[int], int]] = {}
 
     def take(self, together: int = 1) -> plan.Step | None:
         """The next step for an idle device, None when nothing fits; waits where a running step may open one.
 
-        Nets that have ended engines come last: whatever they do, the others have spoken.
+        Nets of members that have ended engines come last, and nothing runs beside them: whatever they do, the
+        others have spoken, and a second crash has one culprit.
 
         together  most folds of a member that the device runs on the same batches
         """
         with self.changed:
             while not self._ended():
-                step = self._choose_any(together)
+                step = self._choose_by_trouble(self._todo(), together)
                 if step is not None:
                     self.busy.update(step.net_ids)
                     return step
@@ -62,17 +63,22 @@ class Dispatcher:
     def guess_next(self) -> NetRun | None:
         """The net that would run if a device were idle now, None where none would: it may be opened ahead."""
         with self.changed:
-            step = None if self._ended() else self._choose_any(1)
+            step = None if self._ended() else self._choose_by_trouble(self._todo(), 1)
         run = None if step is None else self._run.nets[step.net_ids[0]]
         return None if run is None or run.recipe is None else run
 
-    def _choose_any(self, together: int) -> plan.Step | None:
-        """The plan's choice; nets that have ended engines come last."""
-        todo = self._todo()
-        harmless = {net_id: work for net_id, work in todo.items()
-                    if not self._run.journal.is_troubled(net_id)}
+    def _choose_by_trouble(self, todo: Mapping[str, plan.Todo], together: int) -> plan.Step | None:
+        """The plan's choice among the nets with least trouble; those that have any run alone."""
+        rank = self._run.journal.rank_trouble
         untried = self.count_untried()
-        return self._choose(harmless, untried, together) or self._choose(todo, untried, together)
+        if any(map(rank, self.busy)):
+            return None
+        for most in (0, 1, 2):
+            candidates = {net_id: work for net_id, work in todo.items() if rank(net_id) <= most}
+            step = self._choose(candidates, untried, together if most == 0 else 1)
+            if step is not None or self.busy:
+                return step
+        return None
 
     def _choose(
         self, todo: Mapping[str, plan.Todo], untried: int, together: int
@@ -83,11 +89,12 @@ class Dispatcher:
             todo,
             self._speeds,
             left_s=self._left_s(),
-            rows=len(self._run.rows.wanted),
+            rows=int(np.count_nonzero(self._run.rows.left())),
             uncovered=untried,
             busy=self.busy,
             row_independent=self._run.ensemble.row_independent,
             together=together,
+            devices=len(self._run.devices),
         )
 
     def stop_of(self, step: plan.Step) -> Callable[[], bool]:
@@ -98,9 +105,9 @@ class Dispatcher:
         """
         until = time.monotonic() + step.patience_s
         nets = [self._run.nets[net_id] for net_id in step.net_ids]
-        before = sum(net.scored for net in nets)
+        before = sum(net.answered for net in nets)
         return lambda: self._ended() or (
-            time.monotonic() > until and sum(net.scored for net in nets) > before)
+            time.monotonic() > until and sum(net.answered for net in nets) > before)
 
     def finish(self, step: plan.Step, outcomes: Sequence[plan.Outcome]) -> None:
         """Learn from a step that has ended, and let the store drop what nobody will read again."""
@@ -122,34 +129,42 @@ class Dispatcher:
             return plan.remaining(self._costs, self._todo(), self._speeds) / len(self._run.devices)
 
     def count_untried(self) -> int:
-        """Rows to predict that no net has scored or had to pass over."""
+        """Rows to predict that no net has scored or had to pass over.
+
+        While nothing at all is scored, rows that nets had to pass over count too: another net may do better.
+        """
         rows = self._run.rows
-        return int(np.count_nonzero(rows.left() & ~self._run.board.scored() & ~rows.tried))
+        scored = self._run.board.scored()
+        untried = rows.left() & ~scored
+        if scored.any():
+            untried &= ~rows.tried
+        return int(np.count_nonzero(untried))
 
     def _todo(self) -> dict[str, plan.Todo]:
         """What every live net still lacks."""
         return {net.net_id: self._todo_of(net) for net in self._run.nets.values() if not net.failed}
 
     def _todo_of(self, net: NetRun) -> plan.Todo:
-        lacking = net.lacking()
         if isinstance(net.part, Stacker):
-            return plan.Todo(rows=self._count_complete(net, net.part, lacking.mask), cells=0.0)
+            ready = self._count_ready(net, net.part)
+            return plan.Todo(rows=ready, cells=0.0, later=net.lacking().rows - ready)
+        lacking = net.lacking()
         if not lacking.rows or net.recipe is None:
             return plan.Todo(rows=lacking.rows, cells=0.0)
         loading_s = self._run.feed.forecast_s(net.recipe, lacking.mask)
         return plan.Todo(rows=lacking.rows, cells=lacking.cells, loading_s=loading_s)
 
-    def _count_complete(self, net: NetRun, stacker: Stacker, lacking: np.ndarray) -> int:
-        """Rows bool[N] that the stacker lacks and can have; counted anew where a net of its inputs has moved.
-        """
+    def _count_ready(self, net: NetRun, stacker: Stacker) -> int:
+        """Rows that the stacker lacks and can have; counted anew where a net of its inputs has moved."""
         run = self._run
         members = [member for member in run.ensemble.members if member.name in stacker.inputs]
         read = [net_id for member in members for net_id in net_ids(member)]
+        # Before the rows are looked at: a change meanwhile is then seen at the next look
         key = [run.board.changes(net_id) for net_id in [net.net_id, *read]] + [run.rows.changes]
-        known = self._complete.get(net.net_id)
+        known = self._ready.get(net.net_id)
         if known is None or known[0] != key:
-            complete = stacker_rows(stacker, run.ensemble, run.board)
-            known = self._complete[net.net_id] = key, int(np.count_nonzero(lacking[complete]))
+            ready = stacker_rows(stacker, run.ensemble, run.board)
+            known = self._ready[net.net_id] = key, int(np.count_nonzero(net.lacking().mask[ready]))
         return known[1]
 
     def _drop_finished(self) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,12 @@ from ..spec import load
 
 QUARANTINE_AFTER = 2  # crashes with the same clip, the same row and net, or the same net being opened
 PAIRS_OF_NET = 3  # quarantined rows of one net: it is the net then, our choice
+FOLDS_OF_MEMBER = 2  # folds that are dropped, or skip a row: then all are, since each costs two more engines
+
+
+def member_of(net_id: str) -> str:
+    """Member of a net id MEMBER.FOLD."""
+    return net_id.rpartition(".")[0]
 
 
 class Journal:
@@ -31,9 +37,9 @@ class Journal:
     crashes            what was in flight whenever an engine died
     suspects           clip ids in flight at an earlier crash, to be run first and alone
     quarantined_clips  clip ids in flight at two crashes: their rows keep the prior
-    quarantined_pairs  (net id, row id) in flight at two crashes: that net skips that row
-    quarantined_nets   net id -> why it is not opened again: it was being opened at two crashes, or three of
-                       its rows are quarantined
+    quarantined_pairs  (net id, row id) in flight at two crashes: that net skips that row, and where two folds
+                       of a member do, all its folds
+    quarantined_nets   net ids that are not opened again (see `why_dropped`)
 
     A state disk that refuses a mark or scores costs the restart, never the run: `report` hears of it once.
     """
@@ -64,9 +70,12 @@ class Journal:
         self.suspects = set(clips) - self.quarantined_clips
         self.quarantined_pairs = {pair for pair, count in pairs.items() if count >= QUARANTINE_AFTER}
         self.suspect_pairs = set(pairs) - self.quarantined_pairs
-        openings = Counter(crash.net for crash in self.crashes if crash.kind == "net")
-        self.quarantined_nets = self._judge_nets(openings)
-        self._suspect_nets = set(openings) - set(self.quarantined_nets)
+        self._member_rows = Counter((member_of(net_id), row_id) for net_id, row_id in self.quarantined_pairs)
+        self._drops = self._judge_nets()
+        self.quarantined_nets = set(self._drops)
+        self._dropped_folds = Counter(map(member_of, self._drops))
+        self._crashed_nets = {crash.net for crash in self.crashes if crash.net}
+        self._crashed_folds = Counter(map(member_of, self._crashed_nets))
         kept = {
             "clips": sorted(self.quarantined_clips),
             "batches": sorted(self.quarantined_pairs),
@@ -74,12 +83,13 @@ class Journal:
         }
         self._keep("quarantine.json", kept)
 
-    def _judge_nets(self, openings: Mapping[str | None, int]) -> dict[str, str]:
-        """Net id -> why it is quarantined, from how often each was being opened at a crash."""
+    def _judge_nets(self) -> dict[str, str]:
+        """Net id -> why it is quarantined: opened at two crashes, or at two crashes at each of three rows."""
+        openings = Counter(crash.net for crash in self.crashes if crash.kind == "net" and crash.net)
         pairs = Counter(net_id for net_id, _ in self.quarantined_pairs)
         at_rows = {net_id: f"in flight in two crashes at each of {count} rows"
                    for net_id, count in pairs.items() if count >= PAIRS_OF_NET}
-        opened = {str(net_id): f"in flight in {count} crashes while it was opened"
+        opened = {net_id: f"in flight in {count} crashes while it was opened"
                   for net_id, count in openings.items() if count >= QUARANTINE_AFTER}
         return at_rows | opened
 
@@ -101,13 +111,24 @@ class Journal:
             return {}
         return {str(key): str(way) for key, way in found.items()} if isinstance(found, dict) else {}
 
+    def why_dropped(self, net_id: str) -> str | None:
+        """Why a net is not opened again: its own deeds, or those of two other folds of its member."""
+        folds = self._dropped_folds[member_of(net_id)]
+        others = f"{folds} other folds of its member were dropped" if folds >= FOLDS_OF_MEMBER else None
+        return self._drops.get(net_id, others)
+
     def count_quarantined(self) -> int:
         """Clips, pairs and nets that are not tried again."""
         return len(self.quarantined_clips) + len(self.quarantined_pairs) + len(self.quarantined_nets)
 
-    def is_troubled(self, net_id: str) -> bool:
-        """True for a net that has ended an engine while it was opened, or two at the same row."""
-        return net_id in self._suspect_nets or any(name == net_id for name, _ in self.quarantined_pairs)
+    def rank_trouble(self, net_id: str) -> int:
+        """0 for the nets of a member of which none was in flight at a crash; 1 where one other fold was, once
+        or more often; else 2: with two folds it is the member or a row, which two crashes each will tell.
+        """
+        crashed = self._crashed_folds[member_of(net_id)]
+        if not crashed:
+            return 0
+        return 2 if crashed > 1 or net_id in self._crashed_nets else 1
 
     @property
     def nets_in_doubt(self) -> bool:
@@ -119,8 +140,11 @@ class Journal:
         return {row_id for name, row_id in self.suspect_pairs if name == net_id}
 
     def quarantined_with(self, net_id: str) -> set[str]:
-        """Row ids in flight with this net at two crashes."""
-        return {row_id for name, row_id in self.quarantined_pairs if name == net_id}
+        """Row ids that this net skips: in flight with it at two crashes, or with two folds of its member."""
+        member = member_of(net_id)
+        rows = {row_id for (name, row_id), folds in self._member_rows.items()
+                if name == member and folds >= FOLDS_OF_MEMBER}
+        return rows | {row_id for name, row_id in self.quarantined_pairs if name == net_id}
 
     def _load_crashes(self) -> list[Crash]:
         path = self._state / "crashes.json"
@@ -197,6 +221,17 @@ class Journal:
         except OSError as error:
             self._refuse("in-flight mark", error)
         return getattr(self._local, "descriptor", None)
+
+    def note_published(self, scores: int) -> None:
+        """Keep how many scores of nets in rows the submission holds."""
+        self._keep("holds.json", scores)
+
+    def published(self) -> int:
+        """How many the last published submission holds; 0 where that is not known."""
+        try:
+            return int(json.loads((self._state / "holds.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return 0
 
     def save_scores(self, net_id: str, scores: np.ndarray) -> None:
         """Keep f[N, K] of one net (NaN = not yet) over a crash."""

@@ -19,7 +19,7 @@ from ..limits import Clock
 from ..order import Order
 from ..report import progress, recorder, terminal
 from ..report.contents import Report
-from . import summary
+from . import plan, summary
 from .dispatch import Dispatcher
 from .heartbeat import Heartbeat
 from .publication import Publication
@@ -70,6 +70,9 @@ class Engine:
             run.rows.all[i] for i in run.rows.wanted if run.rows.all[i].clip.id in run.journal.suspects
         ]
         run.feed.load_first(run.recipes().values(), suspects, self.out_of_time)
+        if run.board.count() > run.journal.published():  # scores that an earlier engine left unpublished
+            self._measure()
+            self._publish()
         workers = [threading.Thread(target=self._work, args=(device,), name=device.name, daemon=True)
                    for device in run.devices]
         for worker in workers:
@@ -123,6 +126,7 @@ class Engine:
         torch.set_num_threads(max(1, self.run.order.limits.cores))
         try:
             while (step := self.dispatcher.take(FOLDS_TOGETHER if device.cuda else 1)) is not None:
+                self._await_publication(step)
                 stop = self.dispatcher.stop_of(step)
                 runs = [self.run.nets[net_id] for net_id in step.net_ids]
                 outcomes = self.steps.run_all(step, runs, device, stop, self.dispatcher.guess_next)
@@ -134,6 +138,18 @@ class Engine:
             with self.dispatcher.changed:
                 self.dispatcher.changed.notify_all()
 
+    def _await_publication(self, step: plan.Step) -> None:
+        """Wait until what is scored is published, before a net is opened that may end the engine, unless the
+        pace forbids it.
+        """
+        steps = len(self.dispatcher.outcomes)
+        pace = self._publication.pace
+        untried = any(not self.run.nets[net_id].path for net_id in step.net_ids)
+        if untried and pace.allows(time.monotonic() - self._begun, self._left_s()):
+            with self.dispatcher.changed:
+                self.dispatcher.changed.wait_for(
+                    lambda: self._published_steps >= steps or self.out_of_time(), 1.0 + 2 * pace.expected_s)
+
     def _tick(self) -> None:
         """The main thread's round: memory, a publication when one is due, a line."""
         used, disk = self._measure()
@@ -142,9 +158,11 @@ class Engine:
         pace = self._publication.pace
         due = steps > self._published_steps or now - self._last_publish >= pace.every_s
         if due and pace.allows(now - self._begun, self._left_s()):
-            self._published_steps = steps
             self._last_publish = now
             self._publish()
+            with self.dispatcher.changed:
+                self._published_steps = steps
+                self.dispatcher.changed.notify_all()
         unit = self.run.heartbeat.unit
         if now - self._last_line >= LINE_EVERY_S or unit != self._last_unit:
             self._last_line = now

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import ClipError
+from ..errors import ClipError, text_of
 from ..inference.devices import is_lost
 from ..inference.recipe import Recipe
 from ..scores.blend import Board
@@ -123,6 +123,11 @@ class NetRun:
         missing: list[int] = order[self.lacking().mask[order]].tolist()
         return missing
 
+    @property
+    def answered(self) -> int:
+        """Rows that it has scored, or had to pass over, in this process."""
+        return self.scored + len(self.skipped)
+
     def passed(self) -> list[int]:
         """Numbers of the rows that the net has had to pass over."""
         return self.rows.places([*self.skipped, *self.journal.quarantined_with(self.net_id)])
@@ -186,7 +191,8 @@ class NetRun:
     def skip(self, i: int, error: BaseException) -> None:
         """This net cannot do row i; the other nets still do."""
         row_id = self.rows.all[i].id
-        self.skipped[row_id] = str(error)
+        self.skipped[row_id] = text_of(error)
+        self.heartbeat.beat()  # it was something done, too
         self.give_up([row_id])
         self.rows.recorder.error(f"{self.net_id} {row_id}", error)
 
@@ -198,7 +204,7 @@ class NetRun:
 
     def fail(self, error: BaseException) -> None:
         """Give the net up; the others go on."""
-        self.failed = f"{type(error).__name__}: {error}"
+        self.failed = f"{type(error).__name__}: {text_of(error)}"
         self.board.give_up(self.net_id)
         self.rows.recorder.error(self.net_id, error)
 

@@ -45,6 +45,7 @@ class NetCost:
 class Todo:
     """Rows that a net still lacks or has done, and the cells it computes for them in all.
 
+    later      for a stacker: rows that it lacks and cannot have yet
     loading_s  seconds for producing the arrays that nobody has produced yet (not scaled by the speeds of
                nets)
     """
@@ -52,6 +53,7 @@ class Todo:
     rows: int
     cells: float
     loading_s: float = 0.0
+    later: int = 0
 
     def since(self, before: "Todo") -> "Todo":
         """The rows and cells that have come after `before`."""

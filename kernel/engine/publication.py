@@ -90,11 +90,13 @@ class Publication:
         """Blend what is there and replace the submission; a refused one leaves the old file and is named."""
         run = self._run
         with run.recorder.span("publish", device="main"):
-            finished = {net.net_id for net in run.nets.values() if not net.lacking().rows}
+            finished = {net.net_id for net in run.nets.values() if net.failed or not net.lacking().rows}
+            count = run.board.count()  # before the blend: nets may go on meanwhile
             merged = blend.blend(run.ensemble, run.board, self._prior, finished)
             try:
                 values = output.apply(merged.values, run.rows.all, run.ensemble.output, merged.prior_rows)
                 self._publisher.publish(values)
+                run.journal.note_published(count)
                 run.recorder.publications.append(round(run.recorder.now(), 2))
             except HourglassError as error:
                 run.recorder.error("submission.csv", error)

@@ -165,8 +165,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))
-            if net_id in journal.quarantined_nets:
-                why = journal.quarantined_nets[net_id]
+            if why := journal.why_dropped(net_id):
                 run.fail(NetQuarantined(f"{why}; the other nets decide the rows it has not scored"))
             elif broken is not None:
                 run.fail(broken)

@@ -23,7 +23,7 @@ from ..inference.devices import Device, is_lost
 from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane
-from ..scores.blend import count_lacking, stacker_features
+from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
@@ -183,6 +183,7 @@ class StepRunner:
         """The net of a run, ready on its device; it is named while it is opened."""
         if run.recipe is None:
             raise ModelLoadFailed(f"{run.net_id}: its stages cannot be built")
+        torch.set_default_dtype(torch.float32)  # a net before may have changed it
         with run.opening():
             return self._open_net(run, run.recipe, device)
 
@@ -233,12 +234,21 @@ class StepRunner:
             if stop():
                 break
             if int(i) in missing:
-                with torch.inference_mode():
-                    out = module(torch.from_numpy(np.ascontiguousarray(features[None], dtype=np.float32)))
-                run.put(int(i), activate(out.numpy().astype(np.float64))[0])
-                read.append(int(i))
+                began = time.monotonic()
+                try:
+                    with run.flight([run.rows.all[i]]), torch.inference_mode():
+                        out = module(torch.from_numpy(np.array(features[None], np.float32)))
+                        probs = activate(out.numpy().astype(np.float64))[0]
+                except BaseException as error:  # as of any net, whatever it raises
+                    run.settle(int(i), error)
+                else:
+                    run.put(int(i), probs)
+                    read.append(int(i))
+                run.timing.add(1, 0.0, time.monotonic() - began)
         for net_id, count in count_lacking(stacker, ensemble, run.board, read).items():
             run.notes.append(f"read without {net_id} in {count} rows, where it has no say")
+        lonely = hopeless_rows(stacker, ensemble, run.board)
+        run.give_up([run.rows.all[i].id for i in sorted(missing.intersection(lonely.tolist()))])
         run.save()
 
 

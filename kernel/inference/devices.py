@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, text_of
 
 # What torch's errors say where they have no type of their own.
 NO_MEMORY = (
@@ -89,19 +89,19 @@ def find_devices(wanted: str) -> tuple[list[Device], list[str]]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for a GPU or host allocation failure, which halving a batch can cure."""
-    text = str(error)
+    text = text_of(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in NO_MEMORY)
 
 
 def lacks_engine(error: BaseException) -> bool:
     """True where a library found no way to compute a batch: a smaller one may find one, a single row must."""
-    text = str(error).lower()
+    text = text_of(error).lower()
     return any(part.lower() in text for part in NO_ENGINE) and not is_out_of_memory(error)
 
 
 def is_lost(error: BaseException) -> bool:
     """True for a CUDA error that poisons the context: only a new process helps."""
-    found = any(part in str(error) for part in LOST)
+    found = any(part in text_of(error) for part in LOST)
     return found and not is_out_of_memory(error) and not lacks_engine(error)
 
 

@@ -80,9 +80,11 @@ def build(wanted: Sequence[str | Mapping[str, object]], fe: FrontEnd) -> Finish:
     """
     operations: list[Operation] = []
     for i, entry in enumerate(wanted):
+        if not isinstance(entry, (str, Mapping)):
+            raise SpecError(f"finish[{i}]: {entry!r}; give a name, or a table with `kind` and its keys")
         own = {"kind": entry} if isinstance(entry, str) else dict(entry)
         kind = own.pop("kind", None)
-        if kind not in OPERATIONS:
+        if not isinstance(kind, str) or kind not in OPERATIONS:
             raise SpecError(f"finish[{i}].kind: {kind!r} is unknown; {did_you_mean(str(kind), OPERATIONS)}")
         operations.append(load(OPERATIONS[str(kind)], own, f"finish[{i}]"))
     finish = Finish(operations, fe)

@@ -338,7 +338,7 @@ def build(spec: Mapping[str, object], fe: FrontEnd) -> View:
         if key not in known:
             raise SpecError(f"view.{key}: unknown key of kind {kind!r}; {did_you_mean(key, known)}")
     merge = own.pop("merge")
-    if merge not in MERGES:
+    if not isinstance(merge, str) or merge not in MERGES:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
     view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
     if view.domain == "wave" and fe.time and (fe.trim_db is not None or view.cut_frames is None):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from ..errors import HourglassError
+from ..errors import HourglassError, text_of
 from ..limits import Clock
 from .contents import Fault, MemoryPoint, Span
 
@@ -60,7 +60,7 @@ class Recorder:
     def error(self, where: str, error: BaseException) -> None:
         """Record an exception as a fault under its class name."""
         code = error.code if isinstance(error, HourglassError) else type(error).__name__
-        self.fault(code, where, str(error))
+        self.fault(code, where, text_of(error))
 
     def note(self, row_id: str, text: str) -> None:
         """Record a remark on one row (salvaged, shortened): once, however often the clip is decoded."""

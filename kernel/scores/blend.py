@@ -81,6 +81,10 @@ class Board:
         """How often the net's rows on the board have changed: what is known of them holds until it grows."""
         return self._changes[net_id]
 
+    def count(self) -> int:
+        """Scores of nets in rows, in all."""
+        return int(self._voices.sum())
+
     def scored(self) -> np.ndarray:
         """bool[N]: rows that any net covers."""
         return self._voices > 0
@@ -214,7 +218,8 @@ def _is_complete(
 ) -> bool:
     """True when nothing of the part is still to come (see `blend`)."""
     if finished is not None:
-        return all(net_id in finished for net_id in net_ids(part))
+        spoken = any(board.covered(net_id).any() for net_id in net_ids(part))
+        return spoken and all(net_id in finished for net_id in net_ids(part))
     seen = _any(begun_rows(p, board) for p in parts)
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
 
@@ -254,6 +259,15 @@ def stacker_rows(stacker: Stacker, ensemble: Ensemble, board: Board) -> np.ndarr
         ready.append(_all(board.settled(net_id) for net_id in net_ids(member)))
         ready.append(begun_rows(member, board))
     return np.flatnonzero(_all(ready))
+
+
+def hopeless_rows(stacker: Stacker, ensemble: Ensemble, board: Board) -> np.ndarray:
+    """int[n]: row numbers that the stacker can never have: an input has no fold there, and none will come."""
+    lonely = []
+    for member in _inputs(stacker, ensemble):
+        settled = _all(board.settled(net_id) for net_id in net_ids(member))
+        lonely.append(settled & ~begun_rows(member, board))
+    return np.flatnonzero(_any(lonely))
 
 
 def count_lacking(stacker: Stacker, ensemble: Ensemble, board: Board, rows: Sequence[int]) -> dict[str, int]:

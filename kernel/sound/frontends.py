@@ -283,7 +283,7 @@ def build(spec: Mapping[str, Any]) -> FrontEnd:
     """
     own = dict(spec)
     preset = own.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
         raise SpecError(f"frontend.preset: {preset!r} is unknown; {did_you_mean(str(preset), PRESETS)}")
     base = {"name": preset, **PRESETS[preset]} if preset else {}
     return load(FrontEnd, {**base, **own}, "frontend")

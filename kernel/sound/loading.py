@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..errors import ClipError, ClipUnreadable
+from ..errors import ClipError, ClipUnreadable, text_of
 from . import decode
 from .rows import Row
 from .source import Source
@@ -70,4 +70,5 @@ def _as_clip_error(row: Row, what: str, error: BaseException) -> ClipError:
     """The error itself if it names a fault of the clip, else one that does."""
     if isinstance(error, ClipError):
         return error
-    return ClipUnreadable(f"{row.id}: the {what} failed: {type(error).__name__}: {error}; replace the file")
+    reason = f"{type(error).__name__}: {text_of(error)}"
+    return ClipUnreadable(f"{row.id}: the {what} failed: {reason}; replace the file")

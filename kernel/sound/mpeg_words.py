@@ -3,6 +3,7 @@
 Owns standard error for as long as one file is opened, and gives back what others wrote there meanwhile. What
 is wrong with the audio itself stands in the clip's notes (decode).
 """
+import fcntl
 import os
 import re
 import threading
@@ -39,6 +40,7 @@ def _divert() -> tuple[int, int] | None:
     except (OSError, AttributeError):  # AttributeError: no Linux
         os.close(real)
         return None
+    fcntl.fcntl(held, fcntl.F_SETFL, os.O_APPEND)  # threads write side by side: none over another's words
     os.dup2(held, STDERR)
     return real, held
 

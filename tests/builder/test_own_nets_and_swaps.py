@@ -148,6 +148,30 @@ def test_a_swap_that_is_refused_leaves_the_build_before(
     assert read_all(out) == before and sorted(p.name for p in out.iterdir()) == ["bundle", "push"]
 
 
+def test_what_cannot_be_put_back_is_kept_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = copy_of_build(tmp_path / "out")
+    before = read_all(out)
+    rename = os.rename
+
+    def refusing(source: Path, target: Path) -> None:
+        if Path(source).name == "push" or Path(target) == out / "bundle" and "old" in Path(source).name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(staging.os, "rename", refusing)
+    with pytest.raises(OutputUnwritable, match="lie in .*building.* as old-bundle"):
+        with staging.staging(out) as folder:
+            for name in staging.NAMES:
+                (folder / name).mkdir()
+            staging.put_in_place(folder, out)
+    monkeypatch.undo()
+    kept = out / folder.name
+    kept.rename(out / f"{staging.PREFIX}999999999-x")  # Its build is dead.
+    with staging.staging(out):
+        pass
+    assert read_all(out) == before and sorted(p.name for p in out.iterdir()) == ["bundle", "push"]
+
+
 @pytest.mark.parametrize("part", ["/push ", "/bundle "])
 def test_a_first_build_that_is_refused_leaves_nothing(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,3 +265,40 @@ def test_the_command_says_what_the_system_refused(
     assert build_dataset.main([str(TINY), *weights, "--out", str(tmp_path / "o")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("FileNotFoundError: ") and "absent" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("slug", ["abc", "a" * 51, "Upper-Case", "two--hyphens"])
+def test_a_refused_slug_is_named_as_it_was_typed(
+    slug: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(TINY), "--random-weights", "--out", str(tmp_path / "o"), "--owner", "me", "--slug", slug]
+    assert build_dataset.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"UploadError: --owner me --slug {slug}: ")
+
+
+def test_a_name_too_long_for_a_title_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(TINY.read_text(encoding="utf-8").replace('"tiny"', f'"{"m" * 64}"'))
+    with pytest.raises(UploadError, match="made of the ensemble's name, has 74 characters; give --title"):
+        assembly.build(order(tmp_path / "o", ensemble=tmp_path / "long.toml"), say=lambda _: None)
+
+
+@pytest.mark.parametrize("costs", ['{"costs": NUMBERS}', "[" * 100_000])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1", '"x"'])
+def test_costs_that_are_no_seconds_are_one_sentence(costs: str, number: str, tmp_path: Path) -> None:
+    numbers = f'{{"members": {{"plain": {{"seconds_a": {number}, "seconds_b": 0}}}}, "frontends": {{}}}}'
+    (tmp_path / "report.json").write_text(costs.replace("NUMBERS", numbers))
+    with pytest.raises(SpecError, match="--costs .*give the report.json of a rehearsal"):
+        assembly.build(order(tmp_path / "o", costs=tmp_path / "report.json"), say=lambda _: None)
+
+
+@pytest.mark.parametrize("old, new, names", [
+    ('finish = ["delta"]', "finish = [-1]", r"finish\[0\]: -1; give a name"),
+    ('finish = ["delta"]', 'finish = [["x"]]', r"finish\[0\]: \['x'\]; give a name"),
+    ('finish = ["delta"]', "finish = [{ kind = [] }]", r"finish\[0\].kind: \[\] is unknown"),
+    ('preset = "argus"', "preset = []", r"frontend.preset: \[\] is unknown"),
+    ("step = 128 }", "step = 128, merge = [0] }", r"view.merge: \[0\] is unknown"),
+])
+def test_values_of_another_kind_are_one_sentence(old: str, new: str, names: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.toml").write_text(TINY.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with pytest.raises(SpecError, match=names):
+        assembly.build(order(tmp_path / "o", ensemble=tmp_path / "odd.toml"), say=lambda _: None)

@@ -155,17 +155,40 @@ def test_a_failed_fold_is_no_fold_that_has_begun():
 
 
 def test_time_is_kept_for_stackers_whose_inputs_will_not_be_finished():
-    costs = [net("a", value=1.0), net("b", seconds=100), net("s", seconds=1.0, inputs=("a", "b"))]
-    todo = {**todo_of(costs, {"a.0"}), "s.0": Todo(rows=0, cells=0)}
-    step = choice.next_step(costs, todo, Speeds(), left_s=50.0, rows=10, uncovered=0)
-    assert step.member == "b" and step.patience_s == pytest.approx(50.0 - 1.15)
+    costs = [net("a", value=1.0), net("b", seconds=100), net("s", seconds=2.0, inputs=("a", "b"))]
+    todo = {**todo_of(costs, {"a.0"}), "s.0": Todo(rows=0, cells=0, later=10)}
+    ask = {"rows": 10, "uncovered": 0}
+    step = choice.next_step(costs, todo, Speeds(), left_s=80.0, **ask)
+    # The stacker's time for the 8 rows that will be there, and a row of b (10 s) that ends before it goes
+    assert step.member == "b" and step.patience_s == pytest.approx(80.0 - 1.6 * 1.15 - 10.0)
     # It has given way with half of its rows
-    todo = {**todo, "b.0": Todo(rows=5, cells=0), "s.0": Todo(rows=5, cells=0)}
-    assert choice.next_step(costs, todo, Speeds(), left_s=1.2, rows=10, uncovered=0).member == "s"
+    todo = {**todo, "b.0": Todo(rows=5, cells=0), "s.0": Todo(rows=5, cells=0, later=5)}
+    assert choice.next_step(costs, todo, Speeds(), left_s=1.2, **ask).member == "s"
+    # The stacker has what it can have, too little is left for both: nothing is kept from the net
+    todo = {**todo, "s.0": Todo(rows=0, cells=0, later=5)}
+    step = choice.next_step(costs, todo, Speeds(), left_s=9.0, **ask)
+    assert step.member == "b" and step.patience_s == math.inf
     # A stacker that costs more than it is worth waits for what is left
     dear = [net("a"), net("b", seconds=100), net("s", seconds=200.0, inputs=("a", "b"))]
-    step = choice.next_step(dear, todo_of(dear, {"a.0"}), Speeds(), left_s=50.0, rows=10, uncovered=0)
+    todo = {**todo_of(dear, {"a.0"}), "s.0": Todo(rows=0, cells=0, later=10)}
+    step = choice.next_step(dear, todo, Speeds(), left_s=50.0, **ask)
     assert step.member == "b" and step.patience_s == math.inf
+
+
+def test_patience_leaves_its_time_to_the_net_that_comes_next():
+    """Forecasts of 9 and 18 s, 45 s to the stop: the first one gives way in time for the second."""
+    costs = [net("a", seconds=9), net("b", seconds=18)]
+    assert choose(costs, left_s=45.0, uncovered=10).patience_s == pytest.approx(45 - 18 * plan.MARGIN)
+    assert choose(costs, left_s=20.0, uncovered=10).patience_s == plan.LEAST_PATIENCE_S
+    assert choose(costs, left_s=500.0, uncovered=10).patience_s == 36.0
+
+
+def test_several_devices_share_the_folds_of_a_member():
+    costs = [net("m", fold, 25) for fold in range(4)]
+    ask = {"left_s": 60.0, "row_independent": False}
+    assert choose(costs, devices=1, **ask) is None
+    assert choose(costs, devices=2, **ask).member == "m"  # 57.5 s with 15 % in hand
+    assert choose(costs, devices=9, left_s=28.0, row_independent=False) is None  # one net needs 28.75 s
 
 
 def test_complete_members_that_fit_exactly_into_the_time_with_15_percent_in_hand():

@@ -163,7 +163,9 @@ def main(arguments, kernel):
     done = subprocess.run(command, cwd=where, capture_output=True, text=True)
     arguments, kernel, folder = json.loads(done.stdout)
     assert done.returncode == 1 and kernel == str(KERNEL)
-    assert arguments == ["--bundle", str(bundle.folder), f"--clips={where / 'clips'}", "--expect-clips", "5"]
+    assert arguments[:5] == ["--bundle", "bundle", "--clips=clips", "--expect-clips", "5"]
+    assert arguments[5:8] == ["--folder", str(where), "--bundle"], "its paths begin in the caller's folder"
+    assert where / arguments[8] == bundle.folder and len(arguments) == 9
     assert not os.path.exists(folder)
 
 

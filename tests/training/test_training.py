@@ -1,6 +1,8 @@
 """The trainer on tiny rendered clips: whole runs, exact resume, early stopping, export."""
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+import train as train_command
 from kernel import models
 from kernel.errors import SpecError
 from kernel.inference.recipe import build_recipe
@@ -16,7 +19,7 @@ from kernel.sound.clips import find_clips
 from kernel.sound.loading import load_wave
 from kernel.sound.rows import list_rows
 from kernel.spec import load_ensemble
-from training import batching, choose, cross_validation, data, pipeline, recipe
+from training import batching, choose, cross_validation, data, features, pipeline, recipe
 
 CLASSES = ("high", "low", "noise")
 RATE = 8000
@@ -212,3 +215,24 @@ def test_choice_writes_an_ensemble_the_kernel_reads(facts, tmp_path):
     done = choose.main([str(out / "run" / "oof.npz"), "--ensemble", str(out / "ensembles" / "tiny.toml"),
                         "--out", str(tmp_path / "best.toml")])
     assert done == 0 and [m.name for m in load_ensemble(tmp_path / "best.toml").members] == ["cnn"]
+
+
+@pytest.mark.parametrize(
+    "old, new, names",
+    [
+        ("channels = 1", "channels = 3", "member cnn: fails on 3 s of sound .*channels"),
+        ('frontend = "mel"', 'frontend = "mel"\nfinish = ["delta"]', "member cnn: fails on 3 s of sound"),
+        ("base = 4", "bsae = 4", "bsae"),
+    ],
+)
+def test_a_member_that_does_not_fit_is_named_before_a_clip_is_read(
+    old, new, names, folder, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "tiny.toml"
+    (tmp_path / "classes.txt").write_bytes((folder / "classes.txt").read_bytes())
+    path.write_text(RECIPE.replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(features.Features, "warm", None)
+    words = [str(path), "--data", str(folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert train_command.main([*words, "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ") and re.search(names, error)
