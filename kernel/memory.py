@@ -8,6 +8,7 @@ also prints this).
 import dataclasses
 import math
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -132,7 +133,10 @@ def _psutil_memory() -> tuple[int, int]:
     """(total, used) bytes of the host by psutil."""
     import psutil
 
-    found = psutil.virtual_memory()
+    try:
+        found = psutil.virtual_memory()
+    except psutil.Error as error:
+        raise OSError(f"psutil: {error}") from error
     return int(found.total), int(found.total - found.available)
 
 
@@ -210,10 +214,8 @@ class Meter:
                 fields = _read(f"{self._proc}/{pid}/statm").split()
                 total += page * (int(fields[1]) - (int(fields[2]) if pid != "self" else 0))
             except (OSError, ValueError, IndexError):
-                if pid == "self":
-                    import psutil
-
-                    total += psutil.Process().memory_info().rss
+                if pid == "self":  # no /proc: at least our own peak, in units of 1,024 bytes
+                    total += 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.peak_bytes = max(self.peak_bytes, total)
         return total
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from .errors import HourglassError, MemoryTooSmall
+from .errors import BundleError, HourglassError, MemoryTooSmall, SpecError
 from .memory import Meter
 from .order import load_order
 
@@ -24,7 +24,7 @@ ENGINE_BYTES = 350_000_000
 DATA_BYTES = 450_000_000
 # The same as address space: 1.0 GB measured (libraries are mapped whole), plus stacks and one net
 MAPPED_BYTES = 1_300_000_000
-EXIT_MEMORY = 3  # the guard does not restart after this
+EXIT_VERDICT = 3  # the guard does not restart after this: the next engine would end the same way
 
 
 def check_memory(ram_bytes: int) -> None:
@@ -66,10 +66,10 @@ def main(state: str) -> None:
 
         gc.freeze()  # what is loaded stays: looking through it again after each net took 0.2 s
         Engine(order, heartbeat).execute()
-    except MemoryTooSmall as error:
+    except (MemoryTooSmall, SpecError, BundleError) as error:
         (folder / "verdict.json").write_text(json.dumps({"code": error.code, "message": str(error)}))
         print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)
-        status = EXIT_MEMORY
+        status = EXIT_VERDICT
     except HourglassError as error:
         print(f"[hourglass] {error.code}: {error}", file=sys.stderr, flush=True)
         status = 1

@@ -21,6 +21,8 @@ from .heartbeat import Heartbeat
 from .journal import Journal
 from .run_rows import RunRows
 
+ROUNDING = 1e-3  # beyond 0..1, which half precision may leave of a softmax
+
 
 @dataclass
 class Timing:
@@ -80,6 +82,7 @@ class NetRun:
     timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
               once
     skipped   row id -> why this net cannot do that row
+    out_of_range  whether it has given scores that are no probabilities
     failed    why the net was given up, or None
     """
 
@@ -103,6 +106,7 @@ class NetRun:
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    out_of_range: bool = False
     _known: tuple[tuple[int, int], Lacking] | None = None
 
     def lacking(self) -> Lacking:
@@ -160,6 +164,14 @@ class NetRun:
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
             return
+        if not self.out_of_range and (probs.min() < -ROUNDING or probs.max() > 1.0 + ROUNDING):
+            self.out_of_range = True
+            self.rows.recorder.fault(
+                "ScoresOutOfRange",
+                self.net_id,
+                f"gave {probs.min():.3g} to {probs.max():.3g} for {self.rows.all[i].id}, which are no "
+                "probabilities: in the file they are cut to 0..1; give the member another activation",
+            )
         places = self.rows.places([self.rows.all[i].id])
         self.board.add(self.net_id, np.array(places), np.repeat(probs[None], len(places), axis=0))
         self.scored += len(places)

@@ -3,6 +3,7 @@
 Owns when each is written, how much of the time that may take, and what a refusal costs. Does not blend
 (scores), describe a run (summary) or draw (report).
 """
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -76,6 +77,7 @@ class Publication:
         self._publisher = submission.Publisher(path, sample, run.ensemble.output, run.ensemble.classes)
         classes = len(run.ensemble.classes)
         self._prior = np.array(run.manifest.prior or (1.0 / classes,) * classes)
+        self._announced: list[dict[str, int]] = []
         values = classes * len(sample.ids)
         self.pace = Pace(
             every_s=max(1.0, min(PUBLISH_EVERY_S, EVERY_SHARE * run.order.marks.budget_s)),
@@ -95,12 +97,24 @@ class Publication:
             merged = blend.blend(run.ensemble, run.board, self._prior, finished)
             try:
                 values = output.apply(merged.values, run.rows.all, run.ensemble.output, merged.prior_rows)
-                self._publisher.publish(values)
+                self._publisher.publish(values, lambda crc: self._announce(crc, merged))
                 run.journal.note_published(count)
                 run.recorder.publications.append(round(run.recorder.now(), 2))
             except HourglassError as error:
                 run.recorder.error("submission.csv", error)
         return merged
+
+    def _announce(self, crc: int, merged: blend.Blend) -> None:
+        """Tell the guard what is in the file that comes now, and in the one before it: it counts by that."""
+        partial = int((~merged.prior_rows & ~merged.full).sum())
+        told = {"crc": crc, "prior": int(merged.prior_rows.sum()), "partial": partial}
+        self._announced = [told, *self._announced[:1]]
+        try:
+            write_atomically(
+                self._run.order.state / "published.json", json.dumps(self._announced).encode()
+            )
+        except OSError:
+            return  # the guard counts the rows as they read
 
     def write_report(self, report: Report) -> None:
         """report.json; an output disk that refuses it costs the report, not the run."""

@@ -7,9 +7,9 @@ Linux only.
 """
 import argparse
 import hashlib
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..units import parse_bytes, parse_count, parse_seconds
 from . import fake_kaggle
 from .forecast import SLOWDOWN, forecast, unmeasured
 from .labels import Score, score_submission
-from .sandbox import build_sandbox
+from .sandbox import build_sandbox, private_tree
 
 STUB_ROWS = 3  # what the public test set of many code competitions holds when a version is saved
 LIGHTER = "fewer or lighter nets; without a GPU also build_dataset.py --export onnx --wheels onnxruntime"
@@ -283,8 +283,7 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     run_limits = limits(chosen.limits or ensemble.profile, chosen.seconds, chosen.ram, chosen.disk)
     working = chosen.working
     working.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=working.parent) as folder:
-        tree = Path(folder)
+    with private_tree(working.parent) as tree:
         script = find_pushed(kernel_file, chosen.bundle, manifest, hashlib.sha256(text).hexdigest(), tree)
         command = kernel_command(script, chosen, run_limits)
         notes = []
@@ -310,6 +309,11 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     return 0 if rehearsal.passed else 1
 
 
+def _leave(number: int, _frame: object) -> None:
+    """An end in order, which removes the tree and the control group."""
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str], kernel_file: str) -> int:
     """Exit code of a rehearsal: 0 PASS, 1 FAIL, 2 nothing to rehearse."""
     if not sys.platform.startswith("linux"):
@@ -318,6 +322,7 @@ def main(arguments: Sequence[str], kernel_file: str) -> int:
             file=sys.stderr,
         )
         return 2
+    signal.signal(signal.SIGTERM, _leave)
     try:
         return rehearse(read_arguments(arguments), Path(kernel_file))
     except (HourglassError, OSError) as error:

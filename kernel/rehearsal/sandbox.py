@@ -2,17 +2,23 @@
 
 Owns what is really enforced: network off and a read-only input by namespaces, a memory limit by a control
 group, cores by affinity. Each is tried by doing it once; what the system does not allow is said, never
-pretended. Does not start the kernel (command). Linux only.
+pretended. Owns the folder it all happens in, too. What a killed rehearsal leaves, the next one removes. Does
+not start the kernel (command). Linux only.
 """
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 GROUP = "hourglass-rehearsal"
+TREE = "rehearsal-"  # leads the name of the folder
+OWNER = ".hourglass-rehearsal"  # in the folder: locked by the rehearsal while it lives
 LEAVE_TRIES = 40  # of 50 ms
 NO_GROUP = (
     "memory: NOT enforced by the system (no writable control group); the kernel's own meter has the cap"
@@ -54,6 +60,19 @@ class Sandbox:
                 return
             except OSError:  # its last process is still ending
                 time.sleep(0.05)
+
+
+@contextmanager
+def private_tree(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` for one rehearsal; those of dead ones are removed first."""
+    for owner in parent.glob(f"{TREE}*/{OWNER}"):
+        with suppress(OSError), open(owner, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its rehearsal lives
+            shutil.rmtree(owner.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=TREE, dir=parent) as name:
+        with open(Path(name, OWNER), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
 
 
 def _works(command: Sequence[str]) -> bool:
@@ -100,6 +119,10 @@ def _memory_group(ram_bytes: int) -> tuple[Path | None, str]:
         group = parent / f"{GROUP}-{os.getpid()}"
         if not (parent / "cgroup.procs").exists():  # not a control group: a plain folder would limit nothing
             continue
+        for other in parent.glob(f"{GROUP}-*"):
+            if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
+                with suppress(OSError):  # somebody runs in it all the same
+                    other.rmdir()
         try:
             group.mkdir()
         except OSError:

@@ -7,7 +7,8 @@ blend and does not write the prior (the guard does).
 """
 import csv
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CandidateRejected, OutputUnwritable, SampleMissing
-from ..files import sync_folder
+from ..files import name_temporary, put_in_place, sync_folder
 from ..spec import LEAST_PROBABILITY, Output
 
 NUMBER = "%.6e"  # 12 characters for every value in [1e-30, 1], so that the file's size is known beforehand
@@ -132,7 +133,7 @@ class Publisher:
             position = {}
         self.columns = [position.get(name, -1) for name in sample.columns]
         self.size = self._largest_size()
-        self._spare = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._spare = path
         self._handle: int | None = None
         self._try_reserve()
 
@@ -152,7 +153,8 @@ class Publisher:
         if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
             self.close()  # somebody has tidied the folder: take new bytes
         if self._handle is None:
-            self._spare.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have tidied more
+            self._spare = name_temporary(self.path)
             self._handle = os.open(
                 self._spare, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
             )
@@ -195,8 +197,10 @@ class Publisher:
                 row[self.label_column] = quote(self.labels[best])
         return rows
 
-    def publish(self, values: np.ndarray) -> None:
+    def publish(self, values: np.ndarray, announce: Callable[[int], None] | None = None) -> None:
         """Replace the submission by one with these values f64[N, K], or leave the old file alone.
+
+        announce  hears the CRC-32 of the bytes that are about to be put in place
 
         Raises  CandidateRejected when the validator refuses it, OutputUnwritable when the disk does
         """
@@ -208,9 +212,11 @@ class Publisher:
             raise CandidateRejected("values that are not finite have no best class")
         try:
             handle = self._reserve()
-            _write(handle, self.lines(values))
+            crc = _write(handle, self.lines(values))
             validate(self._spare, self.sample, self.labels, self.label_column)
-            os.replace(self._spare, self.path)
+            if announce is not None:
+                announce(crc)
+            put_in_place(self._spare, self.path)
             os.close(handle)
             self._handle = None
             sync_folder(self.path.parent)
@@ -230,17 +236,23 @@ class Publisher:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-            self._spare.unlink(missing_ok=True)
+            try:
+                self._spare.unlink(missing_ok=True)
+            except OSError:
+                return  # something else lies there now; the guard sweeps it
 
 
 def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _write(handle: int, lines: Iterator[str]) -> None:
-    """Put the lines into the reserved file from its start, some at a time, and flush it to the disk."""
-    at = 0
+def _write(handle: int, lines: Iterator[str]) -> int:
+    """Put the lines into the reserved file from its start, some at a time, and flush it to the disk; gives
+    their CRC-32.
+    """
+    at = crc = 0
     while block := _encode("".join(islice(lines, BLOCK_ROWS))):
+        crc = zlib.crc32(block, crc)
         view = memoryview(block)
         while view:
             written = os.pwrite(handle, view, at)
@@ -248,3 +260,4 @@ def _write(handle: int, lines: Iterator[str]) -> None:
             view = view[written:]
     os.ftruncate(handle, at)
     os.fsync(handle)
+    return crc

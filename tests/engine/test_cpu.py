@@ -182,3 +182,19 @@ def test_infinite_answers_are_no_vote(tmp_path: Path) -> None:
     bench = Bench(tmp_path, recorded=False, limit=1000 * MB)
     bench.run.put(0, np.array([np.inf, 0.5]))
     assert list(bench.run.skipped) == ["r0.wav"] and 0 not in bench.run.missing() and not bench.run.scored
+
+
+@pytest.mark.fault(
+    row=85,
+    injection="a net that says it gives probabilities gives -3 to 5",
+    outcome="named once, with what to do; a softmax that half precision rounds to 1.0005 is not",
+)
+def test_scores_that_are_no_probabilities_are_named_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, recorded=False, limit=1000 * MB)
+    recorder = bench.run.rows.recorder
+    bench.run.put(0, np.array([1.0005, -0.0005]))
+    assert not recorder.faults
+    bench.run.put(1, np.array([-3.0, 0.5]))
+    bench.run.put(2, np.array([0.5, 5.0]))
+    assert [(fault.code, fault.where) for fault in recorder.faults] == [("ScoresOutOfRange", "net.0")]
+    assert bench.run.scored == 3 and "activation" in recorder.faults[0].message

@@ -6,7 +6,8 @@ import pytest
 
 import infer_kernel
 from tests.helpers.guard_runs import GuardRun
-from tests.helpers.whole_runs import check, faulty_build, make_place, run_whole
+from tests.helpers.hung_mount import hung_mount, needs_fuse
+from tests.helpers.whole_runs import check, faulty_build, make_place, prior_rows, run_whole
 
 
 @pytest.mark.faults
@@ -54,12 +55,29 @@ def test_a_slow_dataset_hides_no_sample(
     (tmp_path / folder / "sample_submission.csv").write_text("fname,bark\na.wav,0\n")
     list_folder = infer_kernel.list_folder
 
-    def list_slowly(path: str) -> tuple[list[str], list[str]]:
+    def list_slowly(path: str, *found: list[str]) -> None:
         time.sleep(0.2 * (Path(path).name == "a_dataset"))
-        return list_folder(path)
+        list_folder(path, *found)
 
     monkeypatch.setattr(infer_kernel, "SEARCH_S", 0.1)
     monkeypatch.setattr(infer_kernel, "list_folder", list_slowly)
     arguments = ["--input", str(tmp_path), "--working", str(tmp_path / "out")]
     sample = infer_kernel.find_sample(infer_kernel.Run(infer_kernel.make_parser().parse_args(arguments)))
     assert sample is not None and sample.ids == ["a.wav"]
+
+
+@needs_fuse
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=92,
+    injection="a clip that is never read to its end (a real FUSE server), in every life of the engine",
+    outcome="two engines that cannot be killed are left behind, the clip is quarantined, the others scored",
+)
+def test_a_clip_that_never_comes_costs_its_row(tmp_path: Path, unharmed: GuardRun) -> None:
+    place = make_place(tmp_path)
+    place.clips.rename(tmp_path / "source")
+    bundle = faulty_build() / "bundle"
+    with hung_mount(tmp_path / "source", place.clips, "read", "c05.wav"):
+        run = run_whole(place, bundle, seconds=60)
+    check(run, "EngineStuck", reference=unharmed, affected={"c05.wav"})
+    assert prior_rows(run) == {"c05.wav"} and "ClipQuarantined" in run.report["fault_counts"]

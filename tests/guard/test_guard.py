@@ -63,6 +63,29 @@ def test_modules_planted_in_the_input_are_not_imported(where: Path) -> None:
     assert not list(where.rglob("__pycache__"))
 
 
+@pytest.mark.fault(
+    row=78,
+    injection="__future__.py, json.py, csv.py and their like beside the script, started by name or link",
+    outcome="not imported: the script's own folder leaves the path first",
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_modules_planted_beside_the_script_are_not_imported(where: Path, linked: bool) -> None:
+    bundle = make_bundle(where / "bundle")
+    script = pin(bundle, where / "pushed.py")
+    for name in ("__future__", "time", "json", "csv", "argparse", "re", "zipfile", "ctypes", "fcntl"):
+        (where / f"{name}.py").write_text("raise SystemExit('planted')\n")
+    if linked:
+        (where / "links").mkdir()
+        (where / "links" / "kernel.py").symlink_to(script)
+        script = where / "links" / "kernel.py"
+    places = [f"--bundle={bundle.folder}", f"--input={where / 'in'}", f"--working={where / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, script, *places, "--seconds=12"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": "" if linked else str(where)}
+    )
+    assert done.returncode == 0 and has_published(where / "out"), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

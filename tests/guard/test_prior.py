@@ -150,10 +150,37 @@ def test_a_sample_without_rows_gives_a_submission_without_rows(tmp_path: Path) -
 
 def test_an_unwritable_output_is_refused(where: Path) -> None:
     (where / "file").touch()
-    (where / "taken" / "submission.csv").mkdir(parents=True)
-    for folder in ("file", "taken", "/proc/nowhere"):
+    for folder in ("file", "/proc/nowhere"):
         run = run_guard(where, None, f"--working={where / folder}")
         assert run.code == 2 and "OutputUnwritable" in run.out, run.out
+
+
+@pytest.mark.fault(
+    row=61,
+    injection="folders called like submission, report, page and temporary files, before and during the run",
+    outcome="moved aside whole, or swept; everything scored",
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_folders_in_the_place_of_our_files_are_moved_aside(where: Path, late: bool) -> None:
+    names = ("submission.csv", "report.json", "report.html", ".submission.csv.1.tmp", ".report.json.1.tmp")
+    if not late:
+        for name in names:
+            (where / "out" / name / "kept").mkdir(parents=True)
+        run = run_guard(where, make_bundle(where / "bundle").folder, "--strict")
+    else:
+        harm = f"""
+def run():
+    for name in {names!r}:
+        path = Path(RUN["working"]) / name
+        path.unlink(missing_ok=True)
+        (path / "kept").mkdir(parents=True)
+"""
+        run = run_guard(where, make_bundle(where / "bundle", harm).folder)
+        assert is_prior(run) and "CandidateRejected" in run.faults
+    assert run.code == 0 and run.report["rows"] == 2, run.out
+    left = {path.name.rpartition(".")[0].rpartition(".")[0]: path for path in run.working.glob("*.folder")}
+    assert {"submission.csv", "report.json"} <= set(left) and all((left[n] / "kept").is_dir() for n in left)
+    assert not list(run.working.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(("size", "code"), [("4k", 2), ("200k", 0)])

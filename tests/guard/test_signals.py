@@ -1,7 +1,6 @@
 """Signals to the guard, its own death, and what the next run sweeps up."""
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -81,7 +80,7 @@ def run():
         "60",
     )
     wait_for(lambda: has_published(where / "out"))
-    assert len(find_processes(mark)) == 3  # guard, engine, its child
+    assert len(find_processes(mark)) == 4  # watcher, guard, engine, its child
     process.kill()
     process.communicate()
     wait_for(lambda: not find_processes(mark), 3)
@@ -89,13 +88,23 @@ def run():
     check(run_guard(where, make_bundle(where / "good").folder))
 
 
+@pytest.mark.fault(
+    row=22,
+    injection="private folders of a living run in another process namespace, of a killed run, of strangers; "
+    "an owner.json that is a FIFO or nested without end",
+    outcome="locks tell the living from the dead: only what dead runs left is removed",
+)
 def test_private_folders_of_living_runs_stay(where: Path) -> None:
-    alive = where / "scratch" / "hourglass-alive"
-    alive.mkdir(parents=True)
-    owner = {"pid": os.getpid(), "process": infer_kernel.describe_process(os.getpid())}
-    (alive / "owner.json").write_text(json.dumps(owner))
-    reused = where / "scratch" / "hourglass-reused"
-    reused.mkdir()
-    (reused / "owner.json").write_text(json.dumps({"pid": os.getpid(), "process": [owner["process"][0], 1]}))
-    run_guard(where, make_bundle(where / "bundle").folder)
-    assert [p.name for p in (where / "scratch").iterdir()] == ["hourglass-alive"]
+    names = {"alive": "0" * 16, "dead": "1" * 16, "fifo": "2" * 16, "deep": "3" * 16, "stranger": "mine"}
+    folders = {kind: where / "scratch" / f"hourglass-{name}" for kind, name in names.items()}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    os.mkfifo(folders["fifo"] / "owner.json")
+    (folders["deep"] / "owner.json").write_text("[" * 100_000)
+    (where / "scratch" / f"hourglass-{'4' * 16}").symlink_to(folders["stranger"])
+    lock = infer_kernel.lock_folder(str(folders["alive"]))
+    run = run_guard(where, make_bundle(where / "bundle").folder, "--strict")
+    assert run.code == 0 and run.faults == [], run.out
+    kept = {folders["alive"].name, folders["stranger"].name, f"hourglass-{'4' * 16}"}
+    assert {p.name for p in (where / "scratch").iterdir()} == kept
+    os.close(lock)

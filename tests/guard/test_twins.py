@@ -106,7 +106,7 @@ def test_the_figures_are_those_of_the_engine() -> None:
     assert infer_kernel.UNITS == units.UNITS
     assert infer_kernel.DEFAULT_PROFILE == vars(limits.limits("fat2019"))
     assert infer_kernel.LEAST == spec.LEAST_PROBABILITY
-    assert infer_kernel.EXIT_MEMORY == run.EXIT_MEMORY
+    assert infer_kernel.EXIT_VERDICT == run.EXIT_VERDICT
     assert set(infer_kernel.AUDIO_NAMES) <= clips.SUFFIXES
 
 

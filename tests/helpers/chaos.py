@@ -29,6 +29,7 @@ from tests.helpers.whole_runs import (
     make_place,
     run_whole,
     sleep_after_start,
+    wait_for_guard,
 )
 
 CLIPS = 16
@@ -150,7 +151,7 @@ def strike_outside(what: str, process: subprocess.Popen[str], folder: Path) -> N
                 os.kill(engine, signal.SIGKILL)
                 return
             alone = what.startswith("stop")
-            group = [engine] if alone else [process.pid, engine]
+            group = [engine] if alone else [process.pid, wait_for_guard(process), engine]
             for pid in group:
                 os.kill(pid, signal.SIGSTOP)
             time.sleep(1.0 if alone else 3.0)

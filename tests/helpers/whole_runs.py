@@ -281,6 +281,12 @@ def wait_for_engine(process: subprocess.Popen[str]) -> int:
     return wait_for(lambda: find_engine(process), 15.0)
 
 
+def wait_for_guard(process: subprocess.Popen[str]) -> int:
+    """Process id of the guard below its watcher."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(wait_for(lambda: children.read_text().split())[0])
+
+
 def flip_bit(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1

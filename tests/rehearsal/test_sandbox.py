@@ -3,14 +3,28 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kernel.rehearsal.sandbox import Sandbox, build_sandbox
+from kernel.rehearsal.sandbox import GROUP, Sandbox, build_sandbox, private_tree
+from tests.helpers import REPOSITORY
 
 MEMORY = 300_000_000
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from kernel.rehearsal.sandbox import build_sandbox, private_tree
+with private_tree(Path(sys.argv[1])) as tree:
+    (tree / "input").mkdir()
+    build_sandbox(tree / "input", 300_000_000, 1)
+    print(os.getpid(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture
@@ -66,3 +80,18 @@ def test_the_control_group_goes_when_the_run_is_over(sandbox: Sandbox) -> None:
         sandbox.leave()
         assert not sandbox.group.exists()
         sandbox.leave()  # twice does no harm
+
+
+def test_what_a_killed_rehearsal_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """A living one's folder stays, and so does a folder of the user's that only has the name."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert killed.returncode == -9 and len(list(tmp_path.iterdir())) == 1, killed.stderr
+    (tmp_path / "rehearsal-mine").mkdir()
+    with private_tree(tmp_path) as first, private_tree(tmp_path) as second:
+        assert {p.name for p in tmp_path.iterdir()} == {first.name, second.name, "rehearsal-mine"}
+        (first / "input").mkdir()
+        build_sandbox(first / "input", MEMORY, 1).leave()
+    assert [p.name for p in tmp_path.iterdir()] == ["rehearsal-mine"]
+    left = [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{GROUP}-{killed.stdout.strip()}")]
+    assert not left

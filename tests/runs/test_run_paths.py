@@ -57,9 +57,9 @@ def test_pools_of_threads_are_bounded_before_anything_loads(tmp_path: Path, tiny
     seen: list[dict[str, str]] = []
 
     def look(process: Any, working: Path) -> None:
-        guard = psutil.Process(process.pid)
+        watcher = psutil.Process(process.pid)
         while process.poll() is None and not seen:
-            for child in guard.children():
+            for child in watcher.children(recursive=True):
                 try:
                     found = child.environ()
                 except psutil.Error:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -229,14 +230,36 @@ def test_the_bytes_are_reserved_before_they_are_needed(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_refuses_files_is_named_at_publication(tmp_path: Path) -> None:
-    (tmp_path / "o.csv").mkdir()
-    publisher = Publisher(tmp_path / "o.csv", make_sample(), Output(), CLASSES)
+    (tmp_path / "file").touch()
+    lost = Publisher(tmp_path / "file" / "o.csv", make_sample(), Output(), CLASSES)
     with pytest.raises(OutputUnwritable, match="last published"):
-        publisher.publish(ones(2))
-    publisher.close()
-    lost = Publisher(tmp_path / "gone" / "o.csv", make_sample(), Output(), CLASSES)
-    with pytest.raises(OutputUnwritable):
         lost.publish(ones(2))
+    lost.close()
+
+
+@pytest.mark.fault(
+    row=61,
+    injection="the output folder removed; a folder in the place of the submission, or of its next bytes",
+    outcome="made again, moved aside whole, passed by: published all the same",
+)
+@pytest.mark.parametrize("harm", ["remove", "submission", "bytes"])
+def test_a_folder_that_was_moved_or_taken_is_published_to(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "out" / "o.csv"
+    path.parent.mkdir()
+    publisher = Publisher(path, make_sample(), Output(), CLASSES)
+    for spare in path.parent.iterdir():
+        spare.unlink()
+        if harm == "bytes":
+            (spare / "kept").mkdir(parents=True)
+    if harm == "remove":
+        path.parent.rmdir()
+    if harm == "submission":
+        (path / "kept").mkdir(parents=True)
+    heard: list[int] = []
+    publisher.publish(ones(2), heard.append)
+    publisher.close()
+    assert heard == [zlib.crc32(path.read_bytes())]
+    assert len(list(path.parent.rglob("kept"))) == (harm != "remove")
 
 
 def test_a_reserved_file_that_was_tidied_away_is_made_again(tmp_path: Path) -> None:
