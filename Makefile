@@ -6,6 +6,10 @@ READY := $(VENV)/.ready
 DEMO := out/demo
 OWNER ?= your-kaggle-name
 SLUG ?= hourglass-default
+OUT ?= out
+# What an upload is called: only what was given, not the defaults above.
+GIVEN = $(if $(filter-out file,$(origin OWNER)),--owner '$(OWNER)') \
+	$(if $(filter-out file,$(origin SLUG)),--slug '$(SLUG)') $(if $(COMPETITION),--competition '$(COMPETITION)')
 
 .PHONY: all rehearse bundle test faults whole chaos fuzz image pythons gpu lint types upload clean
 
@@ -68,8 +72,11 @@ lint: $(READY)
 types: $(READY)
 	$(PY) -m mypy
 
-upload: bundle
-	$(PY) build_dataset.py --upload out
+# What lies in OUT, under OWNER, SLUG and COMPETITION if they are given; ENSEMBLE= (and WEIGHTS=) is built first.
+upload: $(READY)
+	$(if $(ENSEMBLE),,$(if $(WEIGHTS),$(error WEIGHTS= needs ENSEMBLE=, the TOML that they belong to)))
+	$(PY) build_dataset.py $(if $(ENSEMBLE),'$(ENSEMBLE)' --out '$(OUT)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') \
+		--upload '$(OUT)' $(GIVEN)
 
 clean:
 	rm -rf out

@@ -31,7 +31,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--licence", "--license", default="other", help="licence of the dataset (default: other)"
     )
-    parser.add_argument("--competition", help="competition slug to attach (default: by the profile)")
+    parser.add_argument("--competition", help="competition slug to attach (default: FAT2019's, or none)")
     parser.add_argument("--machine", help="accelerator, e.g. NvidiaTeslaT4, or cpu (default: by the profile)")
     parser.add_argument(
         "--weights", type=Path, help="folder of checkpoints (.safetensors, .pt, .pth, .bin, .onnx)"
@@ -44,6 +44,16 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--wheels", choices=("openvino", "onnxruntime"), help="ship this back end's wheels")
     parser.add_argument("--export", choices=("onnx",), help="export every net as a graph for that back end")
+    parser.add_argument(
+        "--compare", type=Path, metavar="PAIRS.npz", help="clips and what your training code gave for them"
+    )
+    parser.add_argument(
+        "--compare-tolerance",
+        type=float,
+        metavar="SHARE",
+        help="largest difference, of an array's spread or of a score (default: 1e-3 and 1e-4)",
+    )
+    parser.add_argument("--compare-allow", action="store_true", help="build although --compare differs")
     parser.add_argument("--notebook", action="store_true", help="push the kernel as a notebook")
     parser.add_argument(
         "--simulate-mount", action="store_true", help="prove that the kernel finds OUT/bundle on every mount"
@@ -52,7 +62,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
         "--upload",
         type=Path,
         metavar="OUT",
-        help="upload OUT/bundle and push OUT/push with the kaggle client",
+        help="upload OUT/bundle and push OUT/push with the kaggle client, as they are, or "
+        "under --owner, --slug, --title and --competition",
     )
     chosen = parser.parse_args(arguments)
     if chosen.ensemble is None and not (chosen.simulate_mount or chosen.upload):
@@ -62,7 +73,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def build(chosen: argparse.Namespace) -> None:
     """Build, then say what was built and how to upload it."""
-    from builder import assembly, upload
+    from builder import assembly, machines, metadata, upload
+    from builder.kaggle_client import name_client
 
     built = assembly.build(
         assembly.BuildRequest(
@@ -80,6 +92,9 @@ def build(chosen: argparse.Namespace) -> None:
             back_end=chosen.wheels,
             export_onnx=chosen.export == "onnx",
             notebook=chosen.notebook,
+            compare=chosen.compare,
+            compare_tolerance=chosen.compare_tolerance,
+            compare_allow=chosen.compare_allow,
         )
     )
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())
@@ -92,10 +107,35 @@ def build(chosen: argparse.Namespace) -> None:
             f"RANDOM WEIGHTS in {len(built.filled)} nets ({', '.join(built.filled[:5])}...): "
             "for timing only, the scores mean nothing"
         )
-    commands = upload.list_commands(chosen.out, chosen.owner, built.papers.slug, built.papers.competition)
-    print("\n".join(["\nTo upload, wait, run and submit:\n", *commands]))
+    checked = upload.Checked(
+        out=chosen.out,
+        dataset=built.papers.dataset["id"],
+        kernel=built.papers.kernel["id"],
+        competition=built.papers.competition,
+    )
+    commands = upload.list_commands(checked, name_client(os.environ))
+    print("\n".join(["\nTo upload, wait, run and submit, pasted as one block:\n", *commands]))
+    profile = built.manifest.ensemble.profile
+    for note in (
+        metadata.explain_competition(built.papers.competition, chosen.competition, profile),
+        machines.explain_machine(built.papers.kernel.get("machine_shape")),
+    ):
+        if note:
+            print(f"\n{note}.")
     if chosen.owner == assembly.PLACEHOLDER_OWNER:
         print("\nBuild again with --owner YOUR_KAGGLE_NAME before you upload.")
+
+
+def send(chosen: argparse.Namespace) -> None:
+    """Upload what lies in the folder, under the owner, slug, title and competition that are given."""
+    from builder import metadata, readdress, upload
+
+    owner = None if chosen.owner == metadata.PLACEHOLDER_OWNER else chosen.owner
+    given = (owner, chosen.slug, chosen.title, chosen.competition)
+    if any(given):
+        for line in readdress.readdress(chosen.upload, *given):
+            print(line)
+    upload.upload(chosen.upload, os.environ)
 
 
 def main(arguments: list[str]) -> int:
@@ -111,9 +151,7 @@ def main(arguments: list[str]) -> int:
             print(mounts.table(cases))
             mounts.check(cases)
         if chosen.upload:
-            from builder import upload
-
-            upload.upload(chosen.upload, os.environ, home=Path.home())
+            send(chosen)
     except HourglassError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1

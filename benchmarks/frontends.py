@@ -19,7 +19,7 @@ import torch  # isort: skip
 
 from kernel.inference import finish
 
-from kernel.sound import frontends, spectra  # isort: skip
+from kernel.sound import filter_banks, frontends, scales, spectra, waves  # isort: skip
 
 Method = Callable[[np.ndarray], np.ndarray]
 
@@ -98,6 +98,44 @@ def compare_mel(rate: int, n_fft: int, hop: int, seconds: float, rounds: int, th
     show(f"the same over {threads} threads against serial librosa", "librosa", both, frames)
 
 
+def torchaudio_method(fe: frontends.FrontEnd) -> tuple[str, Method]:
+    """MelSpectrogram and AmplitudeToDB of torchaudio, or the same operations where it is not installed."""
+    try:
+        from torchaudio import transforms
+    except ImportError:
+        window = torch.hann_window(fe.n_fft)
+        weights = filter_banks.mel_weights(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2,
+                                           fe.mel_scale, fe.mel_norm)
+        bank = torch.from_numpy(weights).T.contiguous()
+
+        def by_hand(wave: np.ndarray) -> np.ndarray:
+            stft = torch.stft(torch.from_numpy(wave), fe.n_fft, fe.hop, fe.n_fft, window, True, "reflect",
+                              return_complex=True)
+            mel = torch.matmul(stft.abs().pow(2.0).transpose(-1, -2), bank).transpose(-1, -2)
+            decibels = 10 * torch.log10(torch.clamp(mel, min=1e-10))
+            if fe.top_db is not None:
+                decibels = torch.max(decibels, decibels.max() - fe.top_db)
+            return decibels.numpy()
+
+        return "torchaudio 2.11's operations", by_hand
+    mel = transforms.MelSpectrogram(fe.rate, fe.n_fft, fe.n_fft, fe.hop, fe.fmin, fe.fmax, n_mels=fe.mels)
+    decibels = transforms.AmplitudeToDB(top_db=fe.top_db)
+    return "torchaudio", lambda wave: decibels(mel(torch.from_numpy(wave))).numpy()
+
+
+def compare_torchaudio(preset: str, seconds: float, rounds: int) -> None:
+    fe = frontends.build({"preset": preset})
+    clips = make_clips(fe.rate, seconds)
+    peer, by_peer = torchaudio_method(fe)
+    worst = max(float(np.abs(by_peer(clip) - fe(clip)[0]).max()) for clip in clips)
+    methods = {peer: by_peer, "ours": fe}
+    times = race(
+        {name: lambda m=method: [m(clip) for clip in clips] for name, method in methods.items()}, rounds
+    )
+    show(f"{preset}: {fe.rate} Hz, n_fft {fe.n_fft}, hop {fe.hop}, {fe.mels} mels; ours: {worst:.1e} dB off",
+         peer, times, sum(fe.max_frames(len(clip)) for clip in clips))
+
+
 def compare_pcen(clips: list[np.ndarray], rounds: int) -> None:
     fe = frontends.build({"preset": "simongrest", "trim_db": None, "scale": "linear"})
     power = [fe(clip)[0] for clip in clips]
@@ -105,7 +143,7 @@ def compare_pcen(clips: list[np.ndarray], rounds: int) -> None:
                 "eps": 1e-9, "zi": np.zeros((256, 1), np.float32)}
     methods = {
         "librosa": lambda: [librosa.pcen(p, **settings) for p in power],
-        "ours": lambda: [spectra.pcen(p, frames_per_second=44100 / 689) for p in power],
+        "ours": lambda: [scales.pcen(p, frames_per_second=44100 / 689) for p in power],
     }
     show("PCEN, 256 mels", "librosa", race(methods, rounds), sum(p.shape[1] for p in power))
 
@@ -124,7 +162,7 @@ def compare_delta(rounds: int) -> None:
 def compare_trim(clips: list[np.ndarray], rounds: int) -> None:
     methods = {
         "librosa": lambda: [librosa.effects.trim(clip) for clip in clips],
-        "ours": lambda: [spectra.trim_bounds(clip) for clip in clips],
+        "ours": lambda: [waves.trim_bounds(clip) for clip in clips],
     }
     show("trim (per 512-sample frame)", "librosa", race(methods, rounds), sum(len(c) // 512 for c in clips))
 
@@ -132,7 +170,7 @@ def compare_trim(clips: list[np.ndarray], rounds: int) -> None:
 def compare_chroma(clips: list[np.ndarray], rounds: int) -> None:
     stft = [np.abs(librosa.stft(clip, n_fft=2048, hop_length=512)) ** 2 for clip in clips]
     turned = [torch.from_numpy(np.ascontiguousarray(s.T)) for s in stft]
-    bank = spectra.chroma_bank(44100, 2048)
+    bank = filter_banks.chroma_bank(44100, 2048)
     methods = {
         "librosa": lambda: [librosa.feature.chroma_stft(S=s, sr=44100, tuning=0) for s in stft],
         "librosa with its tuning estimate": lambda: [
@@ -159,6 +197,8 @@ def main() -> None:
     print(f"{describe_machine('torch', 'librosa', 'numpy')}; medians of {options.rounds} rounds")
     for rate, n_fft, hop in ((44100, 2560, 690), (16000, 1024, 250)):
         compare_mel(rate, n_fft, hop, options.seconds, options.rounds, options.threads)
+    for preset in ("torchaudio_htk_none", "torchaudio_db80", "torchaudio_default_db"):
+        compare_torchaudio(preset, options.seconds, options.rounds)
     clips = make_clips(44100, options.seconds, 1)
     compare_pcen(clips, options.rounds)
     compare_delta(options.rounds)

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # isort: skip
 from kernel import models, spec
 from kernel.cache.ram import StoreLimits
 from kernel.cache.store import Store
-from kernel.engine import batches, gpu
+from kernel.engine import gpu, seats
 from kernel.engine.feed import Feed
 from kernel.engine.heartbeat import Heartbeat
 from kernel.engine.journal import Journal
@@ -192,7 +192,7 @@ def time_once(setting: Setting) -> tuple[float, float, int, int]:
     def merge(net: LoadedNet, answers: torch.Tensor, block: StagedBlock) -> torch.Tensor:
         return void.expand(len(block.rows), answers.shape[1])
 
-    with mock.patch.object(StagedBlock, "draw", draw), mock.patch.object(batches, "_merge_rows", merge):
+    with mock.patch.object(StagedBlock, "draw", draw), mock.patch.object(seats, "_merge_rows", merge):
         cpu = time.process_time()
         wall = time.perf_counter()
         blocks = sum(1 for _ in schedule.predict(setting.todo))
@@ -209,7 +209,7 @@ def count_launches(setting: Setting) -> float:
     with Counter() as counter:
         for places, width in block.batches:
             block.draw(places, width)
-        batches._merge_rows(net, torch.zeros(len(block.lengths), 4), block)
+        seats._merge_rows(net, torch.zeros(len(block.lengths), 4), block)
     return counter.count / len(block.batches)
 
 

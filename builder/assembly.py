@@ -19,15 +19,26 @@ from kernel import models
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
-from kernel.sound import frontends
+from kernel.sound import own
 from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
 
-from . import bundle_check, code_wheel, dry_run, metadata, mounts, notebook, random_weights, weights
+from . import (
+    bundle_check,
+    code_wheel,
+    compare,
+    dry_run,
+    metadata,
+    mounts,
+    notebook,
+    own_fronts,
+    random_weights,
+    weights,
+)
+from .metadata import PLACEHOLDER_OWNER
 from .staging import put_in_place, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-PLACEHOLDER_OWNER = "your-kaggle-name"
 GPU_MACHINE = "NvidiaTeslaT4"  # The default GPU machine (two cards).
 COMPETITIONS = {"fat2019": "freesound-audio-tagging-2019"}  # Profile -> competition to attach.
 OTHER_FILES = 3  # The wheel, the manifest and the metadata, beside nets, graphs and wheels of a back end.
@@ -43,6 +54,8 @@ class BuildRequest:
     costs           report.json of a rehearsal: measured seconds enter the manifest
     back_end        "openvino" or "onnxruntime" wheels ride along
     machine         accelerator of the kernel, "cpu", or None: by the profile
+    compare         .npz of what the training code gave; beyond the tolerance (None: the usual ones) the build
+                    fails, unless compare_allow
     """
 
     ensemble: Path
@@ -59,6 +72,9 @@ class BuildRequest:
     back_end: str | None = None
     export_onnx: bool = False
     notebook: bool = False
+    compare: Path | None = None
+    compare_tolerance: float | None = None
+    compare_allow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +198,9 @@ def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
 def _warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:
     """Names the front ends with mel filters that give nothing."""
     for name, keys in ensemble.frontends.items():
-        fe = frontends.build(keys)
+        fe = own.open_front_end(keys, name)
+        if isinstance(fe, own.OwnFrontEnd):
+            continue
         if fe.empty_filters:
             say(
                 f"front end {name}: {fe.empty_filters} of {fe.mels} mel filters lie between two FFT bins and "
@@ -203,10 +221,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     Raises  SpecError, LimitError, ModelLoadFailed, UploadError, OutputUnwritable: each names the key or file
             and the rule
     """
-    own = code_wheel.find_own_files(
-        load_ensemble(request.ensemble), request.ensemble.resolve().parent
-    )
-    ensemble = own.here
+    found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
+    found = replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+    ensemble = found.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts = ensemble.parts
@@ -216,6 +233,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     costs = _try_parts(ensemble, parts, modules, sources, seconds)
+    if request.compare is not None:
+        tolerance, allowed = request.compare_tolerance, request.compare_allow
+        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
     _warn_empty_filters(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
@@ -224,12 +244,12 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
         most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
         nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
-        code = {**code_wheel.kernel_files(ROOT), **own.code}
+        code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
             format=FORMAT,
             bundle="",
             version=kernel.__version__,
-            ensemble=own.shipped,
+            ensemble=found.shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
             files={**files, **extra},
             nets=tuple(nets),

@@ -1,6 +1,6 @@
 """The code of the bundle as one wheel with fixed bytes.
 
-Owns which files ship (kernel/ and the users' own model files) and how they are packed: sorted, stored, with
+Owns which files ship (kernel/ and the users' own files) and how they are packed: sorted, stored, with
 one fixed date, so that the same sources give the same bytes on every machine. Does not ship training/,
 builder/, tests or anything compiled.
 """
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from kernel.errors import BundleInvalid, SpecError
+from kernel.own_files import with_siblings
 from kernel.spec import Ensemble, FileEntry, Member, Stacker, Wheel
 
+from . import own_fronts
+
 DATE = (2019, 5, 31, 0, 0, 0)  # Any fixed date does; zip knows none before 1980.
-CUSTOM = "kernel/custom/"  # Where kernel.models.custom looks.
+CUSTOM = "kernel/custom/"  # Where kernel.own_files looks.
 Part = TypeVar("Part", Member, Stacker)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnFiles:
-    """An ensemble whose families may be the user's own model files.
+    """An ensemble whose families and front ends may be the user's own files.
 
     here     own files as absolute paths, to build on this machine
     shipped  own files by their bare names, for the manifest
@@ -35,32 +38,40 @@ class OwnFiles:
 
 
 def find_own_files(ensemble: Ensemble, folder: Path) -> OwnFiles:
-    """The own model files, which the TOML names relative to its folder.
+    """The own files, which the TOML names relative to its folder, with all that they import from beside them.
 
-    Raises  SpecError when a file is missing, the kernel would refuse its name, or two files share a name
+    Raises  SpecError when a file is missing, imports what Kaggle lacks, the kernel would refuse its name, or
+            two files share a name
     """
     paths: dict[str, Path] = {}
 
-    def locate(part: Part, ship: bool) -> Part:
-        file, colon, cls = part.family.rpartition(":")
+    def find(text: str, where: str, ship: bool) -> str:
+        file, colon, inside = text.rpartition(":")
         if not colon or not file.endswith(".py"):
-            return part
+            return text
         path = (folder / file).resolve()
         if not path.is_file():
-            raise SpecError(
-                f"{part.name}.family: no file {file!r} in {folder}; give its path relative to the TOML"
-            )
-        if not is_shippable(path.name):
-            raise SpecError(
-                f"{part.name}.family: the file name {path.name!r} holds characters that the kernel refuses; "
-                "rename it, best to letters, digits and '_'"
-            )
-        if paths.setdefault(path.name, path) != path:
-            raise SpecError(f"{part.name}.family: two different files are called {path.name}; rename one")
-        return replace(part, family=f"{path.name if ship else path}:{cls}")
+            raise SpecError(f"{where}: no file {file!r} in {folder}; give its path relative to the TOML")
+        own_fronts.check_imports(path, where)
+        for name, held in with_siblings(path).items():
+            if not all(map(is_shippable, name.split("/"))):
+                raise SpecError(
+                    f"{where}: the file name {name!r} holds characters that the kernel refuses; rename it, "
+                    "best to letters, digits and '_'"
+                )
+            if paths.setdefault(name, held) != held:
+                raise SpecError(f"{where}: two different files are called {name}; rename one")
+        return f"{path.name if ship else path}:{inside}"
+
+    def locate(part: Part, ship: bool) -> Part:
+        return replace(part, family=find(part.family, f"{part.name}.family", ship))
 
     def resolve(ship: bool) -> Ensemble:
-        return replace(ensemble, members=tuple(locate(m, ship) for m in ensemble.members),
+        fronts = {
+            name: {**table, "file": find(str(table["file"]), f"frontends.{name}.file", ship)}
+            if "file" in table else table for name, table in ensemble.frontends.items()
+        }
+        return replace(ensemble, members=tuple(locate(m, ship) for m in ensemble.members), frontends=fronts,
                        stackers=tuple(locate(s, ship) for s in ensemble.stackers))
 
     return OwnFiles(here=resolve(False), shipped=resolve(True),

@@ -18,6 +18,7 @@ from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
+from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
@@ -39,7 +40,8 @@ class SyntheticClip:
         x = np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.1 * noise
         x *= np.clip(np.minimum(t - 0.1, self.seconds - 0.2 - t) / 0.05, 0, 1)
         wave = (0.5 * x / np.abs(x).max()).astype(np.float32)
-        return fe.of_row(wave, row.id)
+        array = fe.of_row(wave, row.id)
+        return fe.read(array, row) if isinstance(fe, OfRecording) else array
 
 
 def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> dict[str, torch.Tensor]:
@@ -51,9 +53,10 @@ def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> 
     return {name: value[:1].contiguous() for name, value in made.items()}
 
 
-def _check_answer(where: str, out: object, classes: int) -> None:
-    """Raises SpecError when a net does not give one finite real value per class."""
-    wanted = f"one tensor or array [1, {classes}] of finite numbers"
+def _check_answer(where: str, out: object, classes: int, framed: bool = False) -> None:
+    """Raises SpecError when a net does not give one finite real value per class; `framed`: per frame."""
+    shape = f"[1, frames, {classes}], as its key `frames` says," if framed else f"[1, {classes}]"
+    wanted = f"one tensor or array {shape} of finite numbers"
     if isinstance(out, torch.Tensor):
         real = out.is_floating_point()
         out = out.detach().float().numpy() if real else out
@@ -62,13 +65,14 @@ def _check_answer(where: str, out: object, classes: int) -> None:
     if not (real and isinstance(out, np.ndarray)):
         what = str(getattr(out, "dtype", None) or f"a {type(out).__name__}")
         raise SpecError(f"{where}: its forward gives {what}; let it return {wanted}")
-    if out.shape != (1, classes) or not np.isfinite(out).all():
-        found = "values that are not finite" if out.shape == (1, classes) else str(list(out.shape))
+    fits = out.shape == ((1, *out.shape[1:2], classes) if framed else (1, classes))
+    if not fits or out.ndim != 2 + framed or not np.isfinite(out).all():
+        found = "values that are not finite" if fits and out.ndim == 2 + framed else str(list(out.shape))
         raise SpecError(f"{where}: gave {found}, expected {wanted}")
 
 
 def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch.Tensor]:
-    """The inputs of a member that gives one finite value per class for the synthetic clip.
+    """The inputs of a member that gives finite values for the synthetic clip: per class, or frame and class.
 
     Raises  SpecError naming the member
     """
@@ -82,7 +86,7 @@ def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch
             f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
             "that channels and bins of its front end, view and finish are those of the family"
         ) from error
-    _check_answer(f"member {name}", out, classes)
+    _check_answer(f"member {name}", out, classes, recipe.member.frames is not None)
     return inputs
 
 
@@ -175,5 +179,5 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
             f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
             "dynamic batch and time axes and one output"
         ) from error
-    _check_answer(f"member {member.name}", out, len(ensemble.classes))
+    _check_answer(f"member {member.name}", out, len(ensemble.classes), member.frames is not None)
     return Cost()

@@ -16,7 +16,8 @@ from kernel.errors import SpecError
 from kernel.inference import finish, views
 from kernel.models import FAMILIES
 from kernel.scores.means import MEANS
-from kernel.sound.frontends import FrontEnd
+from kernel.sound.front_end_keys import FrontEndKeys
+from kernel.sound.own import OwnFrontEnd
 from kernel.sound.presets import PRESETS
 from kernel.spec import LEAST_PROBABILITY
 from training.text_formats import markdown_table, toml_value
@@ -189,7 +190,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "stacker": lambda: key_table(spec.Stacker),
     "output": lambda: key_table(spec.Output),
     "windows": lambda: key_table(spec.Windows),
-    "frontend": lambda: key_table(FrontEnd, leave_out=("name",)),
+    "frontend": lambda: key_table(FrontEndKeys, leave_out=("name",)),
+    "own_frontend": lambda: key_table(OwnFrontEnd, leave_out=("name",)),
     "presets": preset_table,
     "shared_views": shared_view_table,
     "views": view_table,

@@ -12,6 +12,8 @@ from typing import Any
 
 from kernel.errors import UploadError, did_you_mean
 
+from . import machines
+
 SLUG = re.compile(r"[a-z0-9](?:-?[a-z0-9])*\Z")
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}\Z")
 # The client takes kernel titles from 5 characters on and the server fails above 50; one title serves both.
@@ -45,21 +47,13 @@ LICENCES = (
     "other",
     "unknown",
 )
-MACHINES = (
-    "NvidiaTeslaT4",
-    "NvidiaTeslaT4Highmem",
-    "NvidiaL4",
-    "NvidiaL4X1",
-    "NvidiaTeslaA100",
-    "NvidiaH100",
-    "NvidiaRtxPro6000",
-    "TpuV5E8",
-    "TpuV6E8",
-)
-# Kaggle puts the newer machine in their place without a word.
-RETIRED = {"NvidiaTeslaP100": "NvidiaTeslaT4", "TpuV38": "TpuV5E8", "Tpu1VmV38": "TpuV5E8"}
+PLACEHOLDER_OWNER = "your-kaggle-name"
 DATASET_KEYS = ("title", "id", "id_no", "subtitle", "description", "licenses", "resources", "keywords",
-                "expectedUpdateFrequency", "userSpecifiedSources", "image")
+                "expectedUpdateFrequency", "userSpecifiedSources", "image", "isPrivate", "collaborators",
+                "data")
+# What `kaggle datasets metadata` writes beside them; it says what Kaggle knows and changes nothing.
+TOLD_KEYS = ("datasetId", "datasetSlug", "ownerUser", "usabilityRating", "totalViews", "totalVotes",
+             "totalDownloads")
 KERNEL_KEYS = (
     "id",
     "id_no",
@@ -93,7 +87,7 @@ CHOICES = {  # Field of a kernel -> (values, rule); None where it may be left ou
     "language": (("python",), "'python'"),
     "is_private": FLAG,
     "enable_gpu": FLAG,
-    "enable_tpu": FLAG,
+    "enable_tpu": ((None, *FALSE), "leave it out or write false: the kernel has no path for a TPU"),
     "enable_internet": (
         FALSE, "write false: the client's default is true, and code competitions refuse such a kernel"
     ),
@@ -120,8 +114,32 @@ def name_dataset(ensemble: str, slug: str | None, title: str | None) -> tuple[st
 
 
 def dataset_metadata(*, owner: str, slug: str, title: str, licence: str, about: str) -> dict[str, Any]:
-    """Content of dataset-metadata.json."""
-    return {"title": title, "id": f"{owner}/{slug}", "licenses": [{"name": licence}], "description": about}
+    """Content of dataset-metadata.json.
+
+    `isPrivate` is for `kaggle datasets metadata --update` alone, which publishes the dataset without it.
+    """
+    return {
+        "title": title,
+        "id": f"{owner}/{slug}",
+        "licenses": [{"name": licence}],
+        "description": about,
+        "isPrivate": True,
+    }
+
+
+def complete_dataset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The file that `kaggle datasets metadata` wrote in the form that create and version need.
+
+    That command puts all of it under "info" and leaves out the id, which is its owner and slug.
+    """
+    inner = data.get("info")
+    flat = dict(data)
+    if isinstance(inner, Mapping):
+        flat.pop("info")
+        flat |= inner
+    if "id" not in flat and flat.get("ownerUser") and flat.get("datasetSlug"):
+        flat["id"] = f"{flat['ownerUser']}/{flat['datasetSlug']}"
+    return flat
 
 
 def kernel_metadata(*, owner: str, slug: str, title: str, code_file: str, machine: str | None,
@@ -138,7 +156,7 @@ def kernel_metadata(*, owner: str, slug: str, title: str, code_file: str, machin
         "kernel_type": "notebook" if code_file.endswith(".ipynb") else "script",
         "is_private": True,
         "enable_gpu": bool(machine and machine.startswith("Nvidia")),
-        "enable_tpu": bool(machine and machine.startswith("Tpu")),
+        "enable_tpu": False,
         "enable_internet": False,
         "dataset_sources": [f"{owner}/{slug}"],
         "kernel_sources": [],
@@ -209,7 +227,9 @@ def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
     folder  where the paths of `resources` must exist
     Raises  UploadError naming the field and the rule
     """
-    _check_common(data, DATASET_KEYS)
+    _check_common(data, (*DATASET_KEYS, *TOLD_KEYS))
+    if not isinstance(data.get("isPrivate", True), bool):
+        raise fail("isPrivate", data["isPrivate"], "true or false, not in quotes: text counts as true")
     if data.get("subtitle"):
         _check_text("subtitle", data["subtitle"], SUBTITLE_CHARACTERS)
     licences = data.get("licenses")
@@ -224,18 +244,19 @@ def check_dataset(data: Mapping[str, Any], folder: Path | None = None) -> None:
             raise fail("resources", path, "every listed path must exist, or the client stops")
 
 
-def _check_machine(data: Mapping[str, Any]) -> None:
-    machine = data.get("machine_shape")
-    if machine in (None, ""):
-        return
-    if machine in RETIRED or str(machine).startswith("TpuV3") or str(machine).startswith("Tpu1Vm"):
-        raise fail(
-            "machine_shape",
-            machine,
-            f"retired, silently substituted; use {RETIRED.get(str(machine), 'no TPU')}",
+def explain_competition(attached: str | None, given: str | None, profile: str) -> str | None:
+    """What the user must know of the competition of a kernel; None when the user named it."""
+    if attached is None:
+        return (
+            f"NO COMPETITION is attached: the limits {profile} belong to no single one. Without it a kernel "
+            "finds no test set; build again with --competition SLUG, as in kaggle.com/competitions/SLUG"
         )
-    if machine not in MACHINES:
-        raise fail("machine_shape", machine, did_you_mean(str(machine), MACHINES))
+    if given is None:
+        return (
+            f"competition {attached} is attached, because the ensemble's profile is {profile}; if "
+            "yours is another one, build again with --competition SLUG, as in kaggle.com/competitions/SLUG"
+        )
+    return None
 
 
 def _check_sources(data: Mapping[str, Any]) -> None:
@@ -281,7 +302,7 @@ def check_kernel(data: Mapping[str, Any], folder: Path | None = None) -> None:
     for field, (choices, rule) in CHOICES.items():
         if data.get(field) not in choices:
             raise fail(field, data.get(field), rule)
-    _check_machine(data)
+    machines.check_machine(data.get("machine_shape"))
     _check_sources(data)
     _check_image(data)
     if folder is not None:

@@ -19,6 +19,7 @@ import torch
 
 from kernel.inference import finish, views
 from kernel.sound import frontends
+from tests import modern_fronts
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -169,4 +170,5 @@ FRONTENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{f"jeong_{rate}": _jeong(rate) for rate in (16000, 32000, 44100)},
     "osciiart_pad8": front_end("osciiart_pad8"),
     "osciiart_pad64": front_end("osciiart_pad64"),
+    **modern_fronts.FRONTENDS,
 }

@@ -19,6 +19,7 @@ from kernel.files import free_disk
 from kernel.memory import Meter
 from kernel.sound.clips import find_clips
 from kernel.sound.loading import produce
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import Row, list_rows
 
 from .effects import Effect
@@ -56,7 +57,7 @@ class Features:
     def __init__(self, folder: Path, ids: Sequence[str], max_seconds: float, loaders: int = 2,
                  effect: Effect | None = None) -> None:
         self.rows = list_rows(list(ids), find_clips(folder, list(ids)), None)
-        self._max_seconds = max_seconds
+        self._recordings = Recordings(max_seconds)
         self._effect = effect
         self._scratch = tempfile.TemporaryDirectory(prefix="hourglass-train-")
         meter = Meter()
@@ -83,7 +84,7 @@ class Features:
             source = fe
             if self._effect is not None and row.id != row.clip.id:
                 source = Altered(fe=fe, effect=self._effect, seed=zlib.crc32(row.id.encode()))
-            for made, array in produce(source, [row], self._max_seconds, lambda id, text: None):
+            for made, array in produce(source, [row], self._recordings, lambda id, text: None):
                 if isinstance(array, ClipError):
                     self.errors[made.id] = array
                 yield made, array

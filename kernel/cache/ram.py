@@ -38,6 +38,7 @@ class StoreLimits:
     table_bytes      memory of a publication, kept free
     work_bytes       most memory that producing one row takes beside its array (waves); kept free for as many
                      loaders as together take a quarter of the limit, at least for one; 0 = unknown
+    open_bytes       memory of recordings that wait for their next windows, kept free
     clip_bytes       most stored bytes of one row: kept free per loader, and a cap on what a lying header can
                      reserve; 0 = unknown
     spill_at         share of the meter's limit up to which RAM is filled, and above which entries leave it
@@ -51,6 +52,7 @@ class StoreLimits:
     batch_bytes: int = 0
     table_bytes: int = 0
     work_bytes: int = 0
+    open_bytes: int = 0
     clip_bytes: int = 0
     spill_at: float = RAM_MARK
     back_to: float = 0.90
@@ -94,10 +96,10 @@ class Budget:
     @property
     def mark_bytes(self) -> int:
         """The smaller of 95 % of the limit, and the limit less the reserve: the next batch, a publication, a
-        clip per loader, the loaders' work, and some slack.
+        clip per loader, the loaders' work, open recordings, and some slack.
         """
         reserve = self.limits.batch_bytes + self.limits.table_bytes + self._loaders * self.limits.clip_bytes
-        reserve += min(self._loaders * self.limits.work_bytes, self._work_room)
+        reserve += min(self._loaders * self.limits.work_bytes, self._work_room) + self.limits.open_bytes
         reserve += int(min(SLACK_BYTES, SLACK_SHARE * self.limit_bytes))
         return max(0, min(int(self.limits.spill_at * self.limit_bytes), self.limit_bytes - reserve))
 

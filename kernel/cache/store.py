@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import ClipError, ClipUnreadable, StoreError
 from ..memory import Meter
 from ..sound.rows import Row
+from ..sound.scopes import OfRecording
 from ..sound.source import Source
 from .ram import StoreLimits
 from .shelf import Shelf
@@ -66,6 +67,11 @@ class Store:
 
         Raises  ClipError when the clip is broken
         """
+        if isinstance(fe, OfRecording):
+            return fe.read(self._get(fe, fe.entry(row)), row)
+        return self._get(fe, row)
+
+    def _get(self, fe: Source, row: Row) -> np.ndarray:
         self._tiers.relieve()
         shelf = self._tiers.shelf(fe)
         while True:
@@ -106,6 +112,8 @@ class Store:
 
     def frames(self, fe: Source, row: Row) -> int | None:
         """Exact T of a row's array once it was produced, else None."""
+        if isinstance(fe, OfRecording):
+            return fe.fixed if fe.entry(row).id in self._tiers.shelf(fe).frames else None
         return self._tiers.shelf(fe).frames.get(row.id)
 
     def expect(self, fe: Source, uses: int) -> None:
@@ -141,6 +149,8 @@ class Store:
 
     def _look_ahead(self, fe: Source, rows: Iterable[Row]) -> set[Future[None]]:
         """Futures of all productions that these rows wait for; one task per clip."""
+        if isinstance(fe, OfRecording):
+            rows = list({row.clip.id: fe.entry(row) for row in rows}.values())
         shelf = self._tiers.shelf(fe)
         futures: set[Future[None]] = set()
         clips: dict[str, list[Row]] = {}
@@ -153,12 +163,49 @@ class Store:
                 elif not self._tiers.has(shelf, row.id):
                     clips.setdefault(row.clip.id, []).append(row)
             for clip_id, group in clips.items():
-                future = self._ahead.submit(self._produce_ahead, shelf, group)
+                group.sort(key=lambda row: row.start or 0)
+                future = self._queue(shelf, clip_id, group)
                 futures.add(future)
                 shelf.pending.update((row.id, future) for row in group)
-                if len(group) > 1:
-                    shelf.siblings[clip_id] = group
+                shelf.know_siblings(clip_id, group)
         return futures
+
+    def _queue(self, shelf: Shelf, clip_id: str, group: list[Row]) -> Future[None]:
+        """A task that produces rows of one clip; windows of a recording wait for those asked for before.
+
+        Side by side they would each read the recording from its beginning.
+        """
+        if group[0].start is None:
+            return self._ahead.submit(self._produce_ahead, shelf, group)
+        task: Future[None] = Future()
+        last = shelf.last.get(clip_id)
+        shelf.last[clip_id] = task
+
+        def begin(_: object = None) -> None:
+            try:
+                self._ahead.submit(self._run_queued, task, shelf, group)
+            except RuntimeError:  # closed meanwhile
+                task.cancel()
+
+        if last is None:
+            begin()
+        else:
+            last.add_done_callback(begin)
+        return task
+
+    def _run_queued(self, task: Future[None], shelf: Shelf, group: list[Row]) -> None:
+        """Do what `_queue` has promised; the next task for the recording begins then."""
+        try:
+            if task.set_running_or_notify_cancel():
+                self._produce_ahead(shelf, group)
+        except BaseException as error:
+            task.set_exception(error)
+        else:
+            if not task.cancelled():
+                task.set_result(None)
+        with self._tiers.lock:
+            if shelf.last.get(group[0].clip.id) is task:
+                del shelf.last[group[0].clip.id]
 
     def _produce_ahead(self, shelf: Shelf, rows: list[Row]) -> None:
         try:
@@ -180,11 +227,7 @@ class Store:
         """
         with self._tiers.lock:
             self._tiers.hits["recompute"] += 1
-            later = [
-                other
-                for other in shelf.siblings.get(row.clip.id, ())
-                if (other.start or 0) > (row.start or 0) and not self._tiers.has(shelf, other.id)
-            ]
+            later = [other for other in shelf.siblings_after(row) if not self._tiers.has(shelf, other.id)]
             work = self._waited_for.submit(self._work, shelf, [row, *later], row)
             # Who asks for these meanwhile waits for this decoding
             shelf.coming.update((other.id, work) for other in later)

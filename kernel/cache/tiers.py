@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..memory import Meter
-from ..sound.loading import count_wave_bytes
+from ..sound.loading import count_work_bytes
 from ..sound.rows import Row
 from ..sound.source import Source
 from .disk import Disk, Extent
@@ -138,14 +138,14 @@ class Tiers:
     def estimate(self, fe: Source, row: Row) -> int:
         """Upper bound of a row's stored bytes by its header, capped against headers that lie."""
         clip = row.clip
-        samples = clip.samples_claimed if row.stop is None else row.stop - (row.start or 0)
-        size = fe.max_bytes(int(samples * fe.rate / clip.rate) + 1 if clip.rate > 0 else 1)
+        size = fe.max_bytes(int(row.heard * fe.rate / clip.rate) + 1 if clip.rate > 0 else 1)
         return min(size, self.limits.clip_bytes) if self.limits.clip_bytes > 0 else size
 
     def work_bytes(self, fe: Source, row: Row) -> int:
-        """Bytes of the waves that exist while a row's clip is decoded and goes through the front end."""
-        seconds = row.clip.samples_claimed / max(1, row.clip.rate)
-        return min(count_wave_bytes(seconds, row.clip.rate, fe.rate), self.limits.work_bytes)
+        """Bytes of the waves that exist while a row is decoded and goes through the front end."""
+        if row.clip.unread:
+            return self.limits.work_bytes
+        return min(count_work_bytes(row, fe.rate), self.limits.work_bytes)
 
     def has_place(self, shelf: Shelf, size: int) -> bool:
         """True if an array that found no room in RAM could go to disk or into the hand."""

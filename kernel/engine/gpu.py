@@ -7,21 +7,23 @@ runs. What happens to a block on the device is `batches`. Does not choose length
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
+from functools import partial
 
 import numpy as np
 
 from ..cache.store import Store
 from ..errors import ClipError
-from ..inference.devices import is_out_of_memory, lacks_engine
+from ..inference.devices import is_lost
 from ..inference.member import Arrays, LoadedNet
 from ..inference.packing import stage_block
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane, StagedBlock
 from ..sound.rows import Row
 from . import length_groups
-from .batches import BatchedNets, Seat, Unsent
+from .batches import BatchedNets, Unsent
 from .feed import Feed
 from .net_run import NetRun
+from .seats import Seat
 
 BLOCK_ROWS = 512  # most rows that are made ready together
 BLOCKS = 32  # at least, per step: the device waits for the first one, the loaders for the last
@@ -96,7 +98,7 @@ class GpuSchedule:
     def predict(self, todo: Sequence[int]) -> Iterator[None]:
         """Scores block by block; the next blocks are made ready meanwhile. Yields after each block."""
         seats = [
-            Seat(opened=opened, count=run.count, fail=run.fail)
+            Seat(opened=opened, count=run.count, fail=run.fail, settle=partial(_settle, run))
             for run, opened in zip(self._runs, self._opened, strict=True)
         ]
         batched = BatchedNets(seats, self._lane, self._stage)
@@ -141,7 +143,7 @@ class GpuSchedule:
 
     def _bytes_per_row(self, todo: Sequence[int]) -> np.ndarray:
         """f64[n], most stored bytes of each row, all inputs together."""
-        seconds = self._runs[0].rows.seconds[todo]
+        seconds = self._runs[0].rows.heard_s[todo]
         sizes = np.zeros(len(todo))
         for stage in self._net.recipe.stages.values():
             sizes += [stage.fe.max_bytes(int(s * stage.fe.rate) + 1) for s in seconds]
@@ -161,8 +163,8 @@ class GpuSchedule:
             rows = [self._runs[0].rows.all[i] for i in block]
             try:
                 staged = self._stage(rows)
-            except Exception as error:
-                if not (is_out_of_memory(error) or lacks_engine(error)):
+            except BaseException as error:
+                if is_lost(error):
                     raise
                 yield Unsent(rows=rows, error=error)
             else:
@@ -176,12 +178,22 @@ class GpuSchedule:
         return open_block(self._net, self._feed.store, rows, self._runs[0].rows.lose, self._lane, cells)
 
 
+def _settle(run: NetRun, row: Row, error: BaseException) -> None:
+    """What an error at a row costs, once, however many of its passes meet it."""
+    if row.id not in run.skipped and row.id not in run.rows.reasons:
+        run.settle(run.rows.number(row), error)
+
+
 def longest_first(run: NetRun, recipe: Recipe, store: Store, todo: Sequence[int]) -> list[int]:
     """Rows by falling length, exact where it is known: the order on a GPU.
+
+    Windows stay in their own order, in which their recordings are read.
 
     Rows of near equal length share batches. Short clips load slowest for their length: in the plan's order,
     shortest first, the device would wait for them with nothing loaded ahead (measured: 6 to 8 % of a run of
     one net).
     """
+    if any(run.rows.all[i].start is not None for i in todo):
+        return list(todo)
     fe = recipe.stages[recipe.timed].fe
     return sorted(todo, key=lambda i: -(store.frames(fe, run.rows.all[i]) or run.cells[i]))

@@ -6,6 +6,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..files import write_atomically
@@ -37,6 +39,24 @@ class Heartbeat:
     def beat(self) -> None:
         """Something was done: the engine does not hang."""
         self._progress += 1
+
+    @contextmanager
+    def beating(self, most_s: float) -> Iterator[None]:
+        """Beats while the body works, for `most_s` at most: foreign code tells nothing of its progress."""
+        ended = threading.Event()
+        until = time.monotonic() + most_s
+
+        def go_on() -> None:
+            while not ended.wait(BEAT_EVERY_S) and time.monotonic() < until:
+                self.beat()
+
+        thread = threading.Thread(target=go_on, name="beating", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def begin(self, unit: str, forecast_s: float = 0.0) -> None:
         """Begin a unit of work; counts as progress.

@@ -20,6 +20,7 @@ from . import plan
 from .heartbeat import Heartbeat
 from .journal import Journal
 from .run_rows import RunRows
+from .window_rows import WindowRows
 
 ROUNDING = 1e-3  # beyond 0..1, which half precision may leave of a softmax
 
@@ -77,6 +78,7 @@ class NetRun:
 
     recipe    stages of its member; None for a stacker, or where they cannot be built
     cells     f64[N], most cells the net computes for each row, all its passes together
+    windows   where rows are made of the frames of several windows, which and when
     scored    rows it has put on the board in this process
     widths    frames of a forward -> i64[3]: cells, padded cells and forwards of that width in all
     timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
@@ -106,6 +108,7 @@ class NetRun:
     failed: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    windows: WindowRows | None = None
     out_of_range: bool = False
     _known: tuple[tuple[int, int], Lacking] | None = None
 
@@ -131,6 +134,12 @@ class NetRun:
     def answered(self) -> int:
         """Rows that it has scored, or had to pass over, in this process."""
         return self.scored + len(self.skipped)
+
+    def is_gone(self, i: int) -> bool:
+        """True where the net will never hear row i: its clip is broken, or the net passes over it."""
+        row_id = self.rows.all[i].id
+        passed = row_id in self.skipped or (self.net_id, row_id) in self.journal.quarantined_pairs
+        return passed or bool(self.rows.lost[i])
 
     def passed(self) -> list[int]:
         """Numbers of the rows that the net has had to pass over."""
@@ -159,11 +168,35 @@ class NetRun:
         totals = self.widths.setdefault(width, np.zeros(3, np.int64))
         totals += cells, padded, 1
 
+    def begin(self, todo: list[int]) -> list[int]:
+        """Numbers of the rows whose windows the net has to hear for the rows `todo`."""
+        return todo if self.windows is None else self.windows.begin(todo)
+
+    def finish_rows(self, last: bool = False) -> None:
+        """Put the rows on the board of which all windows have answered; `last`: look at every row."""
+        for i, probs in self.windows.ready(last) if self.windows is not None else ():
+            if probs is None:
+                self.skip(i, ValueError("no window of this row has an answer of the net"))
+            else:
+                self._add(i, probs)
+
     def put(self, i: int, probs: np.ndarray) -> None:
-        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say."""
+        """Row i's probabilities f64[K] on the board, for each row of its id; NaN or infinity is no say.
+
+        Where rows are made of frames, f64[F, K] of its window wait for `finish_rows`.
+        """
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
             return
+        self._check_range(i, probs)
+        if self.windows is not None:
+            self.windows.take(i, probs)
+            self.heartbeat.beat()
+        else:
+            self._add(i, probs)
+
+    def _check_range(self, i: int, probs: np.ndarray) -> None:
+        """Name a net whose scores are no probabilities, once."""
         if not self.out_of_range and (probs.min() < -ROUNDING or probs.max() > 1.0 + ROUNDING):
             self.out_of_range = True
             self.rows.recorder.fault(
@@ -172,16 +205,30 @@ class NetRun:
                 f"gave {probs.min():.3g} to {probs.max():.3g} for {self.rows.all[i].id}, which are no "
                 "probabilities: in the file they are cut to 0..1; give the member another activation",
             )
+
+    def _add(self, i: int, probs: np.ndarray) -> None:
         places = self.rows.places([self.rows.all[i].id])
         self.board.add(self.net_id, np.array(places), np.repeat(probs[None], len(places), axis=0))
         self.scored += len(places)
         self.heartbeat.beat()
 
-    def put_all(self, numbers: np.ndarray, probs: np.ndarray) -> None:
-        """As `put`, for rows `numbers` int[n] with probabilities f64[n, K]."""
+    def put_all(self, numbers: np.ndarray, probs: np.ndarray | Sequence[np.ndarray]) -> None:
+        """As `put`, for rows `numbers` int[n] with f64[n, K]; rows that it has passed over stay so.
+
+        Where rows are made of frames, f64[F, K] of each window.
+        """
+        if self.windows is not None or not isinstance(probs, np.ndarray):
+            for i, answer in zip(numbers.tolist(), probs, strict=True):
+                if not self.is_gone(i):
+                    self.put(i, answer)
+            return
         sound = np.isfinite(probs).all(axis=1)
         for i in numbers[~sound].tolist():
-            self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
+            if not self.is_gone(i):
+                self.put(i, np.array([np.nan]))
+        for i in np.flatnonzero(sound & ((probs < -ROUNDING) | (probs > 1.0 + ROUNDING)).any(axis=1))[:1]:
+            self._check_range(int(numbers[i]), probs[i])
+        sound &= [not self.is_gone(i) for i in numbers.tolist()]
         places, source = self.rows.spread(numbers[sound])
         if len(places):
             self.board.add(self.net_id, places, probs[sound][source])
@@ -203,10 +250,14 @@ class NetRun:
     def skip(self, i: int, error: BaseException) -> None:
         """This net cannot do row i; the other nets still do."""
         row_id = self.rows.all[i].id
-        self.skipped[row_id] = text_of(error)
+        self.pass_over(row_id, text_of(error))
         self.heartbeat.beat()  # it was something done, too
-        self.give_up([row_id])
         self.rows.recorder.error(f"{self.net_id} {row_id}", error)
+
+    def pass_over(self, row_id: str, why: str) -> None:
+        """Note that the net never has a say in this row."""
+        self.skipped[row_id] = why
+        self.give_up([row_id])
 
     def give_up(self, row_ids: Sequence[str]) -> None:
         """Note that the net passes over the rows with these ids; the other nets decide them."""

@@ -4,6 +4,7 @@ Owns `RunRows`. Which rows a sample asks for is sound.rows'; which net still lac
 """
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -52,9 +53,19 @@ class RunRows:
         for i, row in enumerate(self.all):
             self._numbers.setdefault(row.id, []).append(i)
 
+    @cached_property
+    def heard_s(self) -> np.ndarray:
+        """f64[N]: `seconds` with what a net hears around a window."""
+        around = [(row.before + row.after) / max(1, row.clip.rate) for row in self.all]
+        return np.asarray(self.seconds + np.array(around))
+
     def number(self, row: Row) -> int:
         """Number of a row: of the first one, where its id is repeated."""
         return self._numbers[row.id][0]
+
+    def of_clip(self, clip_id: str) -> list[int]:
+        """Numbers of all rows of one clip."""
+        return [i for i, row in enumerate(self.all) if row.clip.id == clip_id]
 
     def places(self, row_ids: Iterable[str]) -> list[int]:
         """Numbers of all rows with these ids; ids that this run does not have are left out."""

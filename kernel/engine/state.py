@@ -21,8 +21,10 @@ from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, open_board
 from ..sound.clips import find_clips
-from ..sound.loading import count_wave_bytes
+from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
+from ..sound.recording import count_idle_bytes
 from ..sound.rows import Row, clip_ids, list_rows
+from ..sound.scopes import OfRecording
 from . import headers
 from .cpu import Cores
 from .feed import Feed
@@ -30,6 +32,7 @@ from .heartbeat import Heartbeat
 from .journal import Journal
 from .net_run import NetRun
 from .run_rows import RunRows, open_rows
+from .window_rows import WindowRows
 
 LEAST_RESERVE_SHARE = 4  # a batch may reserve at most a quarter of the RAM
 
@@ -158,10 +161,12 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
                 recipe = build_recipe(ensemble, part)
             except HourglassError as error:
                 broken = error
-        cells = np.array([recipe.cells(seconds) for seconds in rows.seconds] if recipe is not None else [])
+        cells = np.array([recipe.cells(seconds) for seconds in rows.heard_s] if recipe is not None else [])
         for net_id in spec.net_ids(part):
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
+            if isinstance(part, spec.Member) and part.frames and ensemble.windows is not None:
+                run.windows = WindowRows(part.frames, ensemble.windows, rows, run.is_gone)
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))
@@ -178,15 +183,11 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
 def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun], rows: RunRows,
                   cores: Cores) -> StoreLimits:
     """What the store may use, and what it leaves to the largest clip and the largest forwards."""
-    longest_s = float(rows.seconds.max(initial=1.0))
+    longest_s = float(rows.heard_s.max(initial=1.0))
     if any(row.clip.unread for row in rows.all):
         longest_s = manifest.ensemble.longest_s
-    clips = {row.clip.id: row.clip for row in rows.all}.values()
-    rates = {clip.rate for clip in clips}
-    decoded_s = max((clip.samples_claimed / max(1, clip.rate) for clip in clips), default=0.0)
-    if any(clip.unread for clip in clips):
-        decoded_s = longest_s
-    decoded_s = min(decoded_s, manifest.ensemble.longest_s)  # of a window its recording is decoded
+    kinds = {row.clip.id: row for row in rows.all}.values()  # windows of one recording are alike
+    rates = {row.clip.rate for row in kinds}
     clip = 0
     batch = 0
     work = 0
@@ -194,8 +195,15 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
         if run.recipe is None:
             continue
         for stage in run.recipe.stages.values():
-            clip = max(clip, stage.fe.max_bytes(int(longest_s * stage.fe.rate) + 1))
-            work = max(work, count_wave_bytes(decoded_s, stage.fe.rate, *rates))
+            stored = [stage.fe.entry(row) if isinstance(stage.fe, OfRecording) else row for row in kinds]
+            stored_s = longest_s
+            if isinstance(stage.fe, OfRecording):
+                stored_s = max(row.heard / max(1, row.clip.rate) for row in stored)
+                stored_s = min(stored_s, manifest.ensemble.longest_s, LONGEST_WHOLE_S)
+            clip = max(clip, stage.fe.max_bytes(int(stored_s * stage.fe.rate) + 1))
+            for row in stored:
+                rate = max(stage.fe.rate, *rates) if row.clip.unread else stage.fe.rate
+                work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s))
         cost = manifest.costs.get(run.part.name, spec.Cost())
         cells = run.recipe.cells_at_once(float(run.cells.max(initial=0.0)))
         batch = max(batch, int(cost.bytes_a + cost.bytes_b * cells))
@@ -204,4 +212,5 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),
         work_bytes=work,
+        open_bytes=count_idle_bytes(kinds),
         table_bytes=2 * 8 * len(rows.all) * len(manifest.ensemble.classes))  # f64: blended, and smoothed

@@ -82,7 +82,9 @@ class StepRunner:
         todo = runs[0].missing()
         began = time.monotonic()
         before = [(run.loading_s, run.timed()) for run in runs]
-        runs[0].heartbeat.begin(runs[0].net_id, step.forecast_s)
+        runs[0].heartbeat.begin(
+            runs[0].net_id, max(step.forecast_s, self.feed.slowest_s(runs[0].recipe))
+        )
         forecast_s = round(step.forecast_s, 2)
         with ExitStack() as spans:
             for run in runs:
@@ -132,6 +134,7 @@ class StepRunner:
     ) -> None:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
+        todo = run.begin(todo)
         net = self._open_run(run, device)
         run.path = net.runner.path
         run.journal.choose(run.net_id, net.runner.path)
@@ -151,7 +154,8 @@ class StepRunner:
     ) -> None:
         """First-level nets that share batches: the first is waited for, the others are opened meanwhile."""
         began = time.monotonic()
-        todo = gpu.longest_first(runs[0], recipe, self.feed.store, todo)
+        wanted = [run.begin(todo) for run in runs][0]  # they share batches: they want the same
+        todo = gpu.longest_first(runs[0], recipe, self.feed.store, wanted)
         self.feed.prefetch(recipe, todo[:gpu.FIRST_ROWS])  # on a CPU the net wants the loaders' cores
         opener = self._openers.get(device.name)
         if opener is None:
@@ -248,7 +252,8 @@ class StepRunner:
         for net_id, count in count_lacking(stacker, ensemble, run.board, read).items():
             run.notes.append(f"read without {net_id} in {count} rows, where it has no say")
         lonely = hopeless_rows(stacker, ensemble, run.board)
-        run.give_up([run.rows.all[i].id for i in sorted(missing.intersection(lonely.tolist()))])
+        for i in sorted(missing.intersection(lonely.tolist())):
+            run.pass_over(run.rows.all[i].id, "an input has no say in this row")
         run.save()
 
 
@@ -281,6 +286,8 @@ def _may_share(first: NetRun, run: NetRun, device: Device) -> bool:
     if not device.cuda or first.recipe is None or run.recipe is not first.recipe:
         return False
     same = bool((first.lacking().mask == run.lacking().mask).all())
+    if first.windows is not None:  # windows around the rows they lack are heard, too
+        same = same and set(first.passed()) == set(run.passed())
     return same and not first.journal.nets_in_doubt
 
 
@@ -307,10 +314,19 @@ def _follow(runs: Sequence[NetRun], blocks: Iterator[None]) -> None:
     saved = time.monotonic()
     try:
         for _ in blocks:
+            _finish_rows(runs)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 for run in runs:
                     run.save()
                 saved = time.monotonic()
     finally:  # a lost device ends the process: what it has done is kept
+        _finish_rows(runs, last=True)
         for run in runs:
             run.save()
+
+
+def _finish_rows(runs: Sequence[NetRun], last: bool = False) -> None:
+    """Put the rows on the board that are made of several windows, once these have answered."""
+    for run in runs:
+        if run.failed is None:
+            run.finish_rows(last)

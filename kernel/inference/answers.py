@@ -72,3 +72,18 @@ def merge_passes(
     broken = (~torch.isfinite(answers).all(dim=1)).double()
     lost = broken.new_zeros(count).index_add_(0, rows, broken) > 0
     return merged.masked_fill(lost[:, None], torch.nan)
+
+
+def check_frames(shape: tuple[int, ...], passes: int) -> None:
+    """Raises ValueError where answers of this shape, of so many passes a row, are no frames of windows."""
+    if len(shape) != 3 or passes != 1:
+        told = [passes, *shape[1:]]
+        raise ValueError(f"the net gave {told}, its member's key `frames` wants [1, F, K]")
+
+
+@torch.inference_mode()
+def score_frames(activate: Activate, answers: torch.Tensor) -> torch.Tensor:
+    """f64[B, F, K] probabilities of frames from answers f32[B, F, K]; NaN in rows that are not finite."""
+    broken = ~torch.isfinite(answers).flatten(1).all(dim=1)
+    scores = ON_DEVICE[activate](answers.double())
+    return scores.masked_fill(broken.reshape(-1, *[1] * (scores.dim() - 1)), torch.nan)

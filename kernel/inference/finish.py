@@ -9,18 +9,46 @@ import numpy as np
 import torch
 
 from ..errors import SpecError, did_you_mean
-from ..sound.frontends import FrontEnd
+from ..sound.source import Source
 from ..spec import load
 from .deltas import Lengths, delta
-from .operations import OPERATIONS, Operation, Shape
+from .operations import (
+    Delta,
+    FrequencyMap,
+    Imagenet,
+    InNetMel,
+    Log,
+    Normalise,
+    Operation,
+    Scale,
+    Shape,
+    Standardise,
+)
+from .rearrange import Flatten, Fold, Repeat, Squeeze, TimeFirst
 
 __all__ = ["OPERATIONS", "Finish", "Lengths", "build", "delta"]
+
+OPERATIONS: dict[str, type[Operation]] = {
+    "delta": Delta,
+    "scale": Scale,
+    "normalise": Normalise,
+    "imagenet": Imagenet,
+    "standardise": Standardise,
+    "repeat": Repeat,
+    "frequency_map": FrequencyMap,
+    "log": Log,
+    "mel_in_net": InNetMel,
+    "squeeze": Squeeze,
+    "flatten": Flatten,
+    "time_first": TimeFirst,
+    "fold": Fold,
+}
 
 
 class Finish:
     """`finish(x[P, C, M, t] of any stored dtype) -> f32[P, C', M', t']`: one operation after the other."""
 
-    def __init__(self, operations: Sequence[Operation], fe: FrontEnd) -> None:
+    def __init__(self, operations: Sequence[Operation], fe: Source) -> None:
         self.operations = tuple(operations)
         self._rows = fe.channels, fe.bins
 
@@ -70,10 +98,15 @@ class Finish:
 
     def frames(self, t: int) -> int:
         """Frames of the net's input for a cut of t frames."""
-        return self.shape(t)[2]
+        return self.shape(t)[1 if self.time_first else 2]
+
+    @property
+    def time_first(self) -> bool:
+        """True where the net's input has time before frequency."""
+        return sum(isinstance(operation, TimeFirst) for operation in self.operations) % 2 == 1
 
 
-def build(wanted: Sequence[str | Mapping[str, object]], fe: FrontEnd) -> Finish:
+def build(wanted: Sequence[str | Mapping[str, object]], fe: Source) -> Finish:
     """Finish of ["delta", {kind = "scale", divide = 100}]: a name, or a table with `kind` and its keys.
 
     Raises  SpecError naming the unknown operation or key, or the operation that does not fit

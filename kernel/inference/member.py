@@ -17,7 +17,7 @@ from ..errors import ModelLoadFailed
 from ..sound.rows import Row
 from ..sound.source import Source
 from . import backends, onnx, views
-from .answers import ACTIVATIONS, Activate, sigmoid, softmax
+from .answers import ACTIVATIONS, Activate, check_frames, sigmoid, softmax
 from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe
 from .staging import Intake
@@ -70,7 +70,8 @@ class LoadedNet:
             recipe=self.recipe,
             least=_least_frames(self.recipe, self.module),
             min_frames=int(getattr(self.module, "min_frames", 1)),
-            maskable=bool(getattr(self.module, "maskable", False)),
+            # Frames that are padded would be frames, too
+            maskable=bool(getattr(self.module, "maskable", False)) and self.recipe.member.frames is None,
         )
 
 
@@ -145,7 +146,7 @@ def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
     Raises  MemoryError when the view has fixed cuts already, so nothing smaller is possible
     """
     recipe = net.recipe
-    if recipe.view.fixed is not None:
+    if recipe.view.fixed is not None or recipe.member.frames is not None:
         raise MemoryError("the forward of this row does not fit and its view cannot be cut smaller")
     stages = dict(recipe.stages)
     stage = stages[recipe.timed]
@@ -212,10 +213,19 @@ def predict_alone(
         outs.append(net.runner(part))
         timed = part[net.recipe.timed]
         if forwards is not None:
-            forwards.append((timed.shape[-1], timed.shape[0] * timed.shape[-1]))
+            frames = timed.shape[net.recipe.time_axis]
+            forwards.append((frames, timed.shape[0] * frames))
     return merge(net, np.concatenate(outs))
 
 
 def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
-    """f64[K] of a row from the net's answers f32[P, K]; UNFIT where one is not finite (no vote)."""
-    return net.recipe.view.merge(answers, net.activate) if np.isfinite(answers).all() else UNFIT
+    """f64[K] of a row from the net's answers f32[P, K]; UNFIT where one is not finite (no vote).
+
+    A net of frames gives f64[F, K] of its one pass f32[1, F, K]: rows are made of several windows.
+    """
+    if not np.isfinite(answers).all():
+        return UNFIT
+    if net.recipe.member.frames is not None:
+        check_frames(answers.shape, len(answers))
+        return np.asarray(net.activate(answers[0]), np.float64)
+    return net.recipe.view.merge(answers, net.activate)

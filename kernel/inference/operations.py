@@ -1,8 +1,9 @@
 """Operations: what a net may want done to its cuts, each as a value with its keys.
 
-Owns the table OPERATIONS. Every operation works on each cut for itself, so nothing leaks from one clip into
-another. On the host it gets the cuts of one clip, on a device a batch of many clips' cuts, where each may end
-at a length of its own. Does not put operations together (finish) or cut along time (views).
+Owns `Operation` and those that compute. Every operation works on each cut for itself, so nothing leaks from
+one clip into another. On the host it gets the cuts of one clip, on a device a batch of many clips' cuts,
+where each may end at a length of its own. Operations that only move values are `rearrange`; the table and
+their order are `finish`. Does not cut along time (views).
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -132,26 +133,14 @@ class Standardise(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeat(Operation):
-    """The one channel as `channels` equal ones."""
-
-    channels: int = 3
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x.expand(-1, self.channels, -1, -1)
-
-    def shape(self, c: int, m: int, t: int) -> Shape:
-        if c != 1:
-            raise SpecError(f"repeat: the input has {c} channels; only one can be repeated")
-        return self.channels, m, t
-
-
-@dataclass(frozen=True, kw_only=True)
 class FrequencyMap(Operation):
-    """Append a channel that rises from -1 at the lowest row to 1 at the highest (ex4sperans)."""
+    """Append a channel that rises from `low` at the lowest row to `high` at the highest (ex4sperans)."""
+
+    low: float = -1.0
+    high: float = 1.0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = torch.linspace(-1, 1, x.shape[2], device=x.device)[:, None]
+        rows = torch.linspace(self.low, self.high, x.shape[2], device=x.device, dtype=x.dtype)[:, None]
         return torch.cat([x, rows.expand(len(x), 1, x.shape[2], x.shape[3])], dim=1)
 
     def shape(self, c: int, m: int, t: int) -> Shape:
@@ -226,44 +215,3 @@ class InNetMel(Operation):
         if (c, m) != (1, 1):
             raise SpecError(f"mel_in_net: wants a waveform [1, 1, S]; this has {c} channels, {m} rows")
         return 1, self.mels, -(-t // self.hop)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Squeeze(Operation):
-    """[P, 1, M, t] -> [P, M, t]: for nets that read rows as channels (ex4sperans 1-D, qrfaction)."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, 0]
-
-    def shape(self, c: int, m: int, t: int) -> Shape:
-        if c != 1:
-            raise SpecError(f"squeeze: the input has {c} channels; only one can be dropped")
-        return c, m, t
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flatten(Operation):
-    """[P, C, M, t] -> [P, C M t]: for inputs without a picture (qrfaction's length)."""
-
-    ragged: ClassVar[bool] = False
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)
-
-    def shape(self, c: int, m: int, t: int) -> Shape:
-        return c * m * t, 1, 1
-
-
-OPERATIONS: dict[str, type[Operation]] = {
-    "delta": Delta,
-    "scale": Scale,
-    "normalise": Normalise,
-    "imagenet": Imagenet,
-    "standardise": Standardise,
-    "repeat": Repeat,
-    "frequency_map": FrequencyMap,
-    "log": Log,
-    "mel_in_net": InNetMel,
-    "squeeze": Squeeze,
-    "flatten": Flatten,
-}

@@ -77,7 +77,7 @@ def stage_block(
     counts = np.max([[len(cut) for cut in part.cuts] for part in read.values()], axis=0)
     timed = read[recipe.timed]
     frames = np.repeat(_own_frames(timed), counts)
-    groups = group(frames.tolist())
+    groups = _group_alike(group, frames, np.repeat(_other_lengths(read, recipe.timed), counts, axis=0))
     order = np.concatenate([places for places, _ in groups])
     ends = np.cumsum([len(places) for places, _ in groups]).tolist()
     batches = [
@@ -112,6 +112,25 @@ def _own_frames(timed: _Read) -> list[int]:
     """Frames of the net's input for each row; before the finish where that leaves no time axis."""
     finish = timed.stage.finish
     return [finish.frames(cut.length) if finish.ragged else cut.length for cut in timed.cuts]
+
+
+def _other_lengths(read: dict[str, _Read], timed: str) -> np.ndarray:
+    """i64[n, I], frames of each row in the inputs beside the timed one, before their finish."""
+    others = [[cut.length for cut in part.cuts] for name, part in read.items() if name != timed]
+    return np.array(others, np.int64).reshape(len(others), len(read[timed].cuts)).T
+
+
+def _group_alike(
+    group: Group, frames: np.ndarray, others: np.ndarray
+) -> list[tuple[Sequence[int], int]]:
+    """The batches: only passes whose inputs beside the timed one have equal lengths share one."""
+    batches: list[tuple[Sequence[int], int]] = []
+    for lengths in np.unique(others, axis=0):
+        places = np.flatnonzero((others == lengths).all(axis=1))
+        batches += [
+            (places[list(chosen)].tolist(), width) for chosen, width in group(frames[places].tolist())
+        ]
+    return batches
 
 
 def _read_rows(

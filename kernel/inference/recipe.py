@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import spec
 from ..errors import SpecError
-from ..sound import frontends
+from ..sound import frontends, own
 from ..sound.source import Source
 from . import finish, views
 
@@ -19,8 +19,11 @@ PASSES_PER_BATCH = 4
 class CutFirst:
     """A front end behind a view that cuts the wave (a `Source`): the cuts' arrays, stacked along channels."""
 
-    def __init__(self, fe: frontends.FrontEnd, view: views.View) -> None:
+    uneven = True
+
+    def __init__(self, fe: Source, view: views.View) -> None:
         self.fe = fe
+        self.name = fe.name
         self.view = view
         self.key = f"{fe.key}-{view.key}"
         self.rate = fe.rate
@@ -35,7 +38,7 @@ class CutFirst:
 
     def of_row(self, wave: np.ndarray, row_id: str) -> np.ndarray:
         """[P*C, M, T] of P cuts of the wave."""
-        return np.concatenate([self.fe(cut) for cut in self.view.cut_wave(wave, row_id)])
+        return np.concatenate([self.fe.of_row(cut, row_id) for cut in self.view.cut_wave(wave, row_id)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,11 @@ class Stage:
     fe: Source
     view: views.View
     finish: finish.Finish
+
+    @property
+    def source(self) -> Source:
+        """The front end itself, without a view before it."""
+        return self.fe.fe if isinstance(self.fe, CutFirst) else self.fe
 
     def cut(self, stored: np.ndarray, row_id: str) -> np.ndarray:
         """[P, C, M, t] in the stored dtype."""
@@ -65,6 +73,11 @@ class Recipe:
     timed: str
     view: views.View
 
+    @property
+    def time_axis(self) -> int:
+        """Axis of time in the net's input: -1, or -2 where time stands before frequency."""
+        return -2 if self.stages[self.timed].finish.time_first else -1
+
     def cells(self, seconds: float) -> float:
         """Upper bound of the frames a net works through for a row of `seconds`, all its passes together."""
         stage = self.stages[self.timed]
@@ -81,6 +94,8 @@ class Recipe:
     def smallest(self, min_frames: int) -> int:
         """Stored frames needed so that the finish gives at least `min_frames`."""
         have = self.stages[self.timed].finish.frames
+        if self.view.fixed is not None:
+            return self.view.fixed
         low, high = 1, max(1, min_frames)
         while have(high) < min_frames:
             high *= 2
@@ -90,6 +105,36 @@ class Recipe:
         return low
 
 
+def open_source(ensemble: spec.Ensemble, name: str) -> Source:
+    """The front end [frontends.NAME]; one that looks at whole recordings where rows are their windows.
+
+    Raises  SpecError
+    """
+    fe = own.open_front_end(ensemble.frontends[name], name)
+    if ensemble.windows is None or isinstance(fe, own.OwnFrontEnd) or fe.scope == "window":
+        return fe
+    if fe.piece_seconds != ensemble.windows.seconds:
+        raise SpecError(
+            f"frontends.{name}: piece_seconds = {fe.piece_seconds:g} and windows.seconds = "
+            f"{ensemble.windows.seconds:g} must be equal where scope = {fe.scope!r}; correct one of them"
+        )
+    if ensemble.windows.context_seconds:
+        raise SpecError(
+            f"frontends.{name}: scope = {fe.scope!r} and windows.context_seconds do not go together; give "
+            "the front end context_frames, or scope = \"window\""
+        )
+    return fe.of_recording()
+
+
+def _check_keeps_time(member: spec.Member, fe: Source) -> None:
+    """Raises SpecError for a front end whose columns do not follow the wave of a window."""
+    if isinstance(fe, frontends.FrontEnd) and (fe.trim_db is not None or fe.layout != "plain"):
+        raise SpecError(
+            f"member {member.name}: frames want a front end that keeps time; {fe.name} has trim_db = "
+            f"{fe.trim_db} and layout = {fe.layout!r}"
+        )
+
+
 def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
     """Front ends, views and finishes of a member.
 
@@ -97,8 +142,10 @@ def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
     """
     stages: dict[str, Stage] = {}
     for name, entry in member.named_inputs().items():
-        fe = frontends.build(ensemble.frontends[entry.frontend])
+        fe = open_source(ensemble, entry.frontend)
         view = views.build(member.view, fe)
+        if member.frames is not None:
+            _check_keeps_time(member, fe)
         source: Source = CutFirst(fe, view) if fe.time and view.domain == "wave" else fe
         stages[name] = Stage(fe=source, view=view, finish=finish.build(entry.finish, fe))
     timed = next((name for name, stage in stages.items() if stage.fe.time), None)

@@ -52,8 +52,9 @@ class Runner:
         """f32[B, K] on the host; frames i64[B] own lengths where the batch is padded."""
         with torch.inference_mode():
             out = self.launch(inputs, frames)
-            bad = torch.nonzero(~torch.isfinite(out).all(dim=1))[:, 0] if self.half else out.new_empty(0)
-            if len(bad):
+            sound = torch.isfinite(out).flatten(1).all(dim=1)
+            if self.half and not sound.all():
+                bad = torch.nonzero(~sound)[:, 0]
                 part = {k: v[bad] for k, v in inputs.items()}
                 again = self.launch_exact(part, None if frames is None else frames[bad.to(frames.device)])
                 out = out.index_copy(0, bad, again)

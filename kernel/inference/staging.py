@@ -111,8 +111,9 @@ class Intake:
 def plan_row(stage: Stage, stored: np.ndarray, row_id: str, least: int) -> Cuts:
     """The passes over a row's stored array; one that keeps its own length has at least `least` frames."""
     if isinstance(stage.fe, CutFirst):  # they were cut before they were stored
-        return Cuts(starts=np.zeros(len(stored) // stage.fe.channels, np.int64), length=stored.shape[2])
-    cuts = stage.view.plan(stored, row_id)
+        cuts = Cuts(starts=np.zeros(len(stored) // stage.fe.channels, np.int64), length=stored.shape[2])
+    else:
+        cuts = stage.view.plan(stored, row_id)
     own = stage.fe.time and stage.view.fixed is None
     return replace(cuts, length=max(least, cuts.length)) if own else cuts
 
@@ -123,6 +124,7 @@ PLAIN_ROWS, ALL_ROWS = 6, 20  # without corner, mask and perspective; with them
 
 
 Places = slice | np.ndarray  # passes of a block, in the order of its batches
+Drawn = tuple[dict[str, torch.Tensor], np.ndarray | None]  # a batch, and its own lengths where it is padded
 
 
 def _choose(values: torch.Tensor, places: Places) -> torch.Tensor:
@@ -218,7 +220,7 @@ class StagedBlock:
     ready: torch.cuda.Event | None
 
     @torch.inference_mode()
-    def draw(self, places: Places, width: int) -> tuple[dict[str, torch.Tensor], np.ndarray | None]:
+    def draw(self, places: Places, width: int) -> Drawn:
         """Some passes cut and finished, zeros beyond own lengths; and these, None where none is padded."""
         own = self.lengths[places]
         padded = bool((own != width).any())

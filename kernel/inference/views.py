@@ -13,6 +13,8 @@ import numpy as np
 
 from ..errors import SpecError, did_you_mean
 from ..sound.frontends import FrontEnd
+from ..sound.own import OwnFrontEnd
+from ..sound.source import Source
 from ..spec import load
 from .answers import MERGES, Activate
 from .cuts import Cuts, Warps, generator, pad_time, pad_value
@@ -20,8 +22,6 @@ from .cuts import Cuts, Warps, generator, pad_time, pad_value
 __all__ = ["MERGES", "VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
 
 SIDES = ("centre", "right", "left", "random")
-
-
 # Numbers of a view -> the least they may be.
 LEAST = {"frames": 1, "step": 1, "passes": 1, "stride": 0, "bins": 0}
 
@@ -38,7 +38,7 @@ class View:
                   lengths in samples
     """
 
-    fe: FrontEnd = FrontEnd()
+    fe: Source = FrontEnd()
     merge_rule: str = "mean"
     pass_weights: tuple[float, ...] = ()
     flip: float = 0.0
@@ -67,7 +67,9 @@ class View:
         length = self.cut_frames
         if length is None or not self.fe.time:
             return self.fe.fixed
-        return self.fe.max_frames(length) if self.domain == "wave" else length
+        if self.domain == "frames":
+            return length
+        return None if isinstance(self.fe, OwnFrontEnd) else self.fe.max_frames(length)
 
     @property
     def key(self) -> str:
@@ -321,7 +323,7 @@ def keys(kind: str) -> dict[str, object]:
     return {"merge": found.pop("merge_rule"), **found}
 
 
-def build(spec: Mapping[str, object], fe: FrontEnd) -> View:
+def build(spec: Mapping[str, object], fe: Source) -> View:
     """View of {kind = "tiles", frames = 256, step = 128, merge = "mean"} bound to the front end.
 
     For a front end without a time axis (statistics, length) every kind gives one pass: the caller repeats it
@@ -341,8 +343,7 @@ def build(spec: Mapping[str, object], fe: FrontEnd) -> View:
     if not isinstance(merge, str) or merge not in MERGES:
         raise SpecError(f"view.merge: {merge!r} is unknown; {did_you_mean(str(merge), MERGES)}")
     view = replace(load(VIEWS[kind], {**own, "merge_rule": merge}, "view"), fe=fe)
-    if view.domain == "wave" and fe.time and (fe.trim_db is not None or view.cut_frames is None):
-        raise SpecError(
-            'view.domain: "wave" wants a kind with `frames` and a front end without trim_db, since all cuts '
-            f"must have one length; {fe.name} has trim_db = {fe.trim_db}")
+    if view.domain == "wave" and fe.time and (fe.uneven or view.cut_frames is None):
+        raise SpecError('view.domain: "wave" wants a kind with `frames`, and cuts of one length: a front end '
+                        f'without trim_db, of scope "window"; {fe.name} is not such a one')
     return view

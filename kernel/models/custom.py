@@ -1,22 +1,20 @@
 """Bring your own net: an nn.Module class from a user's Python file, named "my_model.py:MyNet".
 
-Owns finding the file, importing it under a private name and filling in what the class does not declare.
-Does not hash or ship the file (the builder does both; in the bundle it lies inside the wheel, in
-`kernel/custom/`).
+Owns finding the class and filling in what it does not declare. Importing the file is `kernel.own_files`; the
+builder hashes and ships it (in the bundle it lies inside the wheel, in `kernel/custom/`).
 """
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from .. import own_files
 from ..errors import SpecError, did_you_mean
 from .blocks import Tagger
 
-FOLDER = Path(__file__).resolve().parent.parent / "custom"  # where the builder's wheel carries users' files
+FOLDER = own_files.FOLDER
 DECLARED = ("output", "channels", "bins", "min_frames", "max_frames", "fixed_frames", "maskable")
 
 
@@ -42,18 +40,7 @@ def load_custom(path: Path, cls: str) -> type[nn.Module]:
 
     Raises  SpecError when the file fails to import, has no such class, or the class is no nn.Module
     """
-    name = f"hourglass_custom_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise SpecError(f"{path}: not a Python file; name it *.py")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and relative look-ups need it while the file runs
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # any fault of the user's file becomes one named error
-        raise SpecError(
-            f"{path}: {type(error).__name__}: {error}; the file must import on its own"
-        ) from error
+    module = own_files.load(path)
     value = getattr(module, cls, None)
     if not (isinstance(value, type) and issubclass(value, nn.Module)):
         nets = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]

@@ -14,7 +14,7 @@ from ..errors import SpecError, did_you_mean
 from .blocks import Tagger
 from .timm_backbone import create, declare_widths, image_size
 
-SCORES = ("clip", "frame_max", "mean")
+SCORES = ("clip", "frame_max", "mean", "frames")
 
 
 class AttentionHead(nn.Module):
@@ -41,7 +41,8 @@ class SEDTagger(Tagger):
 
     model     a timm model name; in_chans its input channels; options as in family `timm`
     bins      mel bins: the batch norm at the input works per bin
-    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (the highest) or "mean" of both
+    score     what a row gets: "clip" (attention-weighted mean), "frame_max" (the highest) or "mean" of both;
+              "frames" gives f32[B, T', K], one score per frame of the backbone, for a member with `frames`
     dropout   before and after the hidden layer, training only
     """
 
@@ -94,6 +95,8 @@ class SEDTagger(Tagger):
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         clip, coarse = self._head(x)
+        if self.score == "frames":
+            return coarse.transpose(1, 2)
         if self.score == "clip":
             return clip
         highest = coarse.amax(-1)

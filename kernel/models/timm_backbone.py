@@ -6,9 +6,7 @@ timm nets cannot be masked: they run at exactly equal lengths or alone. Never do
 import difflib
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError, did_you_mean
+from ..own_files import mend_torchvision
 from .blocks import Tagger, global_average, global_max
 
 HEADS = ("linear", "concat")
@@ -24,49 +23,17 @@ PROBE_PIXELS = 320  # bins, and most frames, tried when looking for the narrowes
 
 @functools.cache
 def import_timm() -> ModuleType:
-    """The module timm, also where torchvision came without its compiled operators.
-
-    That happens beside a CPU torch of another index: its import then fails because `nms` and `qnms` are not
-    declared. Declaring them, without a body, is enough: no classifier calls them. Where its own library
-    loads, it declares them itself; a second declaration would end the process.
+    """The module timm, also where torchvision came without its compiled operators (own_files).
 
     Raises  SpecError when timm or torchvision is not installed
     """
     try:
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError as error:
-            if "torchvision::nms" not in str(error):
-                raise
-            if not load_torchvision_operators():
-                declare_torchvision_operators()
+        mend_torchvision()
         return importlib.import_module("timm")
     except ImportError as error:
         raise SpecError(
             f"families timm and sed need {error.name}, not installed here; pip install timm torchvision"
         ) from error
-
-
-def load_torchvision_operators() -> bool:
-    """True when torchvision's compiled library is there and loads: it declares its operators itself."""
-    spec = importlib.util.find_spec("torchvision")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for library in Path(folder).glob("_C*.so"):
-            try:
-                torch.ops.load_library(library)
-            except OSError:  # of another build
-                return False
-            return True
-    return False
-
-
-@functools.cache
-def declare_torchvision_operators() -> torch.library.Library:
-    """The library that declares torchvision's `nms` and `qnms`; they last as long as it does."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
 
 
 def create(model: str, options: Mapping[str, Any]) -> nn.Module:

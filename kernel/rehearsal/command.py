@@ -7,6 +7,7 @@ Linux only.
 """
 import argparse
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -245,6 +246,23 @@ def judge(
     )
 
 
+def name_competition(kernel_file: Path) -> str | None:
+    """A note on the competition that the metadata beside a pushed kernel attaches; None where there is none.
+
+    Raises  SpecError when that file cannot be read
+    """
+    path = kernel_file.with_name("kernel-metadata.json")
+    if not path.is_file():
+        return None
+    try:
+        attached = json.loads(path.read_bytes()).get("competition_sources")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SpecError(f"{path}: cannot be read ({error}); build again") from error
+    if attached:
+        return f"on Kaggle it runs for the competition {attached[0]} (--competition of the build)"
+    return "NO COMPETITION is attached, so that it finds no test set on Kaggle: build with --competition SLUG"
+
+
 def lay_kaggle(root: Path, chosen: argparse.Namespace, ensemble: spec.Ensemble) -> fake_kaggle.FakeKaggle:
     """The bundle as an attached dataset and the user's clips as a competition, below `root`."""
     fake_kaggle.lay_bundle(root, chosen.bundle)
@@ -286,7 +304,8 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     with private_tree(working.parent) as tree:
         script = find_pushed(kernel_file, chosen.bundle, manifest, hashlib.sha256(text).hexdigest(), tree)
         command = kernel_command(script, chosen, run_limits)
-        notes = []
+        competition = name_competition(kernel_file)
+        notes = [competition] if competition else []
         if chosen.simulate_commit:
             notes.append(run_commit(tree, command, chosen.bundle, run_limits, ensemble))
         kaggle = lay_kaggle(tree / "input", chosen, ensemble)

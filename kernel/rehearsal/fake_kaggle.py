@@ -4,10 +4,12 @@ Owns the tree and the stretching of clips to the size of a hidden test set. File
 possible. Does not run the kernel in it (command).
 """
 import csv
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +19,12 @@ import soundfile
 from .. import spec
 from ..errors import SampleMissing, SpecError
 from ..sound.clips import SUFFIXES, find_clips
-from ..sound.decode import probe
+from ..sound.decode import MAX_CLAIM, Stream, probe
 from ..sound.rows import Row, clip_ids, list_rows, window_ids
 
 NEGLIGIBLE = 0.01  # a length factor this close to 1 changes nothing
 AGAIN = "again{}-"  # leads the name of a repeated clip: window rows are named by the file, not by its folder
+BLOCK = 1 << 18  # samples per channel that are copied at once
 FACTORS = (0.02, 50.0)  # beyond it the clips say nothing about the hidden ones
 COMPETITION = "competitions/rehearsal"  # its place below the input
 
@@ -138,18 +141,30 @@ def stretch(source: Path, target: Path, factor: float) -> bool:
     """`target` is `source` cut or repeated to `factor` times its length; False when that cannot be."""
     try:
         info = soundfile.info(source)
-        data, rate = soundfile.read(source, dtype="float32", always_2d=True)
-        if not len(data):
-            return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        wanted = max(1, round(len(data) * factor))
-        longer = data[np.arange(wanted) % len(data)]
-        soundfile.write(target, longer, rate, format=info.format, subtype=info.subtype)
+        length = sum(map(len, _read_blocks(source)))
+        if not length:
+            return False
+        missing = max(1, round(length * factor))
+        form = {"format": info.format, "subtype": info.subtype}
+        with soundfile.SoundFile(target, "w", info.samplerate, info.channels, **form) as file:
+            for block in itertools.chain.from_iterable(map(_read_blocks, itertools.repeat(source))):
+                file.write(block[:missing])
+                missing -= min(missing, len(block))
+                if not missing:
+                    break
     except (soundfile.SoundFileError, OSError, ValueError):
         # A broken clip stays as it is: it belongs to the rehearsal.
         target.unlink(missing_ok=True)
         return False
     return True
+
+
+def _read_blocks(path: Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The samples f32[n, channels] of a file, some at a time: a recording may last for hours."""
+    with kind(path) as file:
+        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            yield block
 
 
 def _length_factor(seconds: Sequence[float], wanted: int, hours: float) -> float:
@@ -165,13 +180,19 @@ def _length_factor(seconds: Sequence[float], wanted: int, hours: float) -> float
 
 
 def _seconds(path: Path) -> float:
-    """Length by the header; 0 for a clip that cannot be read."""
+    """Length by the header, or by what is there where the header does not tell; 0 for no audio."""
     clip = probe(path.name, path, path.parent)
-    return clip.samples_claimed / clip.rate if clip.rate else 0.0
+    samples = clip.samples_claimed
+    if samples == MAX_CLAIM:
+        samples = 0
+        with suppress(soundfile.SoundFileError):  # a broken end: what comes before it counts
+            for block in _read_blocks(path, Stream):
+                samples += len(block)
+    return samples / clip.rate if clip.rate else 0.0
 
 
 def _row_ids(name: str, path: Path, ensemble: spec.Ensemble) -> list[str]:
     """The sample's ids for one clip: itself, or one per window."""
     if ensemble.windows is None:
         return [name]
-    return window_ids(Path(name).stem, min(_seconds(path), ensemble.longest_s), ensemble.windows)
+    return window_ids(Path(name).stem, _seconds(path), ensemble.windows)

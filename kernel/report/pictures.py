@@ -7,12 +7,14 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..errors import ClipError
+from ..errors import ClipError, ClipUnreadable
 from ..sound import frontends
 from ..sound.loading import load_wave
+from ..sound.recording import Recordings
 from ..sound.rows import Row
 
 PRESET = "argus"  # one log-mel for every picture, whatever the members read: pictures of one page compare
@@ -23,16 +25,23 @@ LEVELS = 32  # colours of a picture: enough for a spectrogram, and half the byte
 
 def draw_rows(rows: Sequence[Row], max_seconds: float, stop: Callable[[], bool]) -> dict[str, str]:
     """Row id -> data URI of its log-mel picture; unreadable rows and those after `stop()` are left out."""
+
+    def check_time() -> None:
+        if stop():
+            raise ClipUnreadable("no time is left for another picture")
+
     fe = frontends.build({"preset": PRESET})
     pictures: dict[str, str] = {}
-    for row in rows:
+    recordings = Recordings(max_seconds, check_time)
+    for row in sorted(rows, key=lambda row: (row.clip.id, row.start or 0)):  # each recording once, forward
         if stop():
             break
         try:
-            wave = load_wave(row, fe.rate, max_seconds)
+            wave = load_wave(replace(row, before=0, after=0), fe.rate, recordings)
         except ClipError:  # named where it was predicted
             continue
         pictures[row.id] = data_uri(draw_spectrogram(fe(wave.samples)[0]))
+    recordings.close()
     return pictures
 
 

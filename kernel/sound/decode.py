@@ -1,8 +1,8 @@
-"""From one audio file to its mono wave: the header, the samples, a piece of them, another rate.
+"""From one audio file to its mono wave: the header, the samples, another rate.
 
 Owns what becomes of broken, empty, lying and over-long audio. Which file an id means is `clips`, which part
-of it a row wants `rows`, the order of the work `loading`. Files are read forward, a few samples at a time,
-never mapped and never whole.
+of it a row wants `rows`, windows of long recordings `recording`, the order of the work `loading`. Files are
+read forward, a few samples at a time, never mapped and never whole.
 """
 import math
 import os
@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from ..errors import ClipEmpty, ClipError, ClipUnreadable
+from ..errors import ClipEmpty, ClipError, ClipUnreadable, text_of
 from .clips import SUFFIXES
 from .mpeg_words import drop_tag_warnings
 
@@ -70,7 +70,7 @@ class Wave:
     notes: tuple[str, ...] = ()
 
 
-class _Stream(soundfile.SoundFile):
+class Stream(soundfile.SoundFile):
     """A sound file that is only read forward.
 
     soundfile seeks after every read of a seekable file. On a cut FLAC that seek fails and hides the samples
@@ -90,7 +90,9 @@ def _is_audio_name(real: str) -> bool:
 
 
 @contextmanager
-def _open(id: str, path: Path, roots: Sequence[Path], links: bool = False) -> Iterator[tuple[_Stream, str]]:
+def open_audio(
+    id: str, path: Path, roots: Sequence[Path], links: bool = False
+) -> Iterator[tuple[Stream, str]]:
     """Stream of a regular file inside one of `roots`, and its resolved path; never waits.
 
     links  a file outside them will do, too, if it is audio by its name
@@ -131,15 +133,15 @@ def _hush(fd: int, real: str) -> AbstractContextManager[None]:
     return drop_tag_warnings() if tagged else nullcontext()
 
 
-def _open_stream(id: str, fd: int, real: str) -> _Stream:
+def _open_stream(id: str, fd: int, real: str) -> Stream:
     """Stream by content; only an MP3 behind foreign bytes needs its name to be recognised."""
     try:
-        return _Stream(fd, closefd=False)
+        return Stream(fd, closefd=False)
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         reason = getattr(error, "error_string", None) or str(error)
         if os.path.splitext(real)[1].lower() in MPEG_SUFFIXES:
             try:
-                return _Stream(os.fsencode(real))
+                return Stream(os.fsencode(real))
             except (soundfile.SoundFileError, ValueError, TypeError):
                 pass  # the first reason is the better one
         raise ClipUnreadable(
@@ -159,7 +161,7 @@ def probe(id: str, path: Path | None, root: Path | Sequence[Path]) -> Clip:
         )
     roots = [Path(os.path.realpath(root))] if isinstance(root, (str, Path)) else root
     try:
-        with _open(id, path, roots, links=True) as (stream, real):
+        with open_audio(id, path, roots, links=True) as (stream, real):
             if stream.frames <= 0:
                 raise ClipEmpty(f"{id!r}: the file holds no samples; its row keeps the prior")
             return Clip(
@@ -173,6 +175,66 @@ def probe(id: str, path: Path | None, root: Path | Sequence[Path]) -> Clip:
         return Clip(id=id, path=path, error=error)
 
 
+@contextmanager
+def open_clip(clip: Clip) -> Iterator[Stream]:
+    """Stream of a clip whose header was read before.
+
+    Raises  ClipUnreadable, also where the file is not what it was; the clip's own error
+    """
+    if clip.error is not None:
+        raise type(clip.error)(*clip.error.args)  # a copy: raising one error twice would chain its tracebacks
+    if clip.path is None:
+        raise ClipUnreadable(f"{clip.id!r}: no file; check the id")
+    with open_audio(clip.id, clip.path, (clip.path,)) as (stream, _):
+        if (stream.samplerate, stream.channels) != (clip.rate, clip.channels):
+            raise ClipUnreadable(f"{clip.id!r}: the file changed while the run was going on; run again")
+        yield stream
+
+
+def check_beginning(clip: Clip, count: int, error: str | None) -> None:
+    """Nothing where `count` samples at the beginning of a clip can be used, whatever the decoder said then.
+
+    Raises  ClipUnreadable, ClipEmpty
+    """
+    if error is not None and count < SALVAGE_SECONDS * clip.rate:
+        raise ClipUnreadable(
+            f"{clip.id!r}: the decoder failed after {count / clip.rate:.2f} s ({error}); replace the file"
+        )
+    if not count:
+        raise ClipEmpty(f"{clip.id!r}: no sample could be decoded; its row keeps the prior")
+
+
+def is_short(stream: Stream, count: int, wanted: int) -> bool:
+    """True where a file that ended after `count` samples has claimed to hold `wanted`."""
+    # An MP3's length is an estimate: its claim may be too large by this much.
+    slack = round(SALVAGE_SECONDS * stream.samplerate) if "MPEG" in stream.subtype else 0
+    return count < wanted - slack and stream.frames < MAX_CLAIM
+
+
+def note_salvaged(clip: Clip, count: int, error: str) -> str:
+    """The note of audio that a decoder gave up."""
+    seconds = f"{count / clip.rate:.2f} s"
+    return f"salvaged: the decoder failed after {seconds} ({error}); the audio before is used"
+
+
+def note_short(clip: Clip, count: int, claimed: int) -> str:
+    """The note of audio that holds less than its header says."""
+    return f"short: {count / clip.rate:.2f} s decoded of {claimed / clip.rate:.2f} s claimed"
+
+
+def note_too_long(max_seconds: float) -> str:
+    """The note of audio whose end is not read."""
+    return f"ClipTooLong: only the first {max_seconds:g} s are used"
+
+
+def as_clip_error(id: str, what: str, error: BaseException) -> ClipError:
+    """The error itself if it names a fault of the clip, else one that does."""
+    if isinstance(error, ClipError):
+        return error
+    reason = f"{type(error).__name__}: {text_of(error)}"
+    return ClipUnreadable(f"{id}: the {what} failed: {reason}; replace the file")
+
+
 def decode(clip: Clip, max_seconds: float) -> Wave:
     """Wave of a clip: mean of its channels at its own rate, at most `max_seconds` of it.
 
@@ -180,39 +242,28 @@ def decode(clip: Clip, max_seconds: float) -> Wave:
     """
     if clip.unread:
         clip = probe(clip.id, clip.path, clip.unread_below)
-    if clip.error is not None:
-        raise type(clip.error)(*clip.error.args)  # a copy: raising one error twice would chain its tracebacks
-    if clip.path is None:
-        raise ClipUnreadable(f"{clip.id!r}: no file; check the id")
-    with _open(clip.id, clip.path, (clip.path,)) as (stream, _):
-        if (stream.samplerate, stream.channels) != (clip.rate, clip.channels):
-            raise ClipUnreadable(f"{clip.id!r}: the file changed while the run was going on; run again")
+    with open_clip(clip) as stream:
         cap = max(1, int(max_seconds * clip.rate))
-        mono, error = _read_mono(stream, min(stream.frames, cap))
+        mono, error = read_mono(stream, min(stream.frames, cap))
         count = len(mono)
-        seconds = f"{count / clip.rate:.2f} s"
-        if error is not None and count < SALVAGE_SECONDS * clip.rate:
-            raise ClipUnreadable(
-                f"{clip.id!r}: the decoder failed after {seconds} ({error}); replace the file"
-            )
-        if not count:
-            raise ClipEmpty(f"{clip.id!r}: no sample could be decoded; its row keeps the prior")
-        # An MP3's length is an estimate: its claim may be too large by this much.
-        slack = round(SALVAGE_SECONDS * clip.rate) if "MPEG" in stream.subtype else 0
+        check_beginning(clip, count, error)
         notes = []
         if error is not None:
-            notes.append(f"salvaged: the decoder failed after {seconds} ({error}); the audio before is used")
-        elif count < min(stream.frames, cap) - slack and stream.frames < MAX_CLAIM:
-            notes.append(f"short: {seconds} decoded of {stream.frames / clip.rate:.2f} s claimed")
-        elif count == cap and stream.frames > cap and len(_read_mono(stream, 1)[0]):
-            notes.append(f"ClipTooLong: only the first {max_seconds:g} s are used")
+            notes.append(note_salvaged(clip, count, error))
+        elif is_short(stream, count, min(stream.frames, cap)):
+            notes.append(note_short(clip, count, stream.frames))
+        elif count == cap and stream.frames > cap and len(read_mono(stream, 1, count)[0]):
+            notes.append(note_too_long(max_seconds))
         if not stream.subtype.startswith("PCM"):
-            notes += _repair(mono)
+            notes += repair(mono)
     return Wave(samples=mono, rate=clip.rate, notes=tuple(notes))
 
 
-def _read_mono(stream: _Stream, count: int) -> tuple[np.ndarray, str | None]:
-    """At most `count` samples f32, mean of the channels, and the decoder's complaint if it stopped there."""
+def read_mono(stream: Stream, count: int, before: int = 0) -> tuple[np.ndarray, str | None]:
+    """At most `count` samples f32, mean of the channels, and the decoder's complaint if it stopped there.
+
+    before  samples of the stream that were read earlier
+    """
     channels = stream.channels
     is_pcm16 = stream.subtype == "PCM_16"
     mono = np.empty(count, np.float32)
@@ -224,7 +275,7 @@ def _read_mono(stream: _Stream, count: int) -> tuple[np.ndarray, str | None]:
     while done < count and error is None:
         size = min(step, count - done)
         target = mono[done:done + size] if direct else buffer[:size]
-        got, error = _read_into(stream, target, done)
+        got, error = _read_into(stream, target, before + done)
         if not got:
             break
         if not direct:
@@ -233,7 +284,7 @@ def _read_mono(stream: _Stream, count: int) -> tuple[np.ndarray, str | None]:
     return (mono if done == count else mono[:done].copy()), error
 
 
-def _read_into(stream: _Stream, target: np.ndarray, done: int) -> tuple[int, str | None]:
+def _read_into(stream: Stream, target: np.ndarray, done: int) -> tuple[int, str | None]:
     """How many samples of `target` were filled, and the decoder's complaint; `done` were read before."""
     try:
         return len(stream.read(len(target), out=target)), None
@@ -249,7 +300,7 @@ def _read_into(stream: _Stream, target: np.ndarray, done: int) -> tuple[int, str
 def _mix(read: np.ndarray, out: np.ndarray, is_pcm16: bool) -> None:
     """Mean over the channels of read[n, C] into out f32[n]; 16-bit sums are exact in float32."""
     out[:] = read[:, 0]
-    with np.errstate(over="ignore", invalid="ignore"):  # float files may hold inf and NaN: see _repair
+    with np.errstate(over="ignore", invalid="ignore"):  # float files may hold inf and NaN: see repair
         for channel in range(1, read.shape[1]):
             out += read[:, channel]
     if is_pcm16:
@@ -258,7 +309,7 @@ def _mix(read: np.ndarray, out: np.ndarray, is_pcm16: bool) -> None:
         out /= np.float32(read.shape[1])
 
 
-def _repair(mono: np.ndarray) -> list[str]:
+def repair(mono: np.ndarray) -> list[str]:
     """Replace NaN and infinite samples by 0 and clip to +-8, in place; the notes about it."""
     notes = []
     if not (mono.min() >= -MAX_LEVEL and mono.max() <= MAX_LEVEL):  # false for NaN as well
@@ -271,24 +322,6 @@ def _repair(mono: np.ndarray) -> list[str]:
             np.clip(mono, -MAX_LEVEL, MAX_LEVEL, out=mono)
             notes.append(f"clipped: {loud} samples above {MAX_LEVEL:g} times full scale")
     return notes
-
-
-def cut(wave: Wave, id: str, start: int | None, stop: int | None) -> Wave:
-    """Samples start..stop of a wave, zero-padded at the end; the wave itself where they are None.
-
-    id  of the row, for the message
-
-    Raises  ClipEmpty if the piece begins after the last sample
-    """
-    if start is None or stop is None:
-        return wave
-    piece = wave.samples[start:stop]
-    if not len(piece):
-        raise ClipEmpty(f"{id!r}: the window begins at {start / wave.rate:g} s, the audio ends at "
-                        f"{len(wave.samples) / wave.rate:.2f} s; its row keeps the prior")
-    if len(piece) < stop - start:
-        piece = np.pad(piece, (0, stop - start - len(piece)))
-    return Wave(samples=np.ascontiguousarray(piece), rate=wave.rate, notes=wave.notes)
 
 
 def resample(wave: Wave, rate: int) -> Wave:

@@ -1,4 +1,4 @@
-"""Filter banks over FFT bins, mel (Slaney) and chroma: number for number those of librosa 0.11.
+"""Filter banks over FFT bins: mel (Slaney, HTK, Kaldi) and chroma; mostly number for number librosa 0.11's.
 
 Owns their weights and the mel bank cut into bands, which is how it is applied. librosa.filters itself is not
 imported: it brings numba, LLVM and scipy.signal, 0.13 GB and 0.7 s of every run for one small matrix.
@@ -33,18 +33,48 @@ def mel_frequencies(count: int, fmin: float, fmax: float) -> np.ndarray:
     return np.where(mels >= at_break, BREAK_HZ * np.exp(LOG_STEP * (mels - at_break)), HZ_PER_MEL * mels)
 
 
-def mel_weights(rate: int, n_fft: int, mels: int, fmin: float, fmax: float) -> np.ndarray:
-    """f32[mels, n_fft//2+1]: triangles between neighbouring mel frequencies, each of area 1 (per Hz).
+def _htk_frequencies(count: int, fmin: float, fmax: float) -> np.ndarray:
+    """f64[count] Hz, evenly spaced on the scale 2595 log10(1 + f / 700). Source: HTK book 5.4, torchaudio."""
+    low, high = 2595 * np.log10(1 + np.array([fmin, fmax]) / 700)
+    return 700 * (10 ** (np.linspace(low, high, count) / 2595) - 1)
 
-    A filter narrower than a bin may be all zero, as in librosa. Source: librosa 0.11 filters.mel(htk=False,
-    norm="slaney").
+
+def kaldi_weights(rate: int, n_fft: int, mels: int, fmin: float, fmax: float) -> np.ndarray:
+    """f32[mels, n_fft//2+1]: triangles of height 1, straight on the scale 1127 ln(1 + f / 700); Nyquist is 0.
+
+    Source: Kaldi mel-computations.cc (torchaudio 2.11 compliance.kaldi.get_mel_banks); TensorFlow's
+    linear_to_mel_weight_matrix has the same slopes.
     """
-    edges = mel_frequencies(mels + 2, fmin, fmax)
+    low, high = 1127 * np.log(1 + np.array([fmin, fmax]) / 700)
+    edges = np.linspace(low, high, mels + 2)[:, None]
+    places = 1127 * np.log(1 + np.fft.rfftfreq(n_fft, 1 / rate) / 700)
+    rising = (places - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - places) / (edges[2:] - edges[1:-1])
+    weights = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    if n_fft % 2 == 0:
+        weights[:, -1] = 0
+    return weights
+
+
+def mel_weights(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, scale: str = "slaney",
+                norm: str = "slaney") -> np.ndarray:
+    """f32[mels, n_fft//2+1]: triangles between neighbouring mel frequencies, straight in Hz.
+
+    scale  "slaney", "htk" or "kaldi" (kaldi_weights: straight on its own scale)
+    norm   "slaney" = each filter has area 1 (per Hz), "none" = height 1
+
+    A filter narrower than a bin may be all zero, as in librosa. Source: librosa 0.11 filters.mel(htk=...,
+    norm=...); torchaudio's melscale_fbanks are the same in float32.
+    """
+    if scale == "kaldi":
+        return kaldi_weights(rate, n_fft, mels, fmin, fmax)
+    edges = (mel_frequencies if scale == "slaney" else _htk_frequencies)(mels + 2, fmin, fmax)
     widths = np.diff(edges)
     ramps = edges[:, None] - np.fft.rfftfreq(n_fft, 1 / rate)
     rising, falling = -ramps[:-2] / widths[:-1, None], ramps[2:] / widths[1:, None]
     weights = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
-    weights *= (2 / (edges[2:] - edges[:-2]))[:, None]
+    if norm == "slaney":
+        weights *= (2 / (edges[2:] - edges[:-2]))[:, None]
     return weights
 
 
@@ -86,9 +116,9 @@ class MelBank:
 
 @lru_cache(maxsize=64)
 def mel_bank(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, kind: torch.dtype = torch.float32,
-             device: str = "cpu") -> MelBank:
-    """Slaney mel bank, area-normalised, cut into bands; every non-zero weight lies in its band (checked)."""
-    dense = mel_weights(rate, n_fft, mels, fmin, fmax)
+             device: str = "cpu", scale: str = "slaney", norm: str = "slaney") -> MelBank:
+    """Mel bank of mel_weights, cut into bands; every non-zero weight lies in its band (checked)."""
+    dense = mel_weights(rate, n_fft, mels, fmin, fmax, scale, norm)
     parts: list[tuple[int, int, int, int, torch.Tensor]] = []
     covered = 0
     for first, last, low, high in _split_bands(dense):

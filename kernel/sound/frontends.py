@@ -1,15 +1,17 @@
 """Front ends: a waveform becomes the array that is stored, one clip at a time, full length, before any cut.
 
-Owns `FrontEnd`: which wave rule, spectrum, scale, layout, normalisation and dtype its keys name, and in
-which order they are done. The arithmetic is in `waves`, `spectra`, `scales` and `layouts`, the published
-systems are in `presets`. Does not cut (views), nor do what a net wants after the cut (finish).
+Owns `FrontEnd`: in which order the parts that its keys name are done, and how large the result is. The keys
+are `front_end_keys`, the arithmetic is in `waves`, `spectra`, `constant_q`, `scales`, `layouts`, `norms`,
+`resizing` and `scopes`, the published systems are in `presets`, an ensemble's own function is `own`.
+Does not cut (views), nor do what a net wants after the cut (finish).
 
 `python -m kernel.sound` prints the table of presets.
 """
+
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,90 +20,20 @@ import torch
 
 from ..errors import ClipEmpty, SpecError, did_you_mean
 from ..spec import load
-from . import scales, spectra
+from . import constant_q, scales, scopes, spectra
 from .filter_banks import MelBank, chroma_bank, mel_bank
-from .layouts import LAYOUTS, grey
+from .front_end_keys import FrontEndKeys, read_keys
+from .layouts import LAYOUTS
+from .norms import NORMS
 from .presets import PRESETS
-from .waves import LEVELS, SHORT, trim_bounds, wave_statistics
+from .resizing import resize
+from .stft_windows import stft_window
+from .waves import LEVELS, SHORT, preemphasise, trim_bounds, wave_statistics, whole_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontEnd:
-    """`fe(wave f32[S] mono at fe.rate) -> array[C, M, T]` in fe.dtype; the same for any number of threads.
-
-    name             preset it came from, or "custom"
-    rate             Hz of the wave it wants
-    trim_db          cut silent ends, dB below the loudest RMS frame; None = keep all (as librosa 0.6.3)
-    short            what happens to short waves: waves.SHORT
-    min_seconds      shortest wave after `short`
-    level            change of the wave's level: waves.LEVELS
-    spectrum         SPECTRA: mel, stft, mel_chroma_stft, wave, statistics, length
-    n_fft, hop       window and step of the STFT, samples
-    mels             rows of the mel bank
-    fmin, fmax       its edges, Hz; fmax None = rate / 2
-    power            2 = power spectrum, 1 = magnitude
-    edges            "reflect" (librosa 0.6.3), "zeros" (librosa >= 0.9), both centred
-    window           "exact" (librosa) or "single" (torch.hann_window in float32): spectra.hann
-    precision        of the spectrum: "single", "double", "auto" = single, but double in frames where it shows
-                     (spectra.sharpen)
-    scale            SCALES: db, log, pcen, linear
-    top_db           dB range kept below the clip's maximum, for scale "db"
-    log_offset       for scale "log": ln(x + offset)
-    layout           layouts.LAYOUTS: plain, canvas, margins, bands
-    layout_frames    canvas width, or columns of one margin
-    norm             NORMS: none, image (uint8), standard ((x - mean) / std), clip (own mean and std)
-    mean, std, eps   for norm "standard"; eps is added to the std of norm "clip"
-    stored           dtype name: "uint8", "float16" or "float32"
-    pad_value        what a later pad along time writes: a number, or "clip_min" = the least value of that
-                     clip
-    """
-
-    name: str = "custom"
-    rate: int = 44100
-    trim_db: float | None = None
-    short: str = "keep"
-    min_seconds: float = 0.0
-    level: str = "keep"
-    spectrum: str = "mel"
-    n_fft: int = 2560
-    hop: int = 690
-    mels: int = 128
-    fmin: float = 20.0
-    fmax: float | None = None
-    power: float = 2.0
-    edges: str = "reflect"
-    window: str = "exact"
-    precision: str = "auto"
-    scale: str = "db"
-    top_db: float | None = 80.0
-    log_offset: float = 1e-4
-    layout: str = "plain"
-    layout_frames: int = 0
-    norm: str = "none"
-    mean: float = 0.0
-    std: float = 1.0
-    eps: float = 1e-6
-    stored: str = "float32"
-    pad_value: Any = "clip_min"
-
-    def __post_init__(self) -> None:
-        for key, table in TABLES.items():
-            if getattr(self, key) not in table:
-                raise SpecError(f"frontend {self.name}: {key} = {getattr(self, key)!r} is unknown; "
-                                + did_you_mean(str(getattr(self, key)), table))
-        wrong = None
-        if self.pad_value != "clip_min" and not isinstance(self.pad_value, (int, float)):
-            wrong = f'pad_value = {self.pad_value!r}; give a number or "clip_min"'
-        elif min(self.rate, self.n_fft, self.hop, self.mels, self.std) <= 0 or self.power not in (1.0, 2.0):
-            wrong = "rate, n_fft, hop, mels and std must be positive, power 1 or 2"
-        elif (self.norm == "image") != (self.stored == "uint8"):
-            wrong = 'norm "image" and stored "uint8" go together'
-        elif self.layout in ("canvas", "margins") and self.layout_frames < 1:
-            wrong = f"layout {self.layout!r} needs layout_frames >= 1"
-        elif self.layout == "bands" and self.mels % 3:
-            wrong = f'layout "bands" needs mels divisible by 3, got {self.mels}'
-        if wrong:
-            raise SpecError(f"frontend {self.name}: {wrong}")
+class FrontEnd(FrontEndKeys):
+    """`fe(wave f32[S] mono at fe.rate) -> array[C, M, T]` in fe.dtype; the same for any number of threads."""
 
     @functools.cached_property  # asked for several times per row
     def key(self) -> str:
@@ -123,6 +55,11 @@ class FrontEnd:
         return self.spectrum not in ("statistics", "length")
 
     @property
+    def uneven(self) -> bool:
+        """True where no view may cut the wave first: what is trimmed differs, or a recording is looked at."""
+        return self.trim_db is not None or self.scope != "window"
+
+    @property
     def channels(self) -> int:
         return 3 if self.layout == "bands" or self.spectrum == "mel_chroma_stft" else 1
 
@@ -131,6 +68,8 @@ class FrontEnd:
         """M of the array."""
         rows = {"stft": self.n_fft // 2 + 1, "wave": 1, "statistics": 128, "length": 1}
         height = rows.get(self.spectrum, self.mels)
+        if self.resize and self.resize[0]:
+            return self.resize[0]
         return height // 3 if self.layout == "bands" else height
 
     @property
@@ -149,6 +88,8 @@ class FrontEnd:
         """T when every clip has the same, else None."""
         if not self.time:
             return 12 if self.spectrum == "statistics" else 1
+        if self.resize and self.resize[1]:
+            return self.resize[1]
         return self.layout_frames if self.layout == "canvas" else None
 
     def max_frames(self, samples: int) -> int:
@@ -156,9 +97,23 @@ class FrontEnd:
         if self.fixed is not None:
             return self.fixed
         samples = max(1, samples, self.min_samples)
+        if self.step_seconds:
+            samples = whole_steps(samples, self.min_samples, round(self.step_seconds * self.rate))
         if self.spectrum == "wave":
             return samples
-        frames = spectra.count_frames(samples, self.n_fft, self.hop)
+        pieces = scopes.count_pieces(self, samples)
+        if self.piece_seconds and (pieces > 1 or self.context_frames or self.pieces == "whole"):
+            return pieces * scopes.whole_frames(self) + 2 * self.context_frames
+        if self.preemphasis and self.preemphasis_in == "wave":
+            samples = max(1, samples - 1)
+        frames = spectra.count_frames(
+            samples,
+            self.n_fft,
+            self.hop,
+            self.edges,
+            self.window_samples if self.win_place == "start" else None,
+        )
+        frames = min(frames, self.piece_frames or frames)
         return frames + (2 * self.layout_frames if self.layout == "margins" else 0)
 
     def max_bytes(self, samples: int) -> int:
@@ -169,6 +124,12 @@ class FrontEnd:
         """The front end's array; nothing in it depends on the row's id."""
         return self(wave)
 
+    def of_recording(self) -> scopes.OfRecording:
+        """This front end for rows that are windows of a recording; scope "recording" or "batch"."""
+        return scopes.OfRecording(
+            self, lambda wave: self._raw(_checked(self, wave), True), self.key, self.bins
+        )
+
     @torch.inference_mode()
     @spectra.one_thread()
     def __call__(self, wave: np.ndarray) -> np.ndarray:
@@ -176,32 +137,103 @@ class FrontEnd:
 
         Raises  ClipEmpty
         """
-        wave = np.ascontiguousarray(wave, dtype=np.float32)
-        if wave.ndim != 1 or len(wave) == 0:
-            raise ClipEmpty(f"front end {self.name}: wave of shape {wave.shape}; give it one sample or more")
-        wave = LEVELS[self.level](wave)
-        start, stop = (0, len(wave)) if self.trim_db is None else trim_bounds(wave, self.trim_db)
-        wave = SHORT[self.short](wave, start, stop, self.min_samples)
-        x = LAYOUTS[self.layout](SPECTRA[self.spectrum](self, wave), self.layout_frames)
-        return np.ascontiguousarray(NORMS[self.norm](self, x), dtype=self.dtype)
+        wave = _checked(self, wave)
+        if self.scope != "window":
+            return np.ascontiguousarray(scopes.finish_all(self, self._raw(wave, False)), dtype=self.dtype)
+        x = LAYOUTS[self.layout](_spectrum(self, wave), self.layout_frames)
+        if self.resize and self.resize_first:
+            x = _resized(self, x)
+        x = NORMS[self.norm](self, x, None)
+        if self.resize and not self.resize_first:
+            x = _resized(self, x)
+        return np.ascontiguousarray(x, dtype=self.dtype)
+
+    @torch.inference_mode()
+    @spectra.one_thread()
+    def _raw(self, wave: np.ndarray, windows: bool) -> np.ndarray:
+        """f32[C, M, T] of a recording, neither clipped nor normalised."""
+        x = scopes.join(self, wave, functools.partial(_spectrum, self), windows)
+        return np.ascontiguousarray(x, np.float32)
+
+
+def _checked(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
+    """The wave as f32[S]. Raises ClipEmpty."""
+    wave = np.ascontiguousarray(wave, dtype=np.float32)
+    if wave.ndim != 1 or len(wave) == 0:
+        raise ClipEmpty(f"front end {fe.name}: wave of shape {wave.shape}; give it one sample or more")
+    return wave
+
+
+def _spectrum(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
+    """[C, M, T] of a wave, scaled, before layout and norm."""
+    if fe.gain != 1.0:
+        wave = wave * np.float32(fe.gain)
+    wave = LEVELS[fe.level](wave)
+    start, stop = (0, len(wave)) if fe.trim_db is None else trim_bounds(wave, fe.trim_db)
+    least = fe.min_samples
+    if fe.step_seconds:
+        least = whole_steps(stop - start, least, round(fe.step_seconds * fe.rate))
+    wave = SHORT[fe.short](wave, start, stop, least)
+    if fe.preemphasis and fe.preemphasis_in == "wave":
+        wave = preemphasise(wave, fe.preemphasis)
+    return SPECTRA[fe.spectrum](fe, wave)
+
+
+def _resized(fe: FrontEnd, x: np.ndarray) -> np.ndarray:
+    return resize(x, fe.resize, fe.resize_kind, fe.align_corners, fe.antialias)
 
 
 # Spectra: wave -> [C, M, T], already scaled
 
 
 def _bank(fe: FrontEnd, kind: torch.dtype) -> MelBank:
-    return mel_bank(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2, kind)
+    return mel_bank(
+        fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.fmax or fe.rate / 2, kind, "cpu", fe.mel_scale, fe.mel_norm
+    )
+
+
+def _window(fe: FrontEnd) -> torch.Tensor:
+    return stft_window(fe.window, fe.window_samples, fe.n_fft, fe.periodic, fe.win_place)
+
+
+def _prepare(fe: FrontEnd, window: torch.Tensor) -> spectra.Prepare | None:
+    """What is done to single frames beside the window, None where nothing is."""
+    in_frame = fe.preemphasis if fe.preemphasis_in == "frame" else 0.0
+    if not (fe.remove_dc or in_frame):
+        return None
+    left = 0 if fe.win_place == "start" else (fe.n_fft - fe.window_samples) // 2
+    return spectra.prepare_frames(window, fe.window_samples, left, fe.remove_dc, in_frame)
+
+
+def _padded(fe: FrontEnd, wave: np.ndarray) -> torch.Tensor:
+    kind = torch.float64 if fe.precision == "double" else torch.float32
+    counted = fe.window_samples if fe.win_place == "start" else None
+    return torch.from_numpy(spectra.pad_wave(wave, fe.edges, fe.n_fft, counted)).to(kind)
 
 
 def _power(fe: FrontEnd, wave: np.ndarray, mel: bool) -> torch.Tensor:
     """[T, bins] linear spectrum, through the mel bank or not."""
-    kind = torch.float64 if fe.precision == "double" else torch.float32
-    padded = torch.from_numpy(spectra.pad_wave(wave, fe.edges, fe.n_fft)).to(kind)
-    window = spectra.hann(fe.n_fft, fe.window)
-    out = spectra.spectrogram(padded, window, fe.hop, fe.power, _bank(fe, kind) if mel else None)
-    if mel and (fe.precision, fe.scale, fe.power) == ("auto", "db", 2.0):
-        spectra.sharpen(out, padded, window, fe.hop, _bank(fe, torch.float64), fe.top_db)
-    return out
+    padded = _padded(fe, wave)
+    window = _window(fe)
+    prepare = _prepare(fe, window)
+    out = spectra.spectrogram(
+        padded, window, fe.hop, fe.power, _bank(fe, padded.dtype) if mel else None, prepare
+    )
+    unit = {"none": 1.0, "window": float(window.square().sum()), "n_fft": float(fe.n_fft)}[fe.window_norm]
+    if mel and (fe.precision, fe.scale, fe.power, fe.mel_exponent) == ("auto", "db", 2.0, 1.0):
+        spectra.sharpen(
+            out, padded, window, fe.hop, _bank(fe, torch.float64), fe.top_db, fe.amin * unit, prepare
+        )
+    if unit != 1.0:
+        out.mul_(unit ** (-fe.power / 2))
+    return out if fe.mel_exponent == 1.0 else out.pow_(fe.mel_exponent)
+
+
+def _cqt(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
+    padded = _padded(fe, wave)
+    parts = constant_q.kernels(fe.rate, fe.n_fft, fe.mels, fe.fmin, fe.bins_per_octave, padded.dtype)
+    magnitude = constant_q.constant_q(padded, fe.n_fft, fe.hop, parts)
+    return SCALES[fe.scale](fe, magnitude if fe.power == 1.0 else magnitude.pow_(fe.power))[None]
 
 
 def _mel_chroma_stft(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
@@ -221,6 +253,7 @@ def _mel_chroma_stft(fe: FrontEnd, wave: np.ndarray) -> np.ndarray:
 SPECTRA: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
     "mel": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave, mel=True))[None],
     "stft": lambda fe, wave: SCALES[fe.scale](fe, _power(fe, wave, mel=False))[None],
+    "cqt": _cqt,
     "mel_chroma_stft": _mel_chroma_stft,
     "wave": lambda fe, wave: wave[None, None],
     "statistics": lambda fe, wave: wave_statistics(wave)[None],
@@ -233,7 +266,16 @@ SPECTRA: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
 
 
 def _db(fe: FrontEnd, x: torch.Tensor) -> np.ndarray:
-    return scales.decibels(x, fe.top_db).T.contiguous().numpy()
+    """Clipped and against its own maximum only where the front end looks no further than this array."""
+    alone = fe.scope == "window"
+    ref = 1.0 if fe.ref == "max" and not alone else fe.ref
+    top_db = fe.top_db if alone else None
+    decibels = scales.decibels(x, top_db, amin=fe.amin, ref=ref, factor=fe.db_factor)
+    return decibels.T.contiguous().numpy()
+
+
+def _log(fe: FrontEnd, x: torch.Tensor) -> np.ndarray:
+    return scales.natural_log(x, fe.log_offset, fe.log_floor).T.contiguous().numpy()
 
 
 def _pcen(fe: FrontEnd, x: torch.Tensor) -> np.ndarray:
@@ -242,48 +284,28 @@ def _pcen(fe: FrontEnd, x: torch.Tensor) -> np.ndarray:
 
 SCALES: dict[str, Callable[[FrontEnd, torch.Tensor], np.ndarray]] = {
     "db": _db,
-    "log": lambda fe, x: x.add_(fe.log_offset).log_().T.contiguous().numpy(),
+    "log": _log,
     "pcen": _pcen,
     "linear": lambda fe, x: x.T.contiguous().numpy(),
 }
 
 
-# Normalisations: [C, M, T] -> [C, M, T]
-
-
-def _image(fe: FrontEnd, x: np.ndarray) -> np.ndarray:
-    """uint8 in 0..255: colour bands are scaled together, channels of different units one by one."""
-    return np.stack([grey(channel) for channel in x]) if fe.spectrum == "mel_chroma_stft" else grey(x)
-
-
-NORMS: dict[str, Callable[[FrontEnd, np.ndarray], np.ndarray]] = {
-    "none": lambda fe, x: x,
-    "image": _image,
-    "standard": lambda fe, x: (x - np.float32(fe.mean)) / np.float32(fe.std),
-    "clip": lambda fe, x: (x - x.mean()) / (x.std() + fe.eps),
-}
-TABLES: dict[str, Collection[str]] = {  # key of a front end -> the values it may have
-    "short": SHORT,
-    "level": LEVELS,
-    "spectrum": SPECTRA,
-    "scale": SCALES,
-    "layout": LAYOUTS,
-    "norm": NORMS,
-    "edges": ("reflect", "zeros"),
-    "window": ("exact", "single"),
-    "precision": ("auto", "single", "double"),
-    "stored": ("uint8", "float16", "float32"),
-}
-
-
-def build(spec: Mapping[str, Any]) -> FrontEnd:
+def build(spec: Mapping[str, Any], where: str = "frontend") -> FrontEnd:
     """FrontEnd of {"preset": NAME, key = value, ...} (keys override the preset) or of keys alone.
+
+    where  what messages call it: the table of the TOML
 
     Raises  SpecError naming the unknown preset, key or value
     """
-    own = dict(spec)
+    own = read_keys(spec, where)
     preset = own.pop("preset", None)
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        raise SpecError(f"frontend.preset: {preset!r} is unknown; {did_you_mean(str(preset), PRESETS)}")
-    base = {"name": preset, **PRESETS[preset]} if preset else {}
-    return load(FrontEnd, {**base, **own}, "frontend")
+        raise SpecError(f"{where}.preset: {preset!r} is unknown; {did_you_mean(str(preset), PRESETS)}")
+    base = {"name": preset, **read_keys(PRESETS[preset], preset)} if preset else {}
+    try:
+        return load(FrontEnd, {**base, **own}, where)
+    except SpecError as error:
+        rule = str(error)
+        if rule.startswith("frontend "):  # one between keys, which does not know the table
+            rule = f"{where}: {rule.partition(': ')[2]}"
+        raise SpecError(rule) from None

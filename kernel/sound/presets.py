@@ -17,8 +17,11 @@ Owns numbers only. Source: the systems' own code, unless a line says otherwise:
                         random, ours centred
   osciiart_pad8, _pad64 OsciiArt (4th), two margins
   wave                  the waveform as it is (EnvNet-v2)
+Systems of 2024 to 2026 are in `modern_presets`.
 """
 from typing import Any
+
+from .modern_presets import MODERN
 
 _IMAGE = {
     "trim_db": 60.0,
@@ -31,7 +34,7 @@ _IMAGE = {
 _OSCIIART = {"hop": 347, "layout": "margins", "norm": "clip", "eps": 1e-7}
 _JEONG = {"level": "half_peak", "short": "centre", "spectrum": "wave", "pad_value": 0.0}
 # Pad = ln(1e-4), digital silence
-_EX4 = {"power": 1.0, "scale": "log", "window": "single", "pad_value": -9.210340371976182}
+_EX4 = {"power": 1.0, "scale": "log", "window": "hann_float32", "pad_value": -9.210340371976182}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "argus": {"trim_db": 60.0, "short": "half_second", "min_seconds": 0.5},
@@ -108,4 +111,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "osciiart_pad8": {**_OSCIIART, "layout_frames": 8},
     "osciiart_pad64": {**_OSCIIART, "layout_frames": 64},
     "wave": {"spectrum": "wave", "pad_value": 0.0},
+    **MODERN,
 }

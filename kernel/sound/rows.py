@@ -11,19 +11,36 @@ from pathlib import Path
 
 from ..errors import ClipUnreadable
 from ..spec import Windows
-from ..spec.ensemble import check_windows
+from ..spec.windows import check_windows
 from .clips import ClipIndex
 from .decode import Clip, probe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the submission: a whole clip, or samples start..stop of it at the clip's own rate."""
+    """One row of the submission: a whole clip, or samples start..stop of it at the clip's own rate.
+
+    before, after  samples around a window that a net hears, too
+    edges          what it hears beyond the ends of the recording: spec.Windows
+    """
 
     id: str
     clip: Clip
     start: int | None = None
     stop: int | None = None
+    before: int = 0
+    after: int = 0
+    edges: str = "zeros"
+
+    @property
+    def window(self) -> int:
+        """Samples of the window; 0 for a whole clip."""
+        return 0 if self.start is None or self.stop is None else self.stop - self.start
+
+    @property
+    def heard(self) -> int:
+        """Samples that a net hears: the window with what lies around it, or the clip as its header claims."""
+        return self.before + self.window + self.after if self.window else self.clip.samples_claimed
 
 
 def _window_pattern(windows: Windows) -> re.Pattern[str]:
@@ -83,4 +100,14 @@ def _window_row(id: str, pattern: re.Pattern[str], windows: Windows, clips: dict
         reason = f"a window of {windows.seconds} s cannot end at {match['end']} s; correct `windows.seconds`"
         error = ClipUnreadable(f"{id!r}: {reason}")
         return Row(id=id, clip=Clip(id=clip.id, path=clip.path, error=error))
-    return Row(id=id, clip=clip, start=start, stop=start + round(windows.seconds * clip.rate))
+    stop = start + round(windows.seconds * clip.rate)
+    before, after = _around(windows, clip.rate)
+    return Row(id=id, clip=clip, start=start, stop=stop, before=before, after=after, edges=windows.edges)
+
+
+def _around(windows: Windows, rate: int) -> tuple[int, int]:
+    """Samples before and behind a window that a net hears."""
+    beside_s = (windows.context_seconds or windows.seconds) - windows.seconds
+    before_s = beside_s / 2 if windows.context_before is None else windows.context_before
+    before = round(before_s * rate)
+    return before, round(beside_s * rate) - before

@@ -2,19 +2,35 @@
 
 Owns the formulas and the smallest power that counts. The spectrum itself is `spectra`.
 """
+import math
+from typing import Literal
+
 import numpy as np
 import torch
 
 AMIN = 1e-10  # the smallest power that counts. Source: librosa power_to_db
 
 
-def decibels(x: torch.Tensor, top_db: float | None = 80.0) -> torch.Tensor:
-    """10 log10(max(x, 1e-10)) in place, dB re 1, not below the array's own maximum - `top_db`.
+def decibels(x: torch.Tensor, top_db: float | None = 80.0, *, amin: float = AMIN,
+             ref: float | Literal["max"] = 1.0, factor: float = 10.0) -> torch.Tensor:
+    """factor log10(max(x, amin) / ref) in place, not below the array's own maximum - `top_db`.
 
-    Source: librosa 0.6.3 power_to_db, ref 1.
+    ref     0 dB, itself at least amin; "max" = the array's largest value
+    factor  10 for power, 20 for magnitudes
+
+    Source: librosa 0.6.3 power_to_db; torchaudio AmplitudeToDB per item.
     """
-    x.clamp_(min=AMIN).log10_().mul_(10.0)
+    zero = float(x.max()) if ref == "max" else ref
+    x.clamp_(min=amin).log10_().mul_(factor)
+    if zero != 1.0:
+        x.sub_(factor * math.log10(max(amin, zero)))
     return x if top_db is None else x.clamp_(min=float(x.max()) - top_db)
+
+
+def natural_log(x: torch.Tensor, offset: float, floor: float) -> torch.Tensor:
+    """ln(max(x + offset, floor)) in place; floor 0 = none."""
+    x.add_(offset)
+    return (x.clamp_(min=floor) if floor else x).log_()
 
 
 def pcen(

@@ -10,6 +10,7 @@ import numpy as np
 class Source(Protocol):
     """What turns a wave into the array that is stored: a front end, alone or behind a view that cuts first.
 
+    name      what messages call it
     key       equal keys mean equal arrays
     rate      Hz of the wave it wants
     dtype     of the array
@@ -17,7 +18,14 @@ class Source(Protocol):
     pad       what a later pad along time writes: a number, or "clip_min" = the least value of that clip
     time      False where the last axis is not time
     fixed     T where every clip has the same, else None
+    uneven    True where waves of one length may give arrays of several, or where no wave may be cut first
     """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uneven(self) -> bool: ...
 
     @property
     def key(self) -> str: ...

@@ -9,6 +9,7 @@ import numpy as np
 
 from .scales import AMIN
 
+LEAST_STD = 1e-6  # of a wave that is divided by it
 BLOCK_PARTS = 4096  # whose squares exist at once: 8 MB
 
 
@@ -58,13 +59,53 @@ def _half_peak(wave: np.ndarray) -> np.ndarray:
     return wave / peak if peak > 0 else wave
 
 
+def _level_peak(wave: np.ndarray) -> np.ndarray:
+    """The wave over its own peak; a silent wave stays silent."""
+    peak = np.abs(wave).max()
+    return wave / peak if peak > 0 else wave
+
+
+def _level_std(wave: np.ndarray) -> np.ndarray:
+    """The wave over its standard deviation over n-1, at least 1e-6. Source: TheoViel's BirdCLEF 2024 code."""
+    std = float(wave.std(ddof=1, dtype=np.float64)) if len(wave) > 1 else 0.0
+    return wave / np.float32(max(std, LEAST_STD))
+
+
+def pad_end(wave: np.ndarray, samples: int) -> np.ndarray:
+    """The wave with zeros behind it up to `samples`; longer waves as they are."""
+    return np.pad(wave, (0, samples - len(wave))) if len(wave) < samples else wave
+
+
+def repeat(wave: np.ndarray, samples: int) -> np.ndarray:
+    """The wave floor(samples / its own) times, then zeros up to `samples` (CLAP's repeatpad)."""
+    return pad_end(np.tile(wave, max(1, samples // len(wave))), samples)
+
+
+def whole_steps(samples: int, least: int, step: int) -> int:
+    """`samples`, at least `least`, rounded up to `least` and whole steps beyond it; step 0 = no rounding."""
+    samples = max(samples, least)
+    return least + -(-(samples - least) // step) * step if step else samples
+
+
+def preemphasise(wave: np.ndarray, share: float) -> np.ndarray:
+    """f32[S - 1]: each sample less `share` of the one before; a single sample stays (PaSST)."""
+    return wave[1:] - np.float32(share) * wave[:-1] if len(wave) > 1 else wave
+
+
 # (wave, start and stop of what trimming leaves, fewest samples) -> wave
 SHORT: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
     "keep": lambda wave, start, stop, samples: wave[start:stop],
     "centre": lambda wave, start, stop, samples: pad_centre(wave[start:stop], samples),
+    "end": lambda wave, start, stop, samples: pad_end(wave[start:stop], samples),
+    "repeat": lambda wave, start, stop, samples: repeat(wave[start:stop], samples),
     "half_second": _half_second,
 }
-LEVELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"keep": lambda wave: wave, "half_peak": _half_peak}
+LEVELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "keep": lambda wave: wave,
+    "half_peak": _half_peak,
+    "peak": _level_peak,
+    "std": _level_std,
+}
 
 
 def wave_statistics(wave: np.ndarray, steps: int = 128) -> np.ndarray:

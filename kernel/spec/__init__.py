@@ -1,6 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML, its parts and its rules
+windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
 
@@ -19,7 +20,6 @@ from .ensemble import (
     Output,
     Part,
     Stacker,
-    Windows,
     check,
     load_ensemble,
     net_ids,
@@ -27,6 +27,7 @@ from .ensemble import (
 )
 from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
 from .strict import dumps_json, load, loads_json, read_toml
+from .windows import Windows
 
 __all__ = [
     "FILE_NAME",

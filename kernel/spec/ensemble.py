@@ -3,6 +3,7 @@
 Owns `Ensemble` with its parts, what their keys mean, and the rules between them. Does not build anything:
 front ends, views, finishes and families check their own parameters.
 """
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,16 +12,17 @@ from typing import Any, TypeAlias
 
 from ..errors import SpecError, did_you_mean
 from .strict import load, read_toml, require, require_choice
+from .windows import Windows, check_windows
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
 MEANS = ("geometric", "arithmetic", "logit", "rank", "power", "min", "max", "median", "minmax", "vote")
+FRAMES = ("average_max", "max_average", "average")  # kernel.scores.frames.RULES, compared by a test too
 ROW_DEPENDENT_MEANS = ("rank", "minmax")  # these compare rows: only complete members may take part
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
 LEAST_PROBABILITY = 1e-30
 LONGEST_CLIP_S = 60.0  # longer clips are cut there, unless the ensemble says otherwise
-LONGEST_RECORDING_S = 900.0  # the same where rows are windows of recordings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class Member:
     weight        weight in the final mean (0 = feeds stackers only)
     activation    "sigmoid", "softmax" or "none" (the net gives probabilities); None = sigmoid for logits,
                   none otherwise
+    frames        where the net gives one score per frame: how those of overlapping contexts become rows
+                  (kernel.scores.frames.RULES); None = it gives one per row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike
     """
 
@@ -69,6 +73,7 @@ class Member:
     fold_weights: tuple[float, ...] = ()
     weight: float = 1.0
     activation: str | None = None
+    frames: str | None = None
     value: float | None = None
 
     def named_inputs(self) -> dict[str, Input]:
@@ -137,18 +142,6 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
-    """One row per fixed window of a long recording, cut from the waveform at its own rate.
-
-    seconds  length of a window
-    pattern  row id, of {stem} (the file name without suffix) and {end} (the window's end in seconds)
-    """
-
-    seconds: float = 5.0
-    pattern: str = "{stem}_{end}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """A whole solution as data; docs/ensembles.md lists every key.
 
@@ -164,7 +157,7 @@ class Ensemble:
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
     row_independent  false where a mean or the metric compares rows: then only complete members count
-    max_seconds      longer clips are cut there; None = 60, or 900 with [windows]
+    max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
     prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
                      empty = uniform
     output           [output]: form of submission.csv
@@ -193,8 +186,8 @@ class Ensemble:
 
     @property
     def longest_s(self) -> float:
-        """Seconds of audio that are read of a clip at most."""
-        return self.max_seconds or (LONGEST_RECORDING_S if self.windows else LONGEST_CLIP_S)
+        """Seconds of audio that are read of a clip at most; infinite where a recording is read to its end."""
+        return self.max_seconds or (math.inf if self.windows else LONGEST_CLIP_S)
 
 
 def check(ensemble: Ensemble) -> Ensemble:
@@ -206,6 +199,8 @@ def check(ensemble: Ensemble) -> Ensemble:
     names = [part.name for part in ensemble.parts]
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
+        if member.frames is not None:
+            _check_frames(member, ensemble, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
     for name in names:
@@ -245,15 +240,6 @@ def _check_whole(ensemble: Ensemble) -> None:
     )
 
 
-def check_windows(windows: Windows) -> None:
-    """Raises SpecError, unless the pattern names every window and windows have a length."""
-    require(
-        windows.pattern.count("{stem}") == 1 and windows.pattern.count("{end}") == 1,
-        f"windows.pattern: {windows.pattern!r}; it needs {{stem}} and {{end}} once each",
-    )
-    require(windows.seconds > 0, f"windows.seconds: {windows.seconds}; give a number above 0")
-
-
 def _check_member(member: Member, frontends: Collection[str], where: str) -> None:
     _check_part(member, where)
     require(
@@ -270,6 +256,15 @@ def _check_member(member: Member, frontends: Collection[str], where: str) -> Non
         len(member.fold_weights) in (0, len(member.folds)),
         f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
     )
+
+
+def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
+    """The rules of a member whose net gives one score per frame."""
+    require_choice(str(member.frames), FRAMES, f"{where}.frames")
+    require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
+    kind = member.view.get("kind", "full")
+    require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
+    require(not member.view.get("flip"), f"{where}.view.flip: mirrored frames are those of another time")
 
 
 def _check_stacker(stacker: Stacker, members: Collection[str], where: str) -> None:

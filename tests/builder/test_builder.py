@@ -60,6 +60,7 @@ def test_another_process_builds_the_same_bytes(made: Path, tmp_path: Path) -> No
                     "competitions submit"):
         assert f"kaggle {command}" in done.stdout
     assert "RANDOM WEIGHTS" in done.stdout
+    assert "competition freesound-audio-tagging-2019 is attached" in done.stdout
 
 
 def test_the_bundle_is_flat_listed_and_small(made: Path) -> None:

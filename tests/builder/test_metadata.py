@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builder import metadata
+from builder import machines, metadata
 from kernel.errors import UploadError
 from kernel.pin import fill_constant, read_constant
 
@@ -67,6 +67,8 @@ def test_what_we_write_keeps_the_rules() -> None:
         ("keywords", "audio"),
         ("resources", [{"path": "absent.csv"}]),
         ("titel", "My bundle"),
+        ("isPrivate", "false"),
+        ("isPrivate", None),
     ],
 )
 def test_broken_dataset_metadata_is_refused(field: str, value: Any, tmp_path: Path) -> None:
@@ -93,6 +95,9 @@ def test_broken_dataset_metadata_is_refused(field: str, value: Any, tmp_path: Pa
         ("enable_internet", None),
         ("machine_shape", "NvidiaTeslaP100"),
         ("machine_shape", "TpuV38"),
+        ("machine_shape", "TpuV5E8"),
+        ("machine_shape", "NvidiaTeslaT4Highmem"),
+        ("enable_tpu", True),
         ("machine_shape", "NvidiaT4"),
         ("dataset_sources", ["my-bundle"]),
         ("dataset_sources", "a/my-bundle"),
@@ -107,6 +112,36 @@ def test_broken_dataset_metadata_is_refused(field: str, value: Any, tmp_path: Pa
 def test_broken_kernel_metadata_is_refused(field: str, value: Any) -> None:
     with pytest.raises(UploadError, match=f"^{field}"):
         metadata.check_kernel({**KERNEL, field: value})
+
+
+def test_what_the_clients_own_files_hold_is_taken() -> None:
+    """`kaggle datasets init` with its template filled in, and what `kaggle datasets metadata` writes."""
+    filled = {"title": "My bundle", "id": "someone/my-bundle", "licenses": [{"name": "CC0-1.0"}]}
+    metadata.check_dataset(metadata.complete_dataset(filled))
+    info = {"datasetId": 7, "datasetSlug": "my-bundle", "ownerUser": "someone", "usabilityRating": 0.25,
+            "totalViews": 1, "totalVotes": 1, "totalDownloads": 1, "title": "My bundle", "isPrivate": True,
+            "keywords": [], "licenses": [{"name": "other"}], "collaborators": [], "data": []}
+    completed = metadata.complete_dataset({"info": info})
+    assert completed == {**info, "id": "someone/my-bundle"}
+    metadata.check_dataset(completed)
+    assert metadata.complete_dataset(DATASET) == DATASET
+
+
+def test_nobody_is_published_by_an_update() -> None:
+    assert DATASET["isPrivate"] is True
+
+
+@pytest.mark.parametrize("machine", ["NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100"])
+def test_a_gated_machine_is_taken_and_said(machine: str) -> None:
+    metadata.check_kernel({**KERNEL, "machine_shape": machine})
+    assert f"{machine} is gated" in str(machines.explain_machine(machine))
+    assert machines.explain_machine("NvidiaTeslaT4") is machines.explain_machine(None) is None
+
+
+def test_the_competition_is_the_users_word_or_it_is_said() -> None:
+    assert metadata.explain_competition("theirs", "theirs", "fat2019") is None
+    assert "theirs is attached" in str(metadata.explain_competition("theirs", None, "fat2019"))
+    assert "NO COMPETITION" in str(metadata.explain_competition(None, None, "birdclef-cpu90"))
 
 
 def test_internet_must_be_off_in_words() -> None:

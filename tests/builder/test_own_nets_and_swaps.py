@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import build_dataset
 import infer_kernel
-from builder import assembly, code_wheel, mounts, staging
+from builder import assembly, code_wheel, dry_run, mounts, staging
 from kernel.errors import OutputUnwritable, SpecError, UploadError
 from tests.helpers.bundles import TINY, copy_of_build, order
 
@@ -105,6 +106,16 @@ def test_a_net_that_gives_something_else_is_one_sentence(
     with pytest.raises(SpecError, match=message) as caught:
         assembly.build(order(tmp_path / "o", ensemble=toml), say=lambda _: None)
     assert "plain" in str(caught.value) or "my_net.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((1, 7, 3), True), ((1, 3), False), ((1, 7, 4), False),
+                                              ((2, 7, 3), False), ((1, 7, 3, 1), False)])
+def test_a_net_whose_rows_are_made_of_frames_gives_them(shape: tuple[int, ...], fits: bool) -> None:
+    if fits:
+        dry_run._check_answer("net", torch.zeros(shape), 3, framed=True)
+        return
+    with pytest.raises(SpecError, match=r"expected one tensor or array \[1, frames, 3\]"):
+        dry_run._check_answer("net", torch.zeros(shape), 3, framed=True)
 
 
 def test_a_file_that_leaves_the_process_is_no_success(
@@ -295,7 +306,7 @@ def test_costs_that_are_no_seconds_are_one_sentence(costs: str, number: str, tmp
     ('finish = ["delta"]', "finish = [-1]", r"finish\[0\]: -1; give a name"),
     ('finish = ["delta"]', 'finish = [["x"]]', r"finish\[0\]: \['x'\]; give a name"),
     ('finish = ["delta"]', "finish = [{ kind = [] }]", r"finish\[0\].kind: \[\] is unknown"),
-    ('preset = "argus"', "preset = []", r"frontend.preset: \[\] is unknown"),
+    ('preset = "argus"', "preset = []", r"frontends.mel.preset: \[\] is unknown"),
     ("step = 128 }", "step = 128, merge = [0] }", r"view.merge: \[0\] is unknown"),
 ])
 def test_values_of_another_kind_are_one_sentence(old: str, new: str, names: str, tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
-"""What may lie in a bundle folder, the upload through a stand-in client, wheels through a stand-in pip."""
+"""What may lie in a bundle folder, the words of the client, wheels through a stand-in pip.
+
+Uploads through the real client are in test_upload_stories.
+"""
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from builder import assembly, backend_wheels, upload
-from kernel.errors import UploadError
+from builder import assembly, backend_wheels, metadata, upload
+from builder.commands import clean_lines, watch_command
+from builder.kaggle_client import Answer, advise, find_client
+from kernel.errors import HourglassError, UploadError
 from kernel.spec import dumps_json, load_manifest
 from tests.helpers import TESTS
 from tests.helpers.bundles import TINY, copy_of_build, order
@@ -103,66 +110,113 @@ def test_a_kernel_of_another_bundle_is_refused(out: Path) -> None:
 # The client
 
 
-class Client:
-    """Stands for the kaggle client: answers by the command's words."""
-
-    def __init__(self, **answers: tuple[int, str]) -> None:
-        self.calls: list[tuple[str, ...]] = []
-        self.answers = answers
-
-    def __call__(self, command: Any) -> subprocess.CompletedProcess[str]:
-        self.calls.append(tuple(command[1:3]))
-        code, text = self.answers.get("_".join(command[1:3]), (0, "ready"))
-        return subprocess.CompletedProcess(command, code, text, "")
+def answer(code: int = 0, out: str = "", err: str = "") -> Answer:
+    return Answer(code=code, out=tuple(clean_lines(out)), err=tuple(clean_lines(err)))
 
 
-@pytest.fixture
-def configured(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "kaggle").write_text("#!/bin/sh\n")
-    (tmp_path / "bin" / "kaggle").chmod(0o755)
-    return {"environment": {"PATH": str(tmp_path / "bin"), "KAGGLE_KEY": "set"}, "home": tmp_path}
+def test_progress_bars_are_no_lines() -> None:
+    bars = "\n  0%|          | 0.00/78.1k [00:00<?, ?B/s]\r100%|####| 78.1k/78.1k [00:00<00:00, 34.5MB/s]\n"
+    assert clean_lines(f"{bars}156kB [00:00, 49.9MB/s]   \n\nwhat it is\r\n") == ["what it is"]
 
 
-def test_without_a_client_the_commands_are_printed(out: Path, configured: dict[str, Any]) -> None:
-    client = Client()
-    lines: list[str] = []
-    for environment in ({"PATH": ""}, {"PATH": configured["environment"]["PATH"]}):
-        assert not upload.upload(out, environment, home=out, run=client, say=lines.append)
-    assert client.calls == [] and "not installed" in lines[0] and "not configured" in lines[1]
-    assert "kaggle kernels push" in lines[0]
+def test_a_question_without_an_answer_ends() -> None:
+    done = watch_command(["sh", "-c", "echo begun; exec sleep 60"], os.environ, None, seconds=0.2)
+    assert done.returncode != 0 and done.stdout == "begun\n"
+    assert answer(done.returncode, done.stdout, done.stderr).passing
 
 
-def test_an_existing_dataset_gets_a_version_and_a_new_one_is_created(
-    out: Path, configured: dict[str, Any]
-) -> None:
-    client = Client()
-    assert upload.upload(out, **configured, run=client, say=lambda _: None, sleep=lambda _: None)
-    assert client.calls == [
-        ("datasets", "status"),
-        ("datasets", "version"),
-        ("datasets", "status"),
-        ("kernels", "push"),
-    ]
-    client = Client(datasets_status=(1, "404 ready"))
-    upload.upload(out, **configured, run=client, say=lambda _: None, sleep=lambda _: None)
-    assert client.calls[1] == ("datasets", "create")
+def test_lines_are_said_as_they_come() -> None:
+    said: list[str] = []
+    script = "printf 'one\\ntwo\\n'; printf ' 50%%|# | 1/2 [00:00<00:01, 3.0B/s]\\rodd\\n' >&2; exit 3"
+    done = watch_command(["sh", "-c", script], os.environ, said.append)
+    assert done.returncode == 3 and sorted(said) == ["odd", "one", "two"]
 
 
 @pytest.mark.parametrize(
-    "answer", [(1, ""), (0, "The following are not valid dataset sources"), (0, "Kernel push error: 409")]
+    ("given", "reason"),
+    [
+        (answer(1, err="Traceback (most recent call last):\n  File x\nValueError: no"), "ValueError: no"),
+        (answer(2, err="usage: kaggle\nkaggle datasets status: error: unrecognized arguments: --format json"),
+         "kaggle datasets status: error: unrecognized arguments: --format json"),
+        (answer(1, err="Request failed: reset. Will retry in 0.8 seconds\nToo Many Requests\n\nYou have"),
+         "Too Many Requests"),
+        (answer(0, "Starting upload for file a\nKernel push error: an error"), "Kernel push error: an error"),
+        (answer(1, "Upload unsuccessful: a.json\n", "odd"), "Upload unsuccessful: a.json"),
+        (answer(1, "Authentication required to call the Kaggle API.\nFirst"),
+         "Authentication required to call the Kaggle API."),
+        (answer(3), "exit code 3, without a word"),
+    ],
 )
-def test_complaints_of_the_client_are_errors(
-    out: Path, configured: dict[str, Any], answer: tuple[int, str]
-) -> None:
-    with pytest.raises(UploadError, match="kernels push"):
-        upload.upload(
-            out, **configured, run=Client(kernels_push=answer), say=lambda _: None, sleep=lambda _: None
-        )
+def test_the_line_that_says_why(given: Answer, reason: str) -> None:
+    assert given.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "cure"),
+    [
+        ('The requested title "Storage quota" is already in use by a dataset.', "--slug"),
+        ("429 Client Error: Too Many Requests for url", "pause"),
+        ("HTTPConnectionPool: Max retries exceeded with url", "reached"),
+        ("Maximum batch GPU session count of 2 reached.", "kaggle quota"),
+        ("409 Client Error: Conflict for url", "another --slug"),
+        ("Permission 'kernels.create' was denied", "rules"),
+        ("ModuleNotFoundError: No module named 'six'", "`pip install six`"),
+        ("something new", "above"),
+    ],
+)
+def test_what_to_do_about_it(reason: str, cure: str) -> None:
+    assert cure in advise(reason)
+
+
+def test_a_client_that_does_not_start_gives_way_to_the_next(tmp_path: Path) -> None:
+    def client(name: str, script: str) -> str:
+        path = tmp_path / name / "kaggle"
+        path.parent.mkdir()
+        path.write_text(script)
+        path.chmod(0o755)
+        return str(path.parent)
+
+    shim = client("shim", "#!/bin/sh\necho 'pyenv: kaggle: command not found' >&2\nexit 127\n")
+    gone = client("gone", "#!/no/such/python\n")
+    works = client("works", "#!/bin/sh\necho Kaggle CLI 2.2.4\n")
+    for folder, words in ((shim, "pyenv: kaggle: command not found"), (gone, "No such file")):
+        with pytest.raises(UploadError, match=f"{folder}.*does not start.*{words}"):
+            find_client({"PATH": folder}, print, beside=None)
+        assert find_client({"PATH": folder}, print, beside=Path(works)).path == f"{works}/kaggle"
+    with pytest.raises(UploadError, match="not installed"):
+        find_client({"PATH": str(tmp_path)}, print, beside=None)
+
+
+@pytest.mark.parametrize("name", ["", "bundle", "push", "bundle/dataset-metadata.json",
+                                  "push/kernel-metadata.json", "push/infer_kernel.py"])
+def test_what_is_missing_is_named_in_a_sentence(out: Path, name: str) -> None:
+    path = out / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(UploadError, match=re.escape(path.name)):
+        upload.check(out)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"def", b"[1, 2]", b"{", b"null"])
+@pytest.mark.parametrize("name", ["bundle/dataset-metadata.json", "push/kernel-metadata.json",
+                                  "push/infer_kernel.py"])
+def test_what_cannot_be_read_is_named_in_a_sentence(out: Path, name: str, data: bytes) -> None:
+    (out / name).write_bytes(data)
+    with pytest.raises(HourglassError, match=Path(name).name):
+        upload.check(out)
+
+
+def test_a_kernel_without_the_dataset_is_refused(out: Path) -> None:
+    path = out / "push" / "kernel-metadata.json"
+    path.write_text(path.read_text().replace('"someone/hourglass-tiny"\n', '"someone/hourglass-tiny-2"\n'))
+    with pytest.raises(UploadError, match="^dataset_sources"):
+        upload.check(out)
 
 
 def test_the_placeholder_owner_is_not_uploaded(tmp_path: Path) -> None:
-    assembly.build(order(tmp_path, owner=assembly.PLACEHOLDER_OWNER), say=lambda _: None)
+    assembly.build(order(tmp_path, owner=metadata.PLACEHOLDER_OWNER), say=lambda _: None)
     with pytest.raises(UploadError, match="--owner"):
         upload.check(tmp_path)
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
 
 from kernel.errors import ClipUnreadable
+from kernel.sound.decode import Clip
+from kernel.sound.rows import Row
 from tests.helpers.stores import FE, ROWS, Producer, array_of
 
 
@@ -117,3 +120,61 @@ def test_a_loader_without_memory_leaves_the_row_to_the_consumer(make):
     store = make(producer=Hungry())
     store.warm(FE, ROWS)
     store.check_arrays()
+
+
+# -- windows of one recording, asked for piece by piece
+
+
+def windows(count: int = 30) -> list[Row]:
+    clip = Clip(id="long", rate=100, samples_claimed=50 * count, channels=50)
+    return [Row(id=f"w{i:02d}", clip=clip, start=50 * i, stop=50 * (i + 1)) for i in range(count)]
+
+
+class GatedWindows(Producer):
+    """Waits at the gate where the look-ahead produces; notes in which order rows are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def __call__(self, fe, rows):
+        if threading.current_thread().name.startswith("loader"):
+            assert self.gate.wait(20)
+        yield from super().__call__(fe, rows)
+
+
+def test_windows_asked_for_later_wait_for_those_before(make):
+    producer = GatedWindows()
+    store = make(producer=producer, loaders=4)
+    rows = windows()
+    for start in (0, 10, 20):
+        store.prefetch(FE, rows[start:start + 10])
+    producer.gate.set()
+    store.warm(FE, rows)
+    assert producer.made == [row.id for row in rows] and producer.calls == 3
+    store.check_arrays(rows)
+
+
+def test_a_window_that_is_wanted_now_does_not_wait_for_the_look_ahead_of_its_recording(make):
+    producer = GatedWindows()
+    store = make(producer=producer, loaders=1)
+    rows = windows()
+    store.prefetch(FE, rows[:10])  # in work, at the gate
+    store.prefetch(FE, rows[10:20])  # waits for it
+    np.testing.assert_array_equal(store.get(FE, rows[12]), array_of(FE, rows[12]))
+    producer.gate.set()
+    store.warm(FE, rows)
+    store.check_arrays(rows)
+    store.check_books()
+
+
+def test_windows_that_wait_when_the_store_is_closed_are_given_up_without_a_word(make, caplog):
+    producer = GatedWindows()
+    store = make(producer=producer)
+    rows = windows()
+    store.prefetch(FE, rows[:10])
+    waiting = [store._queue(store._tiers.shelf(FE), "long", rows[start:start + 10]) for start in (10, 20)]
+    store.close()
+    producer.gate.set()
+    wait(waiting, timeout=20)
+    assert all(task.cancelled() for task in waiting) and not caplog.records

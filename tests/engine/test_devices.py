@@ -21,6 +21,7 @@ import torch
 from kernel.engine import choice, gpu, journal, loop, step
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends, devices
+from kernel.inference.answers import sigmoid
 from kernel.inference.devices import Device
 from tests.helpers.orders import make_order
 
@@ -118,6 +119,25 @@ def test_the_gpu_schedule_gives_the_scores_of_the_cpu(
     assert all(np.isfinite(values).all() for values in found.values())
     for net_id, values in found.items():
         np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
+def test_scores_that_are_no_probabilities_are_named_on_a_gpu_too(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Once per net, with the row; they still count."""
+    def prepare(module: torch.nn.Module, device: Device, samples: Any, **more: Any) -> backends.Runner:
+        def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+            return torch.full((len(inputs["x"]), len(CLASSES)), 7.0)
+
+        return backends.Runner(device=Device(name="cpu", about=""), path="", run=run, exact=run)
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        mock.patch.object(backends, "prepare", prepare),
+        mock.patch.dict("kernel.inference.answers.ON_DEVICE", {sigmoid: lambda x: x}),
+    ):
+        opened.execute()
+        found = scores(opened)
+        told = [fault.where for fault in opened.run.recorder.faults if fault.code == "ScoresOutOfRange"]
+    assert sorted(told) == sorted(found) and all((values == 7.0).all() for values in found.values())
 
 
 def test_a_gpu_takes_suspects_alone_and_first_then_long_rows_before_short_ones(

@@ -1,9 +1,10 @@
 """A net for the fault matrix that breaks on demand, and the strikes themselves. Never part of the product.
 
 The environment names what strikes: HOURGLASS_STRIKES = JSON list of {"at", "do", ...}, HOURGLASS_MARKS = a
-folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "open" | "row" |
-"forward" | "publish"; `do`: a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row
-or folder it is for), "times" (how often in all; default always), "seconds", "bytes".
+folder that counts strikes over restarts. `at`: "import" | "list" | "probe" | "decode" | "read" (of a
+recording with windows: id "CLIP@SAMPLES", those read before) | "open" | "row" | "forward" | "publish"; `do`:
+a key of DEEDS, or for "forward" an answer of ANSWERS. Optional: "id" (clip, row or folder it is for), "times"
+(how often in all; default always), "seconds", "bytes".
 """
 import asyncio
 import ctypes
@@ -128,6 +129,19 @@ def strike(at, name=""):
     CURRENT.row = name
     for found in due(at, name):
         DEEDS[found["do"]](found)
+
+
+class Frames(nn.Module):
+    """A convolution over f32[B, 1, M, T] that gives 12 scores along time, f32[B, 12, K]."""
+
+    def __init__(self, classes: int, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.head = nn.Conv1d(width, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(x)).mean(dim=2)
+        return self.head(nn.functional.adaptive_avg_pool1d(y, 12)).transpose(1, 2)
 
 
 class Net(nn.Module):

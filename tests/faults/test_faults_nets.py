@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load, save
 
 from kernel import models, spec
-from kernel.engine.batches import BatchedNets, seat_of
+from kernel.engine.batches import BatchedNets
 from kernel.engine.gpu import open_block
+from kernel.engine.seats import seat_of
 from kernel.inference import backends
 from kernel.inference.devices import Device
 from kernel.inference.member import LoadedNet, load_net

@@ -58,6 +58,17 @@ def decode(clip, max_seconds):
     _strike("decode", clip.id)
     return _decode(clip, max_seconds)
 """,
+    "kernel/sound/recording.py": """
+from ..custom.faulty import strike as _strike
+_open, _read = Recording._open, Recording._read
+def _open_struck(self):
+    _strike("decode", self.clip.id)
+    _open(self)
+def _read_struck(self):
+    _strike("read", f"{self.clip.id}@{self.done}")
+    _read(self)
+Recording._open, Recording._read = _open_struck, _read_struck
+""",
     "kernel/inference/member.py": """
 import sys as _sys
 _row_inputs = row_inputs

@@ -19,6 +19,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str]] = {
     "imagenet": ({}, "filipmu_colour"),
     "mel_in_net": ({"rate": 44100}, "wave"),
     "flatten": ({}, "qrfaction_length"),
+    "fold": ({"frames": 256}, "htsat"),
 }
 
 
@@ -35,7 +36,7 @@ def test_every_step_keeps_its_shape_promise_and_keeps_cuts_apart(kind: str, fram
     out = finish(x)
     c, m, t = finish.shape(x.shape[3])
     assert out.dtype == torch.float32 and out.shape[0] == 3 and out.numel() == 3 * c * m * t
-    assert finish.frames(x.shape[3]) == t and torch.isfinite(out).all()
+    assert finish.frames(x.shape[3]) == (m if finish.time_first else t) and torch.isfinite(out).all()
     assert torch.equal(out[1:2], finish(x[1:2]))  # a cut's result does not depend on its neighbours
 
 

@@ -5,6 +5,7 @@ Every view, every operation, every stored dtype, rows of many lengths in one bat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from kernel.inference.packing import stage_block
 from kernel.inference.recipe import Recipe, build_recipe
 from kernel.inference.staging import Intake, Lane, StagedBlock
 from kernel.inference.views import VIEWS, keys
+from kernel.sound import frontends
 from kernel.sound.decode import Clip
+from kernel.sound.presets import PRESETS
 from kernel.sound.rows import Row
 from tests.helpers.devices import EVERYWHERE, device_of
 
@@ -89,7 +92,9 @@ def check(
         for got, row, length in zip(x, block.row_of[places], block.lengths[places], strict=True):
             want = wanted[int(row)][met[int(row)]]
             met[int(row)] += 1
-            if stage_of.finish.ragged:
+            if not stage_of.finish.ragged:
+                length = want.shape[-1]  # what stands last is no time, and nothing is padded
+            else:
                 assert want.shape[-1] == length
             atol = 0.0 if exact else 1e-5 * max(1.0, float(np.abs(want).max()))
             np.testing.assert_allclose(got[..., :length], want, rtol=0, atol=atol)
@@ -130,6 +135,9 @@ FINISHES: dict[str, tuple[list[Any], str]] = {
     "log": ([{"kind": "log", "offset": 3.0}], "argus"),
     "flatten": (["squeeze", "flatten"], "wave"),
     "mel_in_net": ([{"kind": "mel_in_net", "rate": 44100, "n_fft": 64, "hop": 32, "mels": 8}], "wave"),
+    "frequency_map": ([{"kind": "frequency_map", "low": 0.0, "high": 3.0}], "argus"),
+    "fold": ([{"kind": "fold", "frames": 64}], "argus"),
+    "time_first": (["delta", "standardise", "time_first"], "argus"),
     "many": (["delta", {"kind": "scale", "divide": 7}, "standardise", "frequency_map"], "argus"),
     "sqrt": (
         [{"kind": "mel_in_net", "rate": 44100, "n_fft": 64, "hop": 30, "mels": 8, "mel_power": 1,
@@ -145,8 +153,85 @@ def test_every_operation_ends_each_row_at_its_own_length(kind: str, where: str) 
     steps, preset = FINISHES[kind]
     recipe = build({"kind": "full"}, steps, preset=preset)
     lengths = tuple(40 * n for n in LENGTHS) if preset == "wave" else LENGTHS
+    if kind == "fold":
+        lengths = (64, 128, 64, 256, 128)
     padded = check(recipe, draw_arrays(recipe, lengths), where)
-    assert (padded > 0) is (kind != "flatten")
+    assert (padded > 0) is (kind not in ("flatten", "fold", "time_first"))
+
+
+@everywhere
+@pytest.mark.parametrize("preset", [name for name in PRESETS if frontends.build({"preset": name}).time])
+def test_arrays_of_every_front_end_are_cut_as_the_host_does(preset: str, where: str) -> None:
+    """Real arrays of three waves, since shapes and dtypes of a preset are what its code gives."""
+    recipe = build({"kind": "full"}, preset=preset)
+    fe = recipe.stages["x"].fe
+    seconds = (1.0, 1.0, 1.7)
+    arrays = {
+        f"row{n}": fe.of_row(
+            np.random.default_rng(n).standard_normal(int(s * fe.rate)).astype(np.float32) / 8, f"row{n}"
+        )
+        for n, s in enumerate(seconds)
+    }
+    check(recipe, arrays, where, exact=True)
+
+
+@everywhere
+@pytest.mark.parametrize("kind", ["chunks", "positions"])
+def test_cuts_of_the_wave_before_a_function_of_ones_own(kind: str, where: str, tmp_path: Path) -> None:
+    """Its arrays have whatever length it gives; short ones are padded up to what a net takes, as alone."""
+    (tmp_path / "own.py").write_text("import numpy as np\n\n\ndef mel(wave):\n"
+                                     "    return np.stack([wave[:len(wave) // 200 * 200].reshape(-1, 200)"
+                                     ".mean(1) + i for i in range(4)])\n")
+    view = {"kind": kind, "domain": "wave", "frames": 4000, "passes": 3}
+    recipe = build(view, ["delta"], file=f"{tmp_path}/own.py:mel", rate=8000, bins=4)
+    fe = recipe.stages["x"].fe
+    arrays = {
+        f"row{n}": fe.of_row(np.random.default_rng(n).standard_normal(n).astype(np.float32), f"row{n}")
+        for n in (2000, 4000, 9000, 20000)
+    }
+    for least in (1, 33):
+        check(recipe, arrays, where, least=least)
+
+
+def test_rows_whose_other_inputs_differ_in_length_do_not_share_a_batch() -> None:
+    inputs = {"x": {"frontend": "f"}, "y": {"frontend": "g", "finish": ["time_first"]}}
+    member = spec.load(
+        spec.Member,
+        {"name": "m", "family": "simple_cnn", "inputs": inputs, "view": {"kind": "full"}},
+        "test",
+    )
+    ensemble = spec.Ensemble(
+        name="e",
+        classes=("a",),
+        members=(member,),
+        frontends={"f": {"preset": "argus"}, "g": {"preset": "daisukelab"}},
+    )
+    recipe = build_recipe(ensemble, member)
+    intake = Intake(recipe=recipe, least=1, min_frames=1, maskable=True)
+    lengths = {"a": (50, 30), "b": (51, 31), "c": (50, 31), "d": (50, 30)}
+    draw = np.random.default_rng(0)
+    arrays = {
+        (fe.key, id): (draw.uniform(0, 255, (fe.channels, fe.bins, given[n]))).astype(fe.dtype)
+        for n, fe in enumerate(stage.fe for stage in recipe.stages.values())
+        for id, given in lengths.items()
+    }
+
+    def group(frames: Sequence[int]) -> list[tuple[Sequence[int], int]]:
+        return [(range(len(frames)), max(frames))]
+
+    rows = [Row(id=id, clip=Clip(id=id)) for id in lengths]
+    lane = Lane(device_of("cpu"))
+    block = stage_block(intake, lambda fe, row: arrays[fe.key, row.id], rows, print, lane, group)
+    assert block is not None and len(block.batches) == 2
+    for places, width in block.batches:
+        drawn, own = block.draw(places, width)
+        for place, row in enumerate(block.row_of[places]):
+            for name, stage in recipe.stages.items():
+                id = rows[int(row)].id
+                want = stage.finish(torch.from_numpy(stage.cut(arrays[stage.fe.key, id], id)))[0]
+                got = drawn[name][place]
+                np.testing.assert_array_equal(got[..., :want.shape[-1]], want)
+                assert not got[..., want.shape[-1]:].any()
 
 
 @everywhere

@@ -18,7 +18,7 @@ KERNEL = REPOSITORY / "kernel"
 # Lowest first: a room, or a module beside the rooms, imports only from itself and from lower floors
 FLOORS = (
     ("errors",),
-    ("units", "files"),
+    ("units", "files", "own_files"),
     ("spec", "memory"),
     ("limits", "bundle", "pin"),
     ("order",),

@@ -50,7 +50,8 @@ def test_profiles_hold_the_competitions_figures_and_are_plain_json() -> None:
     fat = limits("fat2019")
     assert (fat.seconds, fat.ram_bytes, fat.disk_bytes) == (3600, 14 * 10**9, 5 * 10**9)
     assert (fat.cores, fat.gpu) == (2, True)
-    assert limits("code-gpu").seconds == 9 * 3600 and limits("code-cpu").seconds == 12 * 3600
+    assert limits("code-gpu").seconds == limits("code-cpu").seconds == 9 * 3600
+    assert limits("code-gpu").ram_bytes == limits("code-cpu").ram_bytes == 29 * 10**9
     birds = limits("birdclef-cpu90")
     assert (birds.seconds, birds.cores, birds.gpu) == (5400, 4, False)
     assert json.loads(json.dumps(PROFILES)) == PROFILES

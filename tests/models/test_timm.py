@@ -129,7 +129,7 @@ def test_clip_and_frame_wise_outputs() -> None:
 
 def test_sed_scores_of_one_net_agree() -> None:
     nets = {s: models.build("sed", {"model": "test_efficientnet", "bins": 32, "score": s}, CLASSES).eval()
-            for s in ("clip", "frame_max", "mean")}
+            for s in ("clip", "frame_max", "mean", "frames")}
     for net in nets.values():
         net.load_state_dict(nets["clip"].state_dict())
     x = picture(1, 32, 100, rows=3)
@@ -138,6 +138,7 @@ def test_sed_scores_of_one_net_agree() -> None:
         _, frames = nets["clip"].clip_and_frames(x)
     assert torch.equal(got["frame_max"], frames.amax(-1))
     assert torch.allclose(got["mean"], (got["clip"] + frames.amax(-1)) / 2)
+    assert got["frames"].shape == (3, 4, CLASSES) and torch.equal(got["frames"].amax(1), got["frame_max"])
 
 
 def test_the_attention_head_follows_its_formula() -> None:

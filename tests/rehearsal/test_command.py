@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from kernel.errors import SpecError
 from kernel.rehearsal import command
 from kernel.report.contents import Report, encode_report, load_report
 from tests.helpers.guard_runs import KERNEL, GuardRun, run_guard
@@ -127,6 +128,18 @@ def test_a_bundle_that_is_not_the_kernels_own(tmp_path: Path, tiny_bundle: Path)
     manifest.write_bytes(manifest.read_bytes() + b"\n")
     code, out = rehearse(tmp_path, tiny_bundle / "push/infer_kernel.py", bundle)
     assert code == 2 and "BundleHashMismatch" in out
+
+
+def test_the_forecast_names_the_competition(tmp_path: Path) -> None:
+    kernel, beside = tmp_path / "infer_kernel.py", tmp_path / "kernel-metadata.json"
+    assert command.name_competition(kernel) is None
+    beside.write_text('{"competition_sources": ["birdclef-2026"]}')
+    assert "the competition birdclef-2026" in str(command.name_competition(kernel))
+    beside.write_text('{"competition_sources": []}')
+    assert "NO COMPETITION" in str(command.name_competition(kernel))
+    beside.write_text("[]")
+    with pytest.raises(SpecError, match="kernel-metadata.json: cannot be read"):
+        command.name_competition(kernel)
 
 
 def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

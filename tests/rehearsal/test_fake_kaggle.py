@@ -1,6 +1,7 @@
 """The fake competition of a rehearsal: names, rows and lengths."""
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,28 @@ def test_windows_give_several_rows_per_clip(tmp_path: Path, clips: Path) -> None
     windowed = replace(TINY, windows=spec.Windows(seconds=1.0, pattern="{stem}_{end}"))
     laid = fake_kaggle.lay_clips(tmp_path / "in", clips, windowed, repeat_to=6)
     assert laid.ids[:4] == ("a_1", "b_1", "b_2", "b_3") and len(set(laid.ids)) == len(laid.ids) == 8
+
+
+def test_a_long_recording_has_all_its_windows_whatever_is_read_of_it(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips/a.flac", np.zeros(1003 * 4000), 4000)
+    data = bytearray((tmp_path / "clips/a.flac").read_bytes())
+    data[21] &= 0xF0  # low 4 bits and the next 4 bytes of STREAMINFO: total samples, 0 = unknown
+    data[22:26] = b"\0\0\0\0"
+    (tmp_path / "clips/b.flac").write_bytes(data)
+    windowed = replace(TINY, windows=spec.Windows(), max_seconds=20.0)
+    laid = fake_kaggle.lay_clips(tmp_path / "in", tmp_path / "clips", windowed)
+    assert laid.ids == tuple(f"{name}_{end}" for name in "ab" for end in range(5, 1006, 5))
+
+
+def test_a_long_recording_is_stretched_a_piece_at_a_time(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.arange(600 * 4000) % 1000 / 1000, 4000)
+    tracemalloc.start()
+    assert fake_kaggle.stretch(tmp_path / "a.wav", tmp_path / "b.wav", 2.25)
+    assert tracemalloc.get_traced_memory()[1] < 2.25 * 600 * 4000 * 4 / 2
+    tracemalloc.stop()
+    one, more = soundfile.read(tmp_path / "a.wav")[0], soundfile.read(tmp_path / "b.wav")[0]
+    assert np.array_equal(more, np.tile(one, 3)[: round(2.25 * len(one))])
 
 
 def test_rows_can_be_found_again(tmp_path: Path, clips: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from kernel import spec
 from kernel.engine import gpu
-from kernel.engine.batches import BatchedNets, seat_of
+from kernel.engine.batches import BatchedNets
+from kernel.engine.seats import seat_of
 from kernel.errors import ClipError
 from kernel.inference.devices import Device
 from kernel.inference.member import load_net, predict_alone

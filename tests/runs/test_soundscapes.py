@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
 from kernel import spec
 from kernel.sound import decode, frontends
 from kernel.sound.loading import load_wave
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import Row
-from tests.helpers import small_ensembles
+from tests.helpers import TESTS, small_ensembles
 from tests.helpers.ensemble_runs import read_scores, run_clean, write_sample
 from tests.helpers.small_ensembles import published, shrink
 
@@ -61,5 +63,43 @@ def test_a_window_is_the_same_sound_as_the_cut_saved_as_a_clip(tmp_path: Path) -
     window = Row(id="scape_15", clip=long, start=10 * 22_050, stop=15 * 22_050)
     front = frontends.build({"preset": "daisukelab"})
     whole = Row(id="cut", clip=cut, start=None, stop=None)
-    arrays = [front(load_wave(row, front.rate, 900).samples) for row in (window, whole)]
+    arrays = [front(load_wave(row, front.rate, Recordings(900.0)).samples) for row in (window, whole)]
     assert np.array_equal(*arrays)
+
+
+def test_rows_made_of_the_frames_of_overlapping_contexts(tmp_path: Path) -> None:
+    """The engine's rows against the net, called here on every context, and the averaged timeline."""
+    windows = spec.Windows(context_seconds=20.0)
+    member = spec.Member(
+        name="framed", family=f"{TESTS}/ensembles/faulty.py:Frames", frontend="mel", frames="average_max"
+    )
+    ensemble = spec.Ensemble(
+        name="framed",
+        classes=("a", "b", "c"),
+        members=(member,),
+        frontends={"mel": {"preset": "ex4_mel"}},
+        windows=windows,
+    )
+    folder = tmp_path / "in" / "test_soundscapes"
+    folder.mkdir(parents=True)
+    samples = make_soundscape()[: 62 * RATE]
+    soundfile.write(folder / "scape.wav", samples, RATE)
+    ids = [f"scape_{5 * (i + 1)}" for i in range(13)]
+    write_sample(tmp_path / "in", ["row_id", *ensemble.classes], ids)
+    net = small_ensembles.write_weights(ensemble, tmp_path / "weights")["framed.0"]
+    bundle = small_ensembles.build(ensemble, tmp_path / "built", tmp_path / "weights")
+    found = read_scores(run_clean(tmp_path, bundle))
+    front = frontends.build({"preset": "ex4_mel"})
+    padded = np.pad(samples.astype(np.float32) / 32768, (round(7.5 * RATE), 20 * RATE))
+    step = 12 * 5 // 20
+    total, count = np.zeros((12 * step + 12, 3)), np.zeros((12 * step + 12, 1))
+    for i in range(13):
+        wave = decode.Wave(samples=padded[i * 5 * RATE:][: 20 * RATE].copy(), rate=RATE)
+        x = torch.from_numpy(front(decode.resample(wave, front.rate).samples)[None]).float()
+        with torch.inference_mode():
+            total[i * step:][:12] += torch.sigmoid(net(x))[0].double().numpy()
+        count[i * step:][:12] += 1
+    line = (total / count)[(12 - step) // 2:][: 13 * step]
+    expected = line.reshape(13, step, 3).max(axis=1)
+    np.testing.assert_allclose(np.stack([found[id] for id in ids]), expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3

@@ -152,7 +152,7 @@ def test_key_tells_values_apart() -> None:
         ({"layout": "canvas"}, "layout_frames"),
         ({"layout": "bands", "mels": 128}, "divisible"),
         ({"pad_value": "min"}, "clip_min"),
-        ({"power": 3.0}, "power"),
+        ({"power": -1.0}, "power"),
         ({"rate": 0}, "positive"),
     ],
 )

@@ -11,6 +11,7 @@ from kernel.errors import ClipEmpty, ClipUnreadable, SpecError
 from kernel.sound import decode
 from kernel.sound.clips import find_clips
 from kernel.sound.loading import load_wave
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import Row, clip_ids, list_rows, window_ids
 from kernel.spec import Windows
 from tests.helpers.sounds import RATE, clip_of, read, sound, write
@@ -59,10 +60,10 @@ def test_windows_are_cut_from_the_waveform_and_equal_the_cut_run_as_a_clip(tmp_p
         expected = np.zeros(160_000, np.float32)
         piece = whole.samples[row.start:row.stop]
         expected[: len(piece)] = piece
-        np.testing.assert_array_equal(decode.cut(whole, row.id, row.start, row.stop).samples, expected)
+        np.testing.assert_array_equal(Recordings().cut(row).samples, expected)
     alone = write(tmp_path / "alone.wav", whole.samples[160_000:320_000], 32_000, subtype="FLOAT")
     np.testing.assert_array_equal(
-        load_wave(rows[0], 16_000, 900).samples, decode.resample(read(alone), 16_000).samples
+        load_wave(rows[0], 16_000, Recordings()).samples, decode.resample(read(alone), 16_000).samples
     )
 
 
@@ -73,8 +74,8 @@ def test_windows_that_cannot_be_are_named(tmp_path: Path) -> None:
     assert [row.id for row in rows] == ids
     assert [row.clip.error is None for row in rows] == [True, True, True, False, False, False]
     with pytest.raises(ClipEmpty, match="a_15"):
-        load_wave(rows[2], RATE, 900)
-    assert len(load_wave(rows[1], RATE, 900).samples) == 5 * RATE
+        load_wave(rows[2], RATE, Recordings())
+    assert len(load_wave(rows[1], RATE, Recordings()).samples) == 5 * RATE
 
 
 def test_other_patterns_and_names_with_suffix(tmp_path: Path) -> None:
@@ -83,3 +84,17 @@ def test_other_patterns_and_names_with_suffix(tmp_path: Path) -> None:
     assert [row.start for row in rows] == [0, 110_250]
     with pytest.raises(SpecError, match="pattern"):
         list_rows(["a_5"], find_clips(tmp_path, []), Windows(pattern="{stem}"))
+
+
+def test_a_context_lies_around_its_window_in_samples_of_the_recording(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", sound(30.0, 8_000), 8_000)
+    centred = windows_of(tmp_path, ["a_5", "a_30"], Windows(context_seconds=20.0))
+    assert [(row.start, row.stop, row.before, row.after) for row in centred] == [
+        (0, 40_000, 60_000, 60_000),
+        (200_000, 240_000, 60_000, 60_000),
+    ]
+    after = Windows(context_seconds=10.0, context_before=0.0, edges="repeat")
+    (behind,) = windows_of(tmp_path, ["a_5"], after)
+    assert (behind.before, behind.after, behind.edges, behind.heard) == (0, 40_000, "repeat", 80_000)
+    (alone,) = windows_of(tmp_path, ["a_5"], Windows())
+    assert (alone.before, alone.after, alone.heard) == (0, 0, 40_000)

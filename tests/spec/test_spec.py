@@ -1,8 +1,10 @@
 """What people write about an ensemble: rules between its keys."""
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,9 @@ PLAIN = Ensemble(
 )
 
 
-def test_a_clip_is_read_up_to_its_own_limit_else_a_minute_or_a_quarter_of_an_hour_of_windows() -> None:
+def test_a_clip_is_read_up_to_its_own_limit_else_a_minute_and_a_recording_to_its_end() -> None:
     assert PLAIN.longest_s == 60.0
-    assert replace(PLAIN, windows=Windows()).longest_s == 900.0
+    assert replace(PLAIN, windows=Windows()).longest_s == math.inf
     assert replace(PLAIN, windows=Windows(), max_seconds=120.0).longest_s == 120.0
 
 
@@ -77,3 +79,29 @@ def test_a_name_that_is_no_path_is_one_sentence() -> None:
         load_ensemble(Path("absent.toml"))
     with pytest.raises(SpecError, match="null"):
         load_ensemble(Path("a\0b.toml"))
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"context_seconds": 4.0}, "windows.context_seconds: 4.0 is shorter than a window"),
+    ({"context_seconds": 20.0, "context_before": 16.0}, "windows.context_before: 16.0; give 0 to 15"),
+    ({"context_before": 1.0}, "windows.context_before: 1.0; give 0 to 0"),
+    ({"context_seconds": 20.0, "context_before": -1.0}, "windows.context_before"),
+    ({"edges": "zero"}, "windows.edges"),
+    ({"edges": "front", "context_seconds": 20.0}, "windows.edges"),
+])
+def test_a_context_that_cannot_be_is_named(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        check(replace(PLAIN, windows=Windows(**keys)))
+
+
+@pytest.mark.parametrize(("member", "windows", "message"), [
+    ({"frames": "average_max"}, None, "members.0..frames: rows are made of frames only with .windows."),
+    ({"frames": "average_min"}, Windows(), "members.0..frames"),
+    ({"frames": "average", "view": {"kind": "full", "flip": 0.5}}, Windows(), "members.0..view.flip"),
+    ({"frames": "average", "view": {"kind": "tiles"}}, Windows(), "members.0..view: with frames .* 'tiles'"),
+])
+def test_frames_that_cannot_become_rows_are_named(
+    member: dict[str, Any], windows: Windows | None, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        check(replace(PLAIN, members=(replace(PLAIN.members[0], **member),), windows=windows))

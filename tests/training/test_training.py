@@ -17,6 +17,7 @@ from kernel.inference.recipe import build_recipe
 from kernel.scores.metrics import lwlrap
 from kernel.sound.clips import find_clips
 from kernel.sound.loading import load_wave
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import list_rows
 from kernel.spec import load_ensemble
 from training import batching, choose, cross_validation, data, features, pipeline, recipe
@@ -135,7 +136,7 @@ def test_held_out_scores_are_what_the_shipped_weights_give_at_full_length(facts,
     row = int(np.flatnonzero(found.folds == 1)[0])
     ids = [found.clips.ids[row]]
     clip = list_rows(ids, find_clips(folder / "clips", ids), None)[0]
-    array = stage.fe(load_wave(clip, stage.fe.rate, 60.0).samples)
+    array = stage.fe(load_wave(clip, stage.fe.rate, Recordings(60.0)).samples)
     with torch.inference_mode():
         alone = torch.sigmoid(net(stage.finish(torch.from_numpy(stage.view.cut(array, clip.id)))))[0]
     assert np.allclose(alone.numpy(), found.scores["cnn"][row], atol=1e-5)
