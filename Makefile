@@ -11,7 +11,7 @@ OUT ?= out
 GIVEN = $(if $(filter-out file,$(origin OWNER)),--owner '$(OWNER)') \
 	$(if $(filter-out file,$(origin SLUG)),--slug '$(SLUG)') $(if $(COMPETITION),--competition '$(COMPETITION)')
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image formats pythons lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz image formats pythons gpu lint types upload clean
 
 all: rehearse
 
@@ -63,6 +63,12 @@ formats: $(READY)
 # `make test` and a rehearsal under each Python that README promises and this machine has: ONLY=3.12 for one.
 pythons:
 	$(PYTHON) -m tests.helpers.pythons $(ONLY)
+
+# The GPU's tests and figures, in whatever Python has torch with CUDA: PART=tests, PART=argus, ... for one part.
+# Without a GPU: the same tests on a stand-in, and how fast the host would feed one.
+GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),python3)
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --out out/gpu.json
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -22,11 +22,17 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.addinivalue_line("markers", "faults: a slower test of the fault matrix; `make faults` runs these")
     config.addinivalue_line("markers", "whole: a published solution at full size; `make whole` runs these")
+    config.addinivalue_line("markers", "cuda: needs a GPU; `make gpu` runs these, elsewhere they are skipped")
     config.addinivalue_line("markers", "fault(row, injection, outcome): a row of docs/faults.md")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that live with their module the marker of the row they cover."""
+    """Give tests that live with their module the marker of the row they cover; without a GPU skip its tests.
+    """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
     found = {
         (entry.file, entry.test): (row, entry) for row, entries in ELSEWHERE.items() for entry in entries
     }

@@ -41,16 +41,17 @@ class Dispatcher:
         self.changed = threading.Condition()
         self._ready: dict[str, tuple[list[int], int]] = {}
 
-    def take(self) -> plan.Step | None:
+    def take(self, together: int = 1) -> plan.Step | None:
         """The next step for an idle device, None when nothing fits; waits where a running step may open one.
 
         Nets of members that have ended engines come last, and nothing runs beside them: whatever they do, the
         others have spoken, and a second crash has one culprit.
+
+        together  most folds of a member that the device runs on the same batches
         """
         with self.changed:
             while not self._ended():
-                todo = self._todo()
-                step = self._choose_by_trouble(todo)
+                step = self._choose_by_trouble(self._todo(), together)
                 if step is not None:
                     self.busy.update(step.net_ids)
                     return step
@@ -59,7 +60,14 @@ class Dispatcher:
                 self.changed.wait(WAIT_S)
         return None
 
-    def _choose_by_trouble(self, todo: Mapping[str, plan.Todo]) -> plan.Step | None:
+    def guess_next(self) -> NetRun | None:
+        """The net that would run if a device were idle now, None where none would: it may be opened ahead."""
+        with self.changed:
+            step = None if self._ended() else self._choose_by_trouble(self._todo(), 1)
+        run = None if step is None else self._run.nets[step.net_ids[0]]
+        return None if run is None or run.recipe is None else run
+
+    def _choose_by_trouble(self, todo: Mapping[str, plan.Todo], together: int) -> plan.Step | None:
         """The plan's choice among the nets with least trouble; those that have any run alone."""
         rank = self._run.journal.rank_trouble
         untried = self.count_untried()
@@ -67,12 +75,14 @@ class Dispatcher:
             return None
         for most in (0, 1, 2):
             candidates = {net_id: work for net_id, work in todo.items() if rank(net_id) <= most}
-            step = self._choose(candidates, untried)
+            step = self._choose(candidates, untried, together if most == 0 else 1)
             if step is not None or self.busy:
                 return step
         return None
 
-    def _choose(self, todo: Mapping[str, plan.Todo], untried: int) -> plan.Step | None:
+    def _choose(
+        self, todo: Mapping[str, plan.Todo], untried: int, together: int
+    ) -> plan.Step | None:
         """The plan's choice among these nets, at this moment."""
         return choice.next_step(
             self._costs,
@@ -83,6 +93,7 @@ class Dispatcher:
             uncovered=untried,
             busy=self.busy,
             row_independent=self._run.ensemble.row_independent,
+            together=together,
             devices=len(self._run.devices),
         )
 

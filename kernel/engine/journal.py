@@ -54,6 +54,8 @@ class Journal:
         self._inflight = state / "inflight"
         for folder in (self._scores, self._inflight):
             folder.mkdir(parents=True, exist_ok=True)
+        self._choices = self._load_choices()
+        self._choosing = threading.Lock()
         self._local = threading.local()
         self._names = itertools.count()
         self.crashes = (*self._load_crashes(), *self._find_marks(attempt - 1))
@@ -91,6 +93,24 @@ class Journal:
                   for net_id, count in openings.items() if count >= QUARANTINE_AFTER}
         return at_rows | opened
 
+    def choice(self, net_id: str) -> str | None:
+        """The way in which an engine of this run has begun to run a net; None = none has."""
+        return self._choices.get(net_id)
+
+    def choose(self, net_id: str, way: str) -> None:
+        """Keep the way in which a net runs, before its first score: a restart goes on in it."""
+        with self._choosing:
+            if self._choices.get(net_id) != way:
+                self._choices[net_id] = way
+                self._keep("choices.json", self._choices)
+
+    def _load_choices(self) -> dict[str, str]:
+        try:
+            found = json.loads((self._state / "choices.json").read_bytes())
+        except (OSError, ValueError):  # none yet, or cut short: the choice is made anew
+            return {}
+        return {str(key): str(way) for key, way in found.items()} if isinstance(found, dict) else {}
+
     def why_dropped(self, net_id: str) -> str | None:
         """Why a net is not opened again: its own deeds, or those of two other folds of its member."""
         folds = self._dropped_folds[member_of(net_id)]
@@ -109,6 +129,11 @@ class Journal:
         if not crashed:
             return 0
         return 2 if crashed > 1 or net_id in self._crashed_nets else 1
+
+    @property
+    def nets_in_doubt(self) -> bool:
+        """True once an engine has died with a net in flight: then nets run and open one at a time."""
+        return any(crash.kind != "clip" for crash in self.crashes)
 
     def suspects_with(self, net_id: str) -> set[str]:
         """Row ids in flight with this net at an earlier crash, to be run first and alone."""
@@ -132,7 +157,9 @@ class Journal:
             text = mark.read_bytes()
             if text:
                 try:
-                    crashes.append(load(Crash, {"attempt": attempt, **json.loads(text)}))
+                    named = json.loads(text)
+                    for net in named.pop("nets", [named.get("net")]):  # folds that shared batches
+                        crashes.append(load(Crash, {"attempt": attempt, **named, "net": net}))
                 except (ValueError, SpecError):
                     # Killed while the mark itself was written: nothing was in flight yet
                     crashes.append(Crash(attempt=attempt, kind="unknown", ids=()))
@@ -156,15 +183,16 @@ class Journal:
             )
 
     @contextmanager
-    def flight(self, kind: str, ids: Sequence[str], net: str = "") -> Iterator[None]:
+    def flight(self, kind: str, ids: Sequence[str], *nets: str) -> Iterator[None]:
         """Name what this thread touches while it touches it; a crash inside leaves the mark behind.
 
         A lost device does so too, since it ends the process. The caller handles every other exception.
 
-        kind  "clip": ids are clip ids; "batch": ids are row ids, and `net` is on its way over them; "net": it
-              is being opened, and the one id is its own
+        kind  "clip": ids are clip ids; "batch": ids are row ids, and `nets` are on their way over them;
+              "net": it is being opened, and the one id is its own
         """
-        descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), "net": net}).encode())
+        named: dict[str, object] = {"nets": list(nets)} if len(nets) > 1 else {"net": "".join(nets)}
+        descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), **named}).encode())
         lost = False
         try:
             yield

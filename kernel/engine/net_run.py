@@ -212,6 +212,29 @@ class NetRun:
         self.scored += len(places)
         self.heartbeat.beat()
 
+    def put_all(self, numbers: np.ndarray, probs: np.ndarray | Sequence[np.ndarray]) -> None:
+        """As `put`, for rows `numbers` int[n] with f64[n, K]; rows that it has passed over stay so.
+
+        Where rows are made of frames, f64[F, K] of each window.
+        """
+        if self.windows is not None or not isinstance(probs, np.ndarray):
+            for i, answer in zip(numbers.tolist(), probs, strict=True):
+                if not self.is_gone(i):
+                    self.put(i, answer)
+            return
+        sound = np.isfinite(probs).all(axis=1)
+        for i in numbers[~sound].tolist():
+            if not self.is_gone(i):
+                self.put(i, np.array([np.nan]))
+        for i in np.flatnonzero(sound & ((probs < -ROUNDING) | (probs > 1.0 + ROUNDING)).any(axis=1))[:1]:
+            self._check_range(int(numbers[i]), probs[i])
+        sound &= [not self.is_gone(i) for i in numbers.tolist()]
+        places, source = self.rows.spread(numbers[sound])
+        if len(places):
+            self.board.add(self.net_id, places, probs[sound][source])
+        self.scored += len(places)
+        self.heartbeat.beat()
+
     def settle(self, i: int, error: BaseException) -> None:
         """What an error at row i costs: the row where the clip is broken, else this net's say in it.
 

@@ -78,6 +78,14 @@ class RunRows:
             self._left = (changes, self._wanted & ~self.lost)
         return self._left[1]
 
+    def spread(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers of all rows with the ids of rows `numbers` int[n], place in `numbers` of each)."""
+        if len(self._numbers) == len(self.all):
+            return numbers, np.arange(len(numbers))
+        same = [self._numbers[self.all[i].id] for i in numbers.tolist()]
+        places = np.array([i for group in same for i in group], np.intp)
+        return places, np.repeat(np.arange(len(numbers)), [len(group) for group in same])
+
     def lose(self, row: Row, error: ClipError) -> None:
         """Give a row up: it keeps the prior and is named once."""
         if row.id not in self.reasons:

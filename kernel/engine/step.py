@@ -1,11 +1,13 @@
-"""One step of the plan: one net, opened on a device, over the rows it lacks.
+"""One step of the plan: one net, or folds that share batches, opened on a device, over the rows they lack.
 
-Owns what a step is: opening the net, the choice of its schedule (cpu, gpu, or a stacker's own), saving as it
+Owns what a step is: opening nets, the choice of their schedule (cpu, gpu, or a stacker's own), saving as it
 goes, and the outcome. Does not choose steps (plan) or publish (publication).
 """
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +16,19 @@ import torch
 
 from .. import spec
 from ..bundle import Bundle
+from ..errors import ModelLoadFailed
 from ..inference import onnx
 from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
 from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
 from ..inference.recipe import Recipe
+from ..inference.staging import Lane
 from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
 from .net_run import NetRun
+from .opener import Opener, Upcoming
 
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 
@@ -39,95 +44,164 @@ class StepRunner:
     feed: Feed
     cores: Cores
     runtimes: Path
+    _openers: dict[str, Opener] = field(default_factory=dict)
+    _lanes: dict[str, Lane] = field(default_factory=dict)
 
     def run(self, step: plan.Step, run: NetRun, device: Device, stop: Stop) -> plan.Outcome:
         """Scores of one net on the board and in the journal.
 
         Raises  the error of a lost device: only a new process helps
         """
-        todo = run.missing()
+        return self._run_group(step, [run], device, stop, lambda: None)[0]
+
+    def run_all(
+        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming
+    ) -> list[plan.Outcome]:
+        """Outcome of each net of a step: together on a GPU where they want the same rows, else one by one.
+
+        upcoming  asked for the net that will run after them, which is opened while they compute
+        """
+        crowds: list[list[NetRun]] = []
+        for run in runs:
+            crowd = crowds[-1] if crowds else None
+            if crowd and _may_share(crowd[0], run, device) and not self._is_graph(run):
+                crowd.append(run)
+            else:
+                crowds.append([run])
+        outcomes: list[plan.Outcome] = []
+        for number, crowd in enumerate(crowds, 1):
+            # A crash while another net is being opened would not tell which of them it was
+            ahead = number == len(crowds) and not crowd[0].journal.nets_in_doubt
+            outcomes += self._run_group(step, crowd, device, stop, upcoming if ahead else lambda: None)
+        return outcomes
+
+    def _run_group(
+        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming
+    ) -> list[plan.Outcome]:
+        """Nets over the rows that each of them lacks; several share batches."""
+        todo = runs[0].missing()
         began = time.monotonic()
-        loading_before = run.loading_s
-        before = run.timed()
-        run.heartbeat.begin(run.net_id, max(step.forecast_s, self.feed.slowest_s(run.recipe)))
+        before = [(run.loading_s, run.timed()) for run in runs]
+        runs[0].heartbeat.begin(
+            runs[0].net_id, max(step.forecast_s, self.feed.slowest_s(runs[0].recipe))
+        )
         forecast_s = round(step.forecast_s, 2)
-        with run.rows.recorder.span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s):
+        with ExitStack() as spans:
+            for run in runs:
+                span = run.rows.recorder.span
+                spans.enter_context(
+                    span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s)
+                )
             try:
-                self._predict(run, todo, device, stop)
+                self._predict(runs, todo, device, stop, upcoming)
             except BaseException as error:  # whatever a net's own code raises costs this net
                 if is_lost(error):
                     raise
-                run.fail(error)
+                for run in runs:
+                    if run.failed is None:
+                        run.fail(error)
             leaving = time.monotonic()
             forget_nets()
-            run.setup_s += time.monotonic() - leaving
-        seconds = time.monotonic() - began
-        run.seconds += seconds
-        done = sorted(set(todo) - set(run.missing()))
-        timed = run.timed().since(before)
-        setup_s = run.setup_s
-        if run.recipe is not None and not timed.rows:
-            # First forwards alone: a rough lesson is better than the same choice again.
-            timed = plan.Todo(rows=len(done), cells=float(run.cells[done].sum()))
-            setup_s = 0.0
-        return plan.Outcome(
-            net_id=run.net_id, kind=step.kind, forecast_s=step.forecast_s, seconds=seconds,
-            loading_s=run.loading_s - loading_before, setup_s=setup_s, rows=len(todo), done=len(done),
-            timed=timed)
+            runs[0].setup_s += time.monotonic() - leaving
+        share_s = (time.monotonic() - began) / len(runs)
+        setup_s = runs[0].setup_s / len(runs)
+        return [
+            _outcome(step, run, todo, share_s, loading_s, setup_s, timed)
+            for run, (loading_s, timed) in zip(runs, before, strict=True)
+        ]
 
-    def _predict(self, run: NetRun, todo: list[int], device: Device, stop: Stop) -> None:
-        entry = next(net for net in self.bundle.manifest.nets if net.id == run.net_id)
+    def _predict(
+        self, runs: Sequence[NetRun], todo: list[int], device: Device, stop: Stop, upcoming: Upcoming
+    ) -> None:
+        run = runs[0]
         if isinstance(run.part, spec.Stacker):
-            self._predict_stacker(run, run.part, entry, stop)
-        elif run.recipe is not None:  # where its stages cannot be built, it has failed before the first step
-            self._predict_member(run, run.recipe, entry, todo, device, stop)
+            self._predict_stacker(run, run.part, self._entry(run), stop)
+        elif run.recipe is None:
+            return  # its stages cannot be built: it has failed before the first step
+        elif device.cuda and not self._is_graph(run):  # graphs run on the CPU
+            self._predict_on_gpu(runs, run.recipe, todo, device, stop, upcoming)
+        else:
+            self._predict_on_cpu(run, run.recipe, todo, device, stop)
 
-    def _predict_member(self, run: NetRun, recipe: Recipe, entry: spec.Net, todo: list[int], device: Device,
-                        stop: Stop) -> None:
+    def _entry(self, run: NetRun) -> spec.Net:
+        return next(net for net in self.bundle.manifest.nets if net.id == run.net_id)
+
+    def _is_graph(self, run: NetRun) -> bool:
+        return not isinstance(run.part, spec.Stacker) and self._entry(run).kind == "onnx"
+
+    def _predict_on_cpu(
+        self, run: NetRun, recipe: Recipe, todo: list[int], device: Device, stop: Stop
+    ) -> None:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
         todo = run.begin(todo)
-        on_gpu = device.cuda and entry.kind != "onnx"  # graphs run on the CPU
-        if on_gpu:
-            todo = gpu.longest_first(run, recipe, self.feed.store, todo)
-            self.feed.prefetch(recipe, todo[:gpu.FIRST_ROWS])  # on a CPU the net wants the loaders' cores
-        torch.set_default_dtype(torch.float32)  # a net before may have changed it
-        with run.opening():
-            net = self._open_net(entry, recipe, device, run.heartbeat.beat)
+        net = self._open_run(run, device)
         run.path = net.runner.path
+        run.journal.choose(run.net_id, net.runner.path)
         run.setup_s = time.monotonic() - began
-        # First and alone: a second crash then names the culprit and costs no other row
-        suspects = run.suspects()
-        todo = sorted(todo, key=lambda i: i not in suspects)
-        saved = time.monotonic()
-        try:
-            for _ in self._schedule(run, net, on_gpu, stop).predict(todo):
-                run.finish_rows()
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    run.save()
-                    saved = time.monotonic()
-        finally:  # a lost device ends the process: what it has done is kept
-            run.finish_rows(last=True)
-            run.save()
+        _follow([run], CpuSchedule(run, net, self.cores, self.feed, stop).predict(_suspects_first(run, todo)))
         run.path = net.runner.path
         run.notes += net.runner.notes
 
-    def _schedule(
-        self, run: NetRun, net: LoadedNet, on_gpu: bool, stop: Stop
-    ) -> CpuSchedule | gpu.GpuSchedule:
-        if on_gpu:
-            return gpu.GpuSchedule(run, net, self.feed, stop)
-        return CpuSchedule(run, net, self.cores, self.feed, stop)
+    def _predict_on_gpu(
+        self,
+        runs: Sequence[NetRun],
+        recipe: Recipe,
+        todo: list[int],
+        device: Device,
+        stop: Stop,
+        upcoming: Upcoming,
+    ) -> None:
+        """First-level nets that share batches: the first is waited for, the others are opened meanwhile."""
+        began = time.monotonic()
+        wanted = [run.begin(todo) for run in runs][0]  # they share batches: they want the same
+        todo = gpu.longest_first(runs[0], recipe, self.feed.store, wanted)
+        self.feed.prefetch(recipe, todo[:gpu.FIRST_ROWS])  # on a CPU the net wants the loaders' cores
+        opener = self._openers.get(device.name)
+        if opener is None:
+            opener = self._openers[device.name] = Opener(self._open_run, device)
+        opened = [opener.open(run) for run in runs]
+        opener.open_next(upcoming)
+        there: list[tuple[NetRun, Future[LoadedNet]]] = []
+        for run, future in zip(runs, opened, strict=True):
+            if there or _is_open(run, future):
+                there.append((run, future))
+        runs[0].setup_s = time.monotonic() - began
+        if not there:
+            return
+        first = there[0][1].result()
+        lane = self._lanes.get(device.name)
+        if lane is None:
+            lane = self._lanes[device.name] = Lane(first.runner.device)
+        crowd = [run for run, _ in there]
+        schedule = gpu.GpuSchedule(crowd, [future for _, future in there], self.feed, lane, stop)
+        try:
+            _follow(crowd, schedule.predict(_suspects_first(crowd[0], todo)))
+        finally:
+            for run, future in there:
+                if not future.cancel() and future.done() and not future.exception():
+                    run.path = future.result().runner.path
+                    run.notes += future.result().runner.notes
 
-    def _open_net(
-        self, entry: spec.Net, recipe: Recipe, device: Device, beat: Callable[[], None]
-    ) -> LoadedNet:
+    def _open_run(self, run: NetRun, device: Device) -> LoadedNet:
+        """The net of a run, ready on its device; it is named while it is opened."""
+        if run.recipe is None:
+            raise ModelLoadFailed(f"{run.net_id}: its stages cannot be built")
+        torch.set_default_dtype(torch.float32)  # a net before may have changed it
+        with run.opening():
+            return self._open_net(run, run.recipe, device)
+
+    def _open_net(self, run: NetRun, recipe: Recipe, device: Device) -> LoadedNet:
         """The net, ready to run: an ONNX member as its graph, others in torch or as a graph that agrees.
 
-        beat  called between reading, building and recording: on a slow machine each can take its time
+        The heart beats between reading, building and recording: on a slow machine each can take its time. A
+        way that an earlier engine of this run took is taken again.
 
         Raises  ModelLoadFailed, BundleError, DeviceError
         """
+        entry = self._entry(run)
+        beat = run.heartbeat.beat
+        before = run.journal.choice(run.net_id)
         manifest = self.bundle.manifest
         cost = manifest.costs.get(entry.member, spec.Cost())
         if entry.kind == "onnx":
@@ -145,8 +219,10 @@ class StepRunner:
                 self.bundle.read_file(str(name)), runtime, self.bundle, self.runtimes, True
             )
 
-        candidates = [partial(open_exported, runtime) for runtime in onnx.RUNTIMES if name is not None]
-        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates)
+        wanted = [runtime for runtime in onnx.RUNTIMES if before is None or before.startswith(runtime)]
+        candidates = [partial(open_exported, runtime) for runtime in wanted if name is not None]
+        half = before is None or "fp32" not in before
+        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, half)
         beat()
         return net
 
@@ -179,3 +255,80 @@ class StepRunner:
         for i in sorted(missing.intersection(lonely.tolist())):
             run.pass_over(run.rows.all[i].id, "an input has no say in this row")
         run.save()
+
+
+def _outcome(
+    step: plan.Step,
+    run: NetRun,
+    todo: list[int],
+    seconds: float,
+    loading_before_s: float,
+    setup_s: float,
+    before: plan.Todo,
+) -> plan.Outcome:
+    """What a step brought of one net, which is also booked on its run."""
+    run.seconds += seconds
+    run.setup_s = setup_s
+    done = sorted(set(todo) - set(run.missing()))
+    timed = run.timed().since(before)
+    if run.recipe is not None and not timed.rows:
+        # First forwards alone: a rough lesson is better than the same choice again.
+        timed = plan.Todo(rows=len(done), cells=float(run.cells[done].sum()))
+        setup_s = 0.0
+    return plan.Outcome(
+        net_id=run.net_id, kind=step.kind, forecast_s=step.forecast_s / len(step.net_ids), seconds=seconds,
+        loading_s=run.loading_s - loading_before_s, setup_s=setup_s, rows=len(todo), done=len(done),
+        timed=timed)
+
+
+def _may_share(first: NetRun, run: NetRun, device: Device) -> bool:
+    """True where two folds may run on the same batches: the same rows, and no engine has died of a net."""
+    if not device.cuda or first.recipe is None or run.recipe is not first.recipe:
+        return False
+    if first.recipe.takes_constants:  # each fold's checkpoint may hold numbers of its own for the finish
+        return False
+    same = bool((first.lacking().mask == run.lacking().mask).all())
+    if first.windows is not None:  # windows around the rows they lack are heard, too
+        same = same and set(first.passed()) == set(run.passed())
+    return same and not first.journal.nets_in_doubt
+
+
+def _is_open(run: NetRun, future: Future[LoadedNet]) -> bool:
+    """True once the net is there; where it cannot be opened, it has failed. Raises for a lost device."""
+    try:
+        future.result()
+    except BaseException as error:  # whatever a net's own code raises costs this net
+        if is_lost(error):
+            raise
+        run.fail(error)
+        return False
+    return True
+
+
+def _suspects_first(run: NetRun, todo: Sequence[int]) -> list[int]:
+    """Suspects first and alone: a second crash then names the culprit and costs no other row."""
+    suspects = run.suspects()
+    return sorted(todo, key=lambda i: i not in suspects)
+
+
+def _follow(runs: Sequence[NetRun], blocks: Iterator[None]) -> None:
+    """Draw blocks to the end, and save the scores now and then."""
+    saved = time.monotonic()
+    try:
+        for _ in blocks:
+            _finish_rows(runs)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                for run in runs:
+                    run.save()
+                saved = time.monotonic()
+    finally:  # a lost device ends the process: what it has done is kept
+        _finish_rows(runs, last=True)
+        for run in runs:
+            run.save()
+
+
+def _finish_rows(runs: Sequence[NetRun], last: bool = False) -> None:
+    """Put the rows on the board that are made of several windows, once these have answered."""
+    for run in runs:
+        if run.failed is None:
+            run.finish_rows(last)

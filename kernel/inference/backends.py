@@ -1,119 +1,41 @@
 """The ways to run a net on a device: torch on a CPU, torch on CUDA, an exported graph.
 
 Owns the choice among them: every fast way is checked against plain eager fp32 torch before it is believed,
-and the report says which one ran. Which devices there are is `devices`, the graph runtimes are `onnx`. Does
-not group rows, cut views or turn logits into probabilities.
+and the report says which one ran. Which devices there are is `devices`, the graph runtimes are `onnx`, the
+net as it then runs is a `runner`. Does not group rows, cut views or turn logits into probabilities.
 """
 import copy
 import gc
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
+import torch.fx
 from torch import nn
 
+from .. import models
 from .devices import Device, probe
 from .onnx import GraphNet
+from .runner import AGREEMENT_FP32, AGREEMENT_HALF, Inputs, Run, Runner
 
-Inputs = Mapping[str, torch.Tensor]
-Run = Callable[[Inputs, torch.Tensor | None], torch.Tensor]
-AGREEMENT_FP32 = 1e-5  # between back ends, relative to the largest output or 1
-AGREEMENT_HALF = 2e-2  # half precision against fp32, relative to the largest output or 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """Inputs on their device; `ready` marks the end of their copy, None where nothing was copied."""
-
-    inputs: Inputs
-    frames: torch.Tensor | None
-    ready: torch.cuda.Event | None = None
-
-
-@dataclass
-class Runner:
-    """A net ready to run: inputs -> logits or probabilities, f32[B, K] on the host.
-
-    path      what ran, for the report ("torch cpu, folded, channels-last")
-    run       the fast way; exact: the way that it must agree with
-    half      True while half precision is in use (CUDA only)
-    reruns    rows computed again in fp32 after a non-finite half-precision result
-    copies    the CUDA stream that inputs travel on
-    recorded  True when no Python of the net runs in a forward: several threads may call it at once
-    """
-
-    device: Device
-    path: str
-    run: Run
-    exact: Run
-    half: bool = False
-    reruns: int = 0
-    agreement: float | None = None
-    notes: list[str] = field(default_factory=list)
-    copies: torch.cuda.Stream | None = None
-    recorded: bool = False
-
-    def zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """f32 zeros on the host, pinned where a GPU will read them, so that `send` copies them once."""
-        return torch.zeros(shape, pin_memory=self.device.cuda)
-
-    def send(self, inputs: Inputs, frames: torch.Tensor | None = None) -> Sent:
-        """Inputs on the device; may be called in another thread than the runner.
-
-        To a GPU they travel from pinned memory on a stream of their own, while another batch is computed.
-        """
-        if not self.device.cuda:
-            return Sent(inputs=inputs, frames=frames)
-        if self.copies is None:
-            self.copies = torch.cuda.Stream(self.device.name)
-        with torch.cuda.stream(self.copies):
-            moved = {k: v.pin_memory().to(self.device.name, non_blocking=True) for k, v in inputs.items()}
-            lengths = None if frames is None else frames.to(self.device.name)
-            ready = torch.cuda.Event()
-            ready.record(self.copies)
-        return Sent(inputs=moved, frames=lengths, ready=ready)
-
-    def __call__(self, inputs: Inputs | Sent, frames: torch.Tensor | None = None) -> np.ndarray:
-        """f32[B, K]; frames i64[B] own lengths where the batch is padded (`Sent` has its own)."""
-        sent = inputs if isinstance(inputs, Sent) else self.send(inputs, frames)
-        if sent.ready is not None:
-            stream = torch.cuda.current_stream(self.device.name)
-            stream.wait_event(sent.ready)
-            for value in (*sent.inputs.values(), *([] if sent.frames is None else [sent.frames])):
-                value.record_stream(stream)  # its memory is not reused before this stream is done with it
-        with torch.inference_mode():
-            if self.half and self.agreement is None:
-                self._check_half(sent.inputs, sent.frames)
-            out = self.run(sent.inputs, sent.frames).float()
-            if self.half:
-                out = self._rerun_overflows(out, sent.inputs, sent.frames)
-            return out.cpu().numpy()
-
-    def _check_half(self, inputs: Inputs, frames: torch.Tensor | None) -> None:
-        """Compare half precision with fp32 on the first batch; fall back for good when they disagree."""
-        fast = self.run(inputs, frames).float()
-        slow = self.exact(inputs, frames)
-        self.agreement = float((fast - slow).abs().max() / slow.abs().max().clamp(min=1.0))
-        if not self.agreement <= AGREEMENT_HALF:
-            self.half = False
-            self.run = self.exact
-            self.path = "torch cuda, fp32"
-            self.notes.append(f"half precision differed from fp32 by {self.agreement:.2g}, "
-                              f"above {AGREEMENT_HALF}; fp32 is used")
-
-    def _rerun_overflows(
-        self, out: torch.Tensor, inputs: Inputs, frames: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`out` with the rows that half precision could not hold computed in fp32."""
-        bad = torch.nonzero(~torch.isfinite(out).all(dim=1))[:, 0]
-        if len(bad):
-            self.reruns += len(bad)
-            part = {k: v[bad] for k, v in inputs.items()}
-            out = out.index_copy(0, bad, self.exact(part, None if frames is None else frames[bad]).float())
-        return out
+__all__ = [
+    "AGREEMENT_FP32",
+    "AGREEMENT_HALF",
+    "Device",
+    "Frozen",
+    "Inputs",
+    "Positional",
+    "Run",
+    "Runner",
+    "call_net",
+    "fold_batch_norm",
+    "forget_nets",
+    "prepare",
+    "probe",
+    "run_graph",
+]
 
 
 def call_net(module: nn.Module, inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
@@ -168,20 +90,50 @@ class Frozen(nn.Module):
             return self._graph(*(values[name] for name in self.names))
 
 
+class _WithoutFrames(torch.fx.Tracer):
+    """Records a net as it runs without padding; recurrent layers stay whole."""
+
+    def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+        return isinstance(m, nn.RNNBase) or super().is_leaf_module(m, name)
+
+
+def _trace(module: nn.Module) -> torch.fx.Graph:
+    """The net's operations. Raises RuntimeError, TypeError or ValueError when it cannot be traced."""
+    return _WithoutFrames().trace(copy.deepcopy(module).eval(), concrete_args={"frames": None})
+
+
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """A copy of an eval-mode net with batch norms folded into the convolutions before them.
 
     Raises  RuntimeError, TypeError or ValueError when the net cannot be traced
     """
-    import torch.fx
     from torch.fx.experimental.optimization import fuse
 
-    class WithoutFrames(torch.fx.Tracer):
-        def is_leaf_module(self, m: nn.Module, name: str) -> bool:
-            return isinstance(m, nn.RNNBase) or super().is_leaf_module(m, name)
+    return fuse(torch.fx.GraphModule(module, _trace(module)), no_trace=True)
 
-    graph = WithoutFrames().trace(copy.deepcopy(module).eval(), concrete_args={"frames": None})
-    return fuse(torch.fx.GraphModule(module, graph), no_trace=True)
+
+def fold_in_place(module: nn.Module) -> nn.Module:
+    """As `fold_batch_norm`, in a copy that is still the net itself and takes `frames`.
+
+    Raises  RuntimeError, TypeError or ValueError when the net cannot be traced
+    """
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    net = copy.deepcopy(module).eval()
+    layers = dict(net.named_modules())
+    calls = [node for node in _trace(module).nodes if node.op == "call_module"]
+    uses = Counter(str(node.target) for node in calls)
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = layers[str(before.target)], layers[str(node.target)]
+        once = uses[str(node.target)] == uses[str(before.target)] == 1
+        fits = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.running_var is not None
+        if once and fits and isinstance(convolution, (nn.Conv1d, nn.Conv2d)):
+            net.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            net.set_submodule(str(node.target), nn.Identity())
+    return net
 
 
 def _as_channels_last(module: nn.Module) -> nn.Module:
@@ -242,35 +194,67 @@ def _prepare_cpu(module: nn.Module, device: Device, samples: list[Inputs],
     return Runner(device=device, path=path, run=fast, exact=plain, notes=notes, recorded="frozen" in done)
 
 
-def _prepare_cuda(module: nn.Module, device: Device, half: bool) -> Runner:
+def _prepare_cuda(module: nn.Module, device: Device, samples: list[Inputs], half: bool) -> Runner:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    notes: list[str] = []
     full = module.to(device.name)
-    plain = partial(call_net, full)
+    try:
+        folded = fold_in_place(full)
+        if not all(_agrees_padded(folded, full, sample, device) for sample in samples):
+            raise ValueError("the result disagrees with the plain net")
+    except Exception as error:  # any failure of an optimisation means only that the net runs without it
+        notes.append(f"not folded: {type(error).__name__}: {str(error)[:200]}")
+        folded = full
+    path = "torch cuda" + ("" if folded is full else ", folded")
+    plain = partial(call_net, folded)
     if not half:
-        return Runner(device=device, path="torch cuda, fp32", run=plain, exact=plain)
-    quick = _as_channels_last(full)
+        return Runner(device=device, path=f"{path}, fp32", run=plain, exact=plain, notes=notes)
+    quick = _as_channels_last(folded)
 
     def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
         with torch.autocast("cuda", dtype=torch.float16):
             return call_net(quick, _channels_last(inputs), frames)
 
-    return Runner(device=device, path="torch cuda, fp16, channels-last", run=fast, exact=plain, half=True)
+    path += ", fp16, channels-last"
+    return Runner(device=device, path=path, run=fast, exact=plain, half=True, timed=True, notes=notes)
+
+
+@torch.inference_mode()
+def _agrees_padded(fast: nn.Module, plain: nn.Module, inputs: Inputs, device: Device) -> bool:
+    """True where both nets give the same numbers, with and without a padded tail."""
+    there = {k: v.to(device.name) for k, v in inputs.items()}
+    first = next(iter(there.values()))
+    lengths: list[torch.Tensor | None] = [None]
+    if set(there) == {"x"} and getattr(plain, "maskable", False) and len(first) > 1:
+        least = int(getattr(plain, "min_frames", 1))
+        shorter = max(least, first.shape[-1] // 2)
+        lengths.append(torch.tensor([first.shape[-1], *[shorter] * (len(first) - 1)]))
+    for frames in lengths:
+        want = call_net(plain, there, frames)
+        apart = (call_net(fast, there, frames) - want).abs().max()
+        if not float(apart) <= AGREEMENT_FP32 * max(1.0, float(want.abs().max())):
+            return False
+    return True
 
 
 def prepare(module: nn.Module, device: Device, samples: list[Inputs], half: bool = True,
             candidates: Iterable[Callable[[], GraphNet]] = ()) -> Runner:
     """The fastest way to run `module` on `device` that agrees with plain torch.
 
-    samples     inputs of several lengths and batch sizes for the agreement check (CPU); a net is recorded on
-                the first
+    samples     inputs of several lengths and batch sizes for the agreement check; on a CPU a net is recorded
+                on the first
     half        allow half precision on CUDA, under its own check on the first batch
     candidates  the same net as exported graphs (CPU): the first that agrees runs instead of torch
     """
     module = module.eval().requires_grad_(False)
     if device.cuda:
-        return _prepare_cuda(module, device, half)
-    return _prepare_cpu(module, device, samples, candidates)
+        runner = _prepare_cuda(module, device, samples, half)
+    else:
+        runner = _prepare_cpu(module, device, samples, candidates)
+    runner.probabilities = getattr(module, "output", "logits") == "probabilities"
+    runner.own_lengths = type(module).__module__.startswith(models.__name__)
+    return runner
 
 
 def run_graph(net: GraphNet, notes: Iterable[str] = ()) -> Runner:

@@ -15,6 +15,20 @@ NO_MEMORY = (
     "CUDA error: out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+)
+# A library found no way to compute what was asked, often for want of memory that it does not name. cuBLAS and
+# cuFFT say so when their handle or plan finds no room.
+NO_ENGINE = (
+    "unable to find an engine",
+    "Unable to find a valid cuDNN algorithm",
+    "no valid execution plans",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_MAPPING_ERROR",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUFFT_INTERNAL_ERROR",
 )
 LOST = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED")
 
@@ -79,9 +93,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in NO_MEMORY)
 
 
+def lacks_engine(error: BaseException) -> bool:
+    """True where a library found no way to compute a batch: a smaller one may find one, a single row must."""
+    text = text_of(error).lower()
+    return any(part.lower() in text for part in NO_ENGINE) and not is_out_of_memory(error)
+
+
 def is_lost(error: BaseException) -> bool:
     """True for a CUDA error that poisons the context: only a new process helps."""
-    return any(part in text_of(error) for part in LOST) and not is_out_of_memory(error)
+    found = any(part in text_of(error) for part in LOST)
+    return found and not is_out_of_memory(error) and not lacks_engine(error)
 
 
 def release(device: Device) -> None:

@@ -4,7 +4,7 @@ Owns loading weights into a net, the inputs of a row and the CPU's exact way thr
 time. Does not batch rows for a GPU or choose what runs next (engine), keep arrays (cache) or merge nets
 (scores).
 """
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,8 +17,12 @@ from ..errors import ModelLoadFailed
 from ..sound.rows import Row
 from ..sound.source import Source
 from . import backends, onnx, views
+from .answers import ACTIVATIONS, Activate, check_frames, sigmoid, softmax
 from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe, fill_constants
+from .staging import Intake
+
+__all__ = ["ACTIVATIONS", "LoadedNet", "load_graph", "load_net", "load_stacker", "sigmoid", "softmax"]
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
@@ -31,19 +35,7 @@ class Arrays(Protocol):
         """array[C, M, T] of a row. Raises ClipError."""
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """f64 probabilities over the last axis."""
-    z = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return z / z.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """f64 probabilities, no overflow at any logit."""
-    return np.exp(-np.logaddexp(0.0, -logits))
-
-
-Activation = Callable[[np.ndarray], np.ndarray]
-ACTIVATIONS: dict[str, Activation] = {"sigmoid": sigmoid, "softmax": softmax, "none": lambda p: p}
+Activation = Activate
 
 
 @dataclass(kw_only=True)
@@ -60,6 +52,28 @@ class LoadedNet:
     cost: spec.Cost
     fitting_cells: int | None = None
 
+    def lengths(self, own: np.ndarray | None, inputs: backends.Inputs) -> torch.Tensor | None:
+        """i64[B] own lengths as the net takes them, None where nothing is padded.
+
+        On the host for our families, so that no layer waits for a device; where the inputs are for others.
+        """
+        if own is None:
+            return None
+        lengths = torch.from_numpy(own)
+        where = next(iter(inputs.values())).device
+        return lengths if self.runner.own_lengths else lengths.to(where, non_blocking=True)
+
+    @property
+    def intake(self) -> Intake:
+        """How the net wants its inputs."""
+        return Intake(
+            recipe=self.recipe,
+            least=_least_frames(self.recipe, self.module),
+            min_frames=int(getattr(self.module, "min_frames", 1)),
+            # Frames that are padded would be frames, too
+            maskable=bool(getattr(self.module, "maskable", False)) and self.recipe.member.frames is None,
+        )
+
 
 def load_net(
     recipe: Recipe,
@@ -68,14 +82,18 @@ def load_net(
     device: Device,
     cost: spec.Cost,
     candidates: Iterable[Callable[[], onnx.GraphNet]] = (),
+    half: bool = True,
 ) -> LoadedNet:
     """The member's net, filled and prepared; `candidates` are the same net as exported graphs.
+
+    half  allow half precision on a GPU
 
     Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
     """
     recipe, own = fill_constants(recipe, state)
     module = _build(recipe.member, own, classes)
-    runner = backends.prepare(module, device, _draw_samples(recipe, module), candidates=candidates)
+    samples = _draw_samples(recipe, module)
+    runner = backends.prepare(module, device, samples, half=half, candidates=candidates)
     return _loaded(recipe, module, runner, cost)
 
 
@@ -97,15 +115,7 @@ def load_stacker(
 
 def _loaded(recipe: Recipe, module: nn.Module, runner: backends.Runner, cost: spec.Cost) -> LoadedNet:
     activate = _choose_activation(recipe.member, module)
-    if recipe.columns:
-        activate = _in_order(activate, recipe.columns)
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=activate, cost=cost)
-
-
-def _in_order(activate: Activation, columns: Sequence[int]) -> Activation:
-    """`activate`, then the outputs of a net with another order of the classes in the ensemble's order."""
-    order = np.asarray(columns)
-    return lambda logits: activate(logits)[..., order]
 
 
 def _choose_activation(part: spec.Part, module: nn.Module) -> Activation:
@@ -217,7 +227,6 @@ def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
     if not np.isfinite(answers).all():
         return UNFIT
     if net.recipe.member.frames is not None:
-        if answers.ndim != 3 or len(answers) != 1:
-            raise ValueError(f"the net gave {list(answers.shape)}, its member's key `frames` wants [1, F, K]")
-        return np.asarray(net.activate(answers[0]), np.float64)
-    return net.recipe.view.merge(answers, net.activate)
+        check_frames(answers.shape, len(answers))
+        return net.recipe.in_order(np.asarray(net.activate(answers[0]), np.float64))
+    return net.recipe.in_order(net.recipe.view.merge(answers, net.activate))

@@ -3,16 +3,16 @@
 Owns their arithmetic and shapes; the table of all operations is `finish`.
 """
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ..errors import SpecError
-
-Shape = tuple[int, int, int]
+from .operations import Operation, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeat:
+class Repeat(Operation):
     """The one channel as `channels` equal ones."""
 
     channels: int = 3
@@ -27,7 +27,7 @@ class Repeat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Squeeze:
+class Squeeze(Operation):
     """[P, 1, M, t] -> [P, M, t]: for nets that read rows as channels (ex4sperans 1-D, qrfaction)."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -40,8 +40,10 @@ class Squeeze:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flatten:
+class Flatten(Operation):
     """[P, C, M, t] -> [P, C M t]: for inputs without a picture (qrfaction's length)."""
+
+    ragged: ClassVar[bool] = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
@@ -51,8 +53,10 @@ class Flatten:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeFirst:
+class TimeFirst(Operation):
     """[P, C, M, t] -> [P, C, t, M]: for nets that read time before frequency (AST, BEATs, PANNs)."""
+
+    ragged: ClassVar[bool] = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x.transpose(2, 3).contiguous()
@@ -62,11 +66,13 @@ class TimeFirst:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold:
+class Fold(Operation):
     """[P, C, M, t] -> [P, C, M t / frames, frames]: stretches of `frames` below each other (HTS-AT).
 
     Row M (t' // frames) + m, column t' % frames holds frame t' of row m.
     """
+
+    ragged: ClassVar[bool] = False
 
     frames: int = 256
 

@@ -4,6 +4,7 @@ Owns how they are built from an ensemble, and how many cells a row costs. A net 
 """
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from . import finish, views
 
 # Tiles of one clip per forward on a CPU: small enough for its caches and for rows side by side.
 PASSES_PER_BATCH = 4
+Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 CONSTANTS = "finish."  # what the names of a blob begin with that belong to the finish, not to the net
 
 
@@ -77,6 +79,10 @@ class Recipe:
     timed: str
     view: views.View
     columns: tuple[int, ...] = ()
+
+    def in_order(self, scores: Scores) -> Scores:
+        """Probabilities [..., K] of a net with another order of the classes, in the ensemble's order."""
+        return scores[..., list(self.columns)] if self.columns else scores
 
     @property
     def takes_constants(self) -> bool:

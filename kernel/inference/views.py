@@ -1,11 +1,12 @@
 """Views: which parts of a clip's array a net sees, and how the scores of the parts become one row.
 
-Owns cutting, padding and mirroring along time, and the merge of the passes; zoom and warp of a cut are
-`distort`. Does not compute spectra (sound) and does not know nets. Everything random is drawn from
-blake2b(row id, seed, pass), never from order: any worker, batch or restart gives the same cuts.
+Owns where passes begin, what is mirrored, masked or warped, and the merge of the passes; carrying that out
+is `cuts` on the host and `staging` on a device. Does not compute spectra (sound) and does not know nets.
+Everything random is drawn from blake2b(row id, seed, pass), never from order: any worker, batch or restart
+gives the same cuts.
 """
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 
 import numpy as np
@@ -15,41 +16,12 @@ from ..sound.frontends import FrontEnd
 from ..sound.own import OwnFrontEnd
 from ..sound.source import Source
 from ..spec import load
-from . import distort
+from .answers import MERGES, Activate
+from .cuts import Cuts, Warps, generator, pad_time, pad_value
 
-Activate = Callable[[np.ndarray], np.ndarray]
+__all__ = ["MERGES", "VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
+
 SIDES = ("centre", "right", "left", "random")
-
-
-def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
-    """Random stream of one pass over one row."""
-    digest = hashlib.blake2b(f"{row_id}\0{seed}\0{index}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-
-
-def pad_value(x: np.ndarray, fe: Source) -> float:
-    """The number that a pad along time writes for this clip."""
-    return float(x.min()) if fe.pad == "clip_min" else float(fe.pad)
-
-
-def pad_time(x: np.ndarray, left: int, right: int, value: float) -> np.ndarray:
-    """array[C, M, left + T + right], same dtype."""
-    if left == right == 0:
-        return x
-    return np.pad(x, ((0, 0), (0, 0), (left, right)), constant_values=np.asarray(value).astype(x.dtype))
-
-
-def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (values * (weights / weights.sum())[:, None]).sum(axis=0)
-
-
-MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
-    "mean": lambda logits, weights, activate: _mean(np.asarray(activate(logits), np.float64), weights),
-    "logit_mean": lambda logits, weights, activate: np.asarray(
-        activate(_mean(logits, weights)[None]), np.float64
-    )[0],
-    "max": lambda logits, weights, activate: np.asarray(activate(logits), np.float64).max(axis=0),
-}
 # Numbers of a view -> the least they may be.
 LEAST = {"frames": 1, "step": 1, "passes": 1, "stride": 0, "bins": 0}
 
@@ -109,22 +81,28 @@ class View:
         """Upper bound of P for a clip of `frames` frames (domain "wave": samples)."""
         return getattr(self, "passes", 1)
 
-    def cut(self, x: np.ndarray, row_id: str, seed: int = 0) -> np.ndarray:
-        """array[P, C, M, t] of a clip's array[C, M, T], same dtype; the same for the same (row id, seed)."""
+    def plan(self, x: np.ndarray, row_id: str, seed: int = 0) -> Cuts:
+        """The passes over a clip's array[C, M, T]; the same for the same (row id, seed)."""
         if not self.fe.time:
-            return x[None]
-        parts = self._parts(x, row_id, seed)
+            return Cuts(starts=np.zeros(1, np.int64), length=x.shape[2])
+        cuts = self._plan(x, row_id, seed)
         if self.flip:
-            turned = [generator(row_id, seed, -1 - p).random() < self.flip for p in range(len(parts))]
-            parts = [part[..., ::-1] if turn else part for part, turn in zip(parts, turned, strict=True)]
-        return np.stack(parts)
+            turned = [generator(row_id, seed, -1 - p).random() < self.flip for p in range(len(cuts))]
+            cuts = replace(cuts, flips=np.array(turned))
+        return cuts
+
+    def cut(self, x: np.ndarray, row_id: str, seed: int = 0) -> np.ndarray:
+        """array[P, C, M, t] of a clip's array[C, M, T], same dtype."""
+        cuts = self.plan(x, row_id, seed)
+        return np.stack(cuts.apply(x, self._pad(x) if cuts.padded(x.shape[2]) else 0.0))
 
     def cut_wave(self, wave: np.ndarray, row_id: str, seed: int = 0) -> list[np.ndarray]:
         """Waves f32[S'] cut from a wave f32[S] at the front end's rate."""
-        return [part[0, 0] for part in self._parts(wave[None, None], row_id, seed)]
+        x = wave[None, None]
+        return [part[0, 0] for part in self._plan(x, row_id, seed).apply(x, self._pad(x))]
 
-    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
-        return [x]
+    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+        return Cuts(starts=np.zeros(1, np.int64), length=x.shape[2])
 
     def _weights(self, passes: int) -> np.ndarray:
         return np.asarray(self.pass_weights[:passes] or np.ones(passes), np.float64)
@@ -138,10 +116,19 @@ class View:
         Raises  SpecError when pass_weights has fewer values than passes
         """
         logits = np.asarray(logits, np.float64)
-        weights = self._weights(len(logits))
-        if len(weights) != len(logits):
-            raise SpecError(f"view.pass_weights: {len(weights)} for {len(logits)} passes; give one per pass")
-        return MERGES[self.merge_rule](logits, weights, activate)
+        return MERGES[self.merge_rule](logits, self._checked_weights(len(logits)), activate)
+
+    def shares(self, passes: int) -> np.ndarray:
+        """f64[passes], the share of each pass in a mean. Raises SpecError when pass_weights has too few."""
+        weights = self._checked_weights(passes)
+        shares: np.ndarray = weights / weights.sum()
+        return shares
+
+    def _checked_weights(self, passes: int) -> np.ndarray:
+        weights = self._weights(passes)
+        if len(weights) != passes:
+            raise SpecError(f"view.pass_weights: {len(weights)} for {passes} passes; give one per pass")
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +150,10 @@ class Tiles(View):
     def count(self, frames: int) -> int:
         return max(1, -(-(frames - (self.frames - self.step)) // self.step))
 
-    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
+    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
         count = self.count(x.shape[2])
         extra = (count - 1) * self.step + self.frames - x.shape[2]
-        x = pad_time(x, extra // 2, extra - extra // 2, self._pad(x))
-        return [x[..., i * self.step : i * self.step + self.frames] for i in range(count)]
+        return Cuts(starts=np.arange(count) * self.step - extra // 2, length=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +163,13 @@ class _Cuts(View):
     frames: int = 256
     short: str = "centre"
 
-    def _fit(self, x: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        missing = self.frames - x.shape[2]
+    def _left(self, frames: int, rng: np.random.Generator) -> int:
+        """Frames of padding before a clip of `frames` frames; 0 where the clip is long enough."""
+        missing = self.frames - frames
         if missing <= 0:
-            return x
-        random = int((rng or generator("", 0, 0)).integers(missing + 1)) if self.short == "random" else 0
-        left = {"centre": missing // 2, "right": 0, "left": missing, "random": random}[self.short]
-        return pad_time(x, left, missing - left, self._pad(x))
+            return 0
+        random = int(rng.integers(missing + 1)) if self.short == "random" else 0
+        return {"centre": missing // 2, "right": 0, "left": missing, "random": random}[self.short]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +187,12 @@ class Chunks(_Cuts):
             return 1
         return -(-(frames - self.frames) // self.stride) + 1 if self.stride else self.passes
 
-    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
-        count = self.count(x.shape[2])
-        x = self._fit(x, generator(row_id, seed, 0))
-        starts = np.linspace(0, x.shape[2] - self.frames, count).round().astype(int)
-        return [x[..., start : start + self.frames] for start in starts]
+    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+        frames = x.shape[2]
+        left = self._left(frames, generator(row_id, seed, 0)) if frames < self.frames else 0
+        last = max(frames, self.frames) - self.frames
+        starts = np.linspace(0, last, self.count(frames)).round().astype(np.int64) - left
+        return Cuts(starts=starts, length=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +202,10 @@ class Positions(_Cuts):
     frames: int = 220500
     passes: int = 3
 
-    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
-        spare = abs(x.shape[2] - self.frames)
-        places = [spare * i // max(1, self.passes - 1) for i in range(self.passes)]
-        if x.shape[2] >= self.frames:
-            return [x[..., place : place + self.frames] for place in places]
-        return [pad_time(x, place, spare - place, self._pad(x)) for place in places]
+    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+        spare = x.shape[2] - self.frames
+        places = abs(spare) * np.arange(self.passes) // max(1, self.passes - 1)
+        return Cuts(starts=places if spare >= 0 else -places, length=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,43 +217,59 @@ class Crops(_Cuts):
     mask_bins: int = 0
     mask_frames: int = 0
 
-    def _start(self, x: np.ndarray, rng: np.random.Generator) -> int:
-        return int(rng.integers(x.shape[2] - self.frames + 1))
+    def _chances(self, x: np.ndarray) -> np.ndarray | None:
+        """f64[T - frames + 1], cumulated chance of each start of a cut; None = all alike."""
+        return None
 
-    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
-        return [self._crop(x, generator(row_id, seed, p)) for p in range(self.passes)]
+    def _start(self, spare: int, chances: np.ndarray | None, rng: np.random.Generator) -> int:
+        """Where a cut begins, 0 to `spare`."""
+        return int(rng.integers(spare + 1))
 
-    def _crop(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        x = self._fit(x, rng)
-        start = self._start(x, rng)
-        part = x[..., start : start + self.frames]
-        if self.mask_bins or self.mask_frames:
-            part = part.copy()
-            row = int(rng.integers(max(1, x.shape[1] - self.mask_bins + 1)))
-            column = int(rng.integers(max(1, self.frames - self.mask_frames + 1)))
-            part[:, row : row + self.mask_bins] = 0
-            part[..., column : column + self.mask_frames] = 0
-        return part
+    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+        return self._draw(x, [generator(row_id, seed, p) for p in range(self.passes)])
+
+    def _draw(self, x: np.ndarray, rngs: list[np.random.Generator]) -> Cuts:
+        """A cut from each random stream."""
+        frames = x.shape[2]
+        spare = max(0, frames - self.frames)
+        chances = self._chances(x)
+        masked = self.mask_bins or self.mask_frames
+        starts = np.zeros(len(rngs), np.int64)
+        masks = np.zeros((len(rngs), 4), np.int64)
+        for p, rng in enumerate(rngs):
+            left = self._left(frames, rng)
+            starts[p] = self._start(spare, chances, rng) - left
+            if masked:
+                row = int(rng.integers(max(1, x.shape[1] - self.mask_bins + 1)))
+                column = int(rng.integers(max(1, self.frames - self.mask_frames + 1)))
+                masks[p] = row, row + self.mask_bins, column, column + self.mask_frames
+        return Cuts(starts=starts, length=self.frames, masks=masks if masked else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthCrops(Crops):
     """Random cuts where the clip is strong; start 0 in a clip of constant strength.
 
-    The chance of a start is the cut's sum over rows below `bins`, less the least such sum.
+    The chance of a start is the cut's sum over rows below `bins`, less the least such sum. It is summed in
+    float64 on the host: a sum in float32 would move some starts.
     Source: FAT2019's 7th place (Shirogane): 128 frames, rows 0..83, 20 passes, flip 0.5.
     """
 
     passes: int = 20
     bins: int = 84
 
-    def _start(self, x: np.ndarray, rng: np.random.Generator) -> int:
+    def _chances(self, x: np.ndarray) -> np.ndarray | None:
+        if x.shape[2] <= self.frames:
+            return None
         energy = np.concatenate([[0.0], x[:, : self.bins].sum(axis=(0, 1), dtype=np.float64).cumsum()])
         strength = energy[self.frames :] - energy[: -self.frames]
-        chance = (strength - strength.min()).cumsum()
-        if chance[-1] <= 1e-9 * max(1.0, abs(energy[-1])):
+        chances: np.ndarray = (strength - strength.min()).cumsum()
+        return None if chances[-1] <= 1e-9 * max(1.0, abs(energy[-1])) else chances
+
+    def _start(self, spare: int, chances: np.ndarray | None, rng: np.random.Generator) -> int:
+        if chances is None:
             return 0
-        return int(np.searchsorted(chance, rng.random() * chance[-1], side="right"))
+        return int(np.searchsorted(chances, rng.random() * chances[-1], side="right"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,18 +289,16 @@ class Zoom(Crops):
     warp_chance: float = 0.9
     plain: float = 0.4
 
-    def _parts(self, x: np.ndarray, row_id: str, seed: int) -> list[np.ndarray]:
-        parts = []
-        for p in range(self.passes):
-            rng = generator(row_id, seed, p)
-            part = self._crop(x, rng)
-            if p:
-                moved = np.zeros(4)
-                if rng.random() < self.warp_chance:
-                    moved = rng.uniform(-self.warp, self.warp, 4)
-                part = distort.distort(part, (p - 1) % 4, self.zoom, moved)
-            parts.append(part)
-        return parts
+    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+        rngs = [generator(row_id, seed, p) for p in range(self.passes)]
+        cuts = self._draw(x, rngs)
+        moved = np.zeros((self.passes, 4))
+        for p, rng in enumerate(rngs[1:], 1):
+            if rng.random() < self.warp_chance:
+                moved[p] = rng.uniform(-self.warp, self.warp, 4)
+        corners = np.arange(-1, self.passes - 1) % 4
+        corners[0] = -1
+        return replace(cuts, warps=Warps(zoom=self.zoom, corners=corners, moved=moved))
 
     def _weights(self, passes: int) -> np.ndarray:
         rest = (1 - self.plain) / max(1, passes - 1)

@@ -1,7 +1,8 @@
 """Blocks shared by the families, and the rules that keep a padded tail out of every result.
 
-Owns masking: `frames` is an int64[B] of own lengths in the columns of the tensor at hand, or None for "no
-padding", the fast path that adds no operation (traced and exported graphs use it). A spatial convolution
+Owns masking: `frames` is an int64[B] of own lengths in the columns of the tensor at hand, on the host, so
+that layers where nothing is padded are left alone and none waits for a device; or None for "no padding", the
+fast path that adds no operation (traced and exported graphs use it). A spatial convolution
 reads `zero_tail(x, frames)`; a pool over time ignores the tail; recurrent nets are packed; `pooled` turns
 lengths by the layer's own formula. Strided TF-"same" layers of odd size cannot be masked and have no block
 here. Knows no family.
@@ -36,19 +37,33 @@ class Tagger(nn.Module):
 
 
 def beyond(x: Tensor, frames: Tensor) -> Tensor:
-    """bool[B, 1, ..., T], True at and beyond each row's own length."""
-    tail = torch.arange(x.shape[-1], device=x.device) >= frames.to(x.device)[:, None]
-    return tail.reshape(x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])
+    """bool[B, 1, ..., T], True at and beyond each row's own length.
+
+    Layers of one width share it: it is kept with `frames`.
+    """
+    kept: dict[tuple[int, torch.device], Tensor] = frames.__dict__.setdefault("tails", {})
+    key = (x.shape[-1], x.device)
+    if key not in kept:
+        own = frames.to(x.device, non_blocking=True)[:, None]
+        kept[key] = torch.arange(x.shape[-1], device=x.device) >= own
+    return kept[key].reshape(x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])
+
+
+def has_tail(x: Tensor, frames: Tensor | None) -> bool:
+    """False where no row ends before the last column, as far as the host knows the lengths."""
+    if frames is None:
+        return False
+    return frames.device.type != "cpu" or int(frames.min()) < x.shape[-1]
 
 
 def zero_tail(x: Tensor, frames: Tensor | None) -> Tensor:
     """x with zeros beyond each row's own length: what a convolution's padding would be were the row alone."""
-    return x if frames is None else x.masked_fill(beyond(x, frames), 0.0)
+    return x.masked_fill(beyond(x, frames), 0.0) if frames is not None and has_tail(x, frames) else x
 
 
 def bury_tail(x: Tensor, frames: Tensor | None) -> Tensor:
     """x with -inf beyond each row's own length, for max pools."""
-    return x if frames is None else x.masked_fill(beyond(x, frames), -torch.inf)
+    return x.masked_fill(beyond(x, frames), -torch.inf) if frames is not None and has_tail(x, frames) else x
 
 
 def pooled(frames: Tensor | None, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor | None:
@@ -61,7 +76,7 @@ def mean_time(x: Tensor, frames: Tensor | None) -> Tensor:
     if frames is None:
         return x.mean(-1)
     wide = torch.promote_types(x.dtype, torch.float32)  # a sum in half precision can pass 65504
-    count = frames.to(x.device, wide).reshape(-1, *[1] * (x.dim() - 2))
+    count = frames.to(x.device, wide, non_blocking=True).reshape(-1, *[1] * (x.dim() - 2))
     return (zero_tail(x, frames).sum(-1, dtype=wide) / count).to(x.dtype)
 
 

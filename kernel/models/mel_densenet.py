@@ -77,4 +77,5 @@ class MelDenseNet(NumberedLayers):
         x = F.relu(self.run(self.norm_out, x))
         # A head is linear, so averaging before it is averaging its positions
         x = mean_time(x.mean(2), frames)
-        return torch.stack([self.run(head, x).softmax(1) for head in self.heads]).mean(0)
+        # In half precision small scores would become zeros
+        return torch.stack([self.run(head, x).float().softmax(1) for head in self.heads]).mean(0)

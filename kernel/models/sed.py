@@ -30,8 +30,9 @@ class AttentionHead(nn.Module):
         self.cla = nn.Conv1d(features, classes, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weights = torch.softmax(torch.tanh(self.att(x)), dim=-1)
-        frame_wise = torch.sigmoid(self.cla(x))
+        # In float32 whatever came before: half precision would turn small scores into zeros
+        weights = torch.softmax(torch.tanh(self.att(x).float()), dim=-1)
+        frame_wise = torch.sigmoid(self.cla(x).float())
         return (weights * frame_wise).sum(-1), frame_wise
 
 

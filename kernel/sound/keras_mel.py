@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from .filter_banks import MelBank
-from .scales import decibels
+from .scales import AMIN, decibels
 from .spectra import hann, one_thread, spectrogram
+
+VALUES_AT_ONCE = 1 << 24  # of the windowed frames of many waves, on a device
 
 
 @lru_cache(maxsize=8)
@@ -49,3 +51,69 @@ def keras_mel(
         mel.sqrt_()
     decibels(mel, None)
     return mel.sub_(mel.max()).clamp_(min=-80.0).T.contiguous()
+
+
+def keras_mels(
+    waves: torch.Tensor,
+    lengths: torch.Tensor | None,
+    *,
+    n_fft: int,
+    hop: int,
+    bank: MelBank,
+    mel_power: float,
+    convolution: bool,
+) -> torch.Tensor:
+    """f32[B, mels, ceil(S / hop)]: `keras_mel` of each wave of f32[B, S], where they lie, some at a time.
+
+    lengths  i64[B], own samples of each wave, None = S; frames beyond a wave's own are of no meaning
+    """
+    frames = -(-waves.shape[1] // hop)
+    at_once = max(1, VALUES_AT_ONCE // (frames * n_fft))
+    parts = []
+    for first in range(0, len(waves), at_once):
+        some = waves[first : first + at_once]
+        own = None if lengths is None else lengths[first : first + at_once]
+        power = _powers(_pad_same(some, own, n_fft, hop), n_fft, hop, convolution)
+        mel = waves.new_empty((len(some) * frames, bank.mels))
+        bank(power.reshape(-1, power.shape[-1]), mel)
+        if mel_power == 1.0:
+            mel.sqrt_()
+        parts.append(_below_peak(mel.reshape(len(some), frames, -1), own, hop))
+    return torch.cat(parts).transpose(1, 2).contiguous()
+
+
+def _pad_same(waves: torch.Tensor, lengths: torch.Tensor | None, n_fft: int, hop: int) -> torch.Tensor:
+    """f32[B, S'] waves under TensorFlow's "same" rule, each by its own length."""
+    size = waves.shape[1]
+    total = (-(-size // hop) - 1) * hop + n_fft
+    if lengths is None:
+        missing = max(0, total - size)
+        return torch.nn.functional.pad(waves, (missing // 2, missing - missing // 2))
+    own = lengths[:, None]
+    lacking = (((own + hop - 1) // hop - 1) * hop + n_fft - own).clamp_(min=0)
+    place = torch.arange(max(total, size), device=waves.device) - lacking // 2
+    inside = (place >= 0) & (place < own)
+    return torch.where(inside, waves.gather(1, place.clamp_(0, size - 1)), 0.0)
+
+
+def _powers(padded: torch.Tensor, n_fft: int, hop: int, convolution: bool) -> torch.Tensor:
+    """f32[B, T, n_fft//2+1] power of each frame."""
+    if convolution:
+        kernels = _dft_kernels(n_fft, str(padded.device))
+        parts = torch.nn.functional.conv1d(padded[:, None], kernels, stride=hop).square_()
+        half = n_fft // 2 + 1
+        return (parts[:, :half] + parts[:, half:]).transpose(1, 2)
+    window = hann(n_fft, device=str(padded.device)).to(padded.dtype)
+    squares = torch.view_as_real(torch.fft.rfft(padded.unfold(1, n_fft, hop) * window)).square_()
+    return squares[..., 0] + squares[..., 1]
+
+
+def _below_peak(mel: torch.Tensor, lengths: torch.Tensor | None, hop: int) -> torch.Tensor:
+    """f32[B, T, mels]: dB below each wave's own peak, in [-80, 0]."""
+    decibel = mel.clamp_(min=AMIN).log10_().mul_(10.0)
+    own = decibel
+    if lengths is not None:
+        frames = (lengths + hop - 1) // hop
+        beyond = torch.arange(mel.shape[1], device=mel.device) >= frames[:, None]
+        own = decibel.masked_fill(beyond[..., None], -torch.inf)
+    return decibel.sub_(own.amax((1, 2), keepdim=True)).clamp_(min=-80.0)

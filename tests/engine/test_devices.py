@@ -18,9 +18,10 @@ import pytest
 import soundfile
 import torch
 
-from kernel.engine import gpu, loop
+from kernel.engine import choice, gpu, journal, loop, step
 from kernel.engine.heartbeat import Heartbeat
 from kernel.inference import backends, devices
+from kernel.inference.answers import sigmoid
 from kernel.inference.devices import Device
 from tests.helpers.orders import make_order
 
@@ -120,6 +121,25 @@ def test_the_gpu_schedule_gives_the_scores_of_the_cpu(
         np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
 
 
+def test_scores_that_are_no_probabilities_are_named_on_a_gpu_too(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Once per net, with the row; they still count."""
+    def prepare(module: torch.nn.Module, device: Device, samples: Any, **more: Any) -> backends.Runner:
+        def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+            return torch.full((len(inputs["x"]), len(CLASSES)), 7.0)
+
+        return backends.Runner(device=Device(name="cpu", about=""), path="", run=run, exact=run)
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        mock.patch.object(backends, "prepare", prepare),
+        mock.patch.dict("kernel.inference.answers.ON_DEVICE", {sigmoid: lambda x: x}),
+    ):
+        opened.execute()
+        found = scores(opened)
+        told = [fault.where for fault in opened.run.recorder.faults if fault.code == "ScoresOutOfRange"]
+    assert sorted(told) == sorted(found) and all((values == 7.0).all() for values in found.values())
+
+
 def test_a_gpu_takes_suspects_alone_and_first_then_long_rows_before_short_ones(
     tmp_path: Path, tiny_bundle: Path
 ) -> None:
@@ -132,17 +152,18 @@ def test_a_gpu_takes_suspects_alone_and_first_then_long_rows_before_short_ones(
         taken: dict[str, list[list[str]]] = {}
         flight = run.journal.flight
 
-        def watch(kind: str, ids: list[str], net: str = "") -> Any:
-            if kind == "batch":
+        def watch(kind: str, ids: list[str], *nets: str) -> Any:
+            for net in nets if kind == "batch" else ():
                 taken.setdefault(net, []).append(ids)
-            return flight(kind, ids, net)
+            return flight(kind, ids, *nets)
 
         with mock.patch.object(run.journal, "flight", watch):
             opened.execute()
     longest = [f"c{i}.wav" for i in reversed(range(CLIPS)) if i != 4]
     members = [windows for net_id, windows in taken.items() if net_id in run.nets and len(windows) > 1]
     assert members and all(
-        windows[0] == ["c4.wav"] and sum(windows[1:], []) == longest for windows in members
+        windows[0] == ["c4.wav"] and list(dict.fromkeys(sum(windows[1:], []))) == longest
+        for windows in members
     )
 
 
@@ -168,6 +189,144 @@ def test_two_devices_work_at_once_one_thread_each(
     assert users["cuda:0"] != users["cuda:1"]
     for net_id, values in found.items():
         np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
+def test_folds_share_the_batches_that_the_device_has_cut(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    """The member's two folds run after the first cover; every batch of theirs is drawn once for both."""
+    crowds: list[list[str]] = []
+    predict = step.StepRunner._predict_on_gpu
+
+    def watch(self: Any, runs: Any, *rest: Any) -> None:
+        crowds.append([run.net_id for run in runs])
+        predict(self, runs, *rest)
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0")) as opened,
+        computing_on_cpu(lambda device: None),
+        mock.patch.object(step.StepRunner, "_predict_on_gpu", watch),
+        mock.patch.object(choice, "_cover", lambda ready, todo, speeds, left_s: choice._step(
+            [c for c in ready if c.member == "plain"], todo, speeds)),
+    ):
+        opened.execute()
+        found = scores(opened)
+    assert ["plain.0", "plain.1"] in crowds and len(crowds) == 2
+    for net_id, values in found.items():
+        np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+    assert sorted(outcome.net_id for outcome in opened.dispatcher.outcomes) == sorted(opened.run.nets)
+
+
+def test_folds_in_flight_together_are_all_suspects_and_then_run_one_by_one(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    """A device lost under two folds at once: the second engine runs them apart and finds the culprit."""
+    def watch(device: Device) -> None:
+        if "c4.wav" in in_flight(tmp_path, "plain.1"):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    cover = choice._cover
+
+    def cover_with_both(ready: Any, todo: Any, *rest: Any) -> Any:
+        plain = [c for c in ready if c.member == "plain"]
+        return choice._step(plain, todo, rest[0]) if len(plain) == 2 else cover(ready, todo, *rest)
+
+    both = mock.patch.object(choice, "_cover", cover_with_both)
+    for attempt in (1, 2, 3):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), attempt) as opened,
+            computing_on_cpu(watch),
+            both,
+            nullcontext() if attempt == 3 else pytest.raises(RuntimeError, match="assert"),
+        ):
+            opened.execute()
+        if attempt == 2:
+            nets = {crash.net for crash in opened.run.journal.crashes}
+            assert nets == {"plain.0", "plain.1"}
+    assert opened.run.journal.quarantined_pairs == {("plain.1", "c4.wav")}
+    for net_id, values in scores(opened).items():
+        expected = on_cpu[net_id].copy()
+        if net_id == "plain.1":
+            expected[4] = np.nan
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The way is journalled before the first score; torch stays torch, fp32 stays fp32."""
+    asked: dict[int, set[bool]] = {1: set(), 2: set()}
+
+    def prepare(module: Any, device: Device, samples: Any, half: bool = True, **more: Any) -> backends.Runner:
+        asked[attempt].add(half)
+        net = module.eval()
+
+        def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+            return backends.call_net(net, inputs, frames)
+
+        way = "torch cuda, folded, fp32"
+        return backends.Runner(device=Device(name="cpu", about=""), path=way, run=run, exact=run)
+
+    for attempt in (1, 2):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), attempt) as opened,
+            mock.patch.object(backends, "prepare", prepare),
+        ):
+            if attempt == 1:
+                seen: list[str | None] = []
+                kept = opened.run.journal
+                board = opened.run.board
+                add = board.add
+
+                def check(
+                    net_id: str, *given: Any, kept: Any = kept, add: Any = add, seen: Any = seen
+                ) -> None:
+                    seen.append(kept.choice(net_id))
+                    add(net_id, *given)
+
+                with mock.patch.object(board, "add", check):
+                    opened.execute()
+                assert set(seen) == {"torch cuda, folded, fp32"}
+                for path in (tmp_path / "state" / "scores").glob("*.npy"):
+                    path.unlink()
+            else:
+                opened.execute()
+    assert asked == {1: {True}, 2: {False}}
+
+
+def test_after_a_crash_of_a_net_nothing_is_opened_ahead(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Else the net that happens to be opened at a second crash would be blamed for it."""
+    (tmp_path / "state" / "inflight").mkdir(parents=True)
+    make_input(tmp_path / "in")
+    mark = json.dumps({"kind": "batch", "ids": ["c4.wav"], "nets": ["plain.0", "tiled.0"]})
+    (tmp_path / "state" / "inflight" / "0.json").write_text(mark)
+    opening: set[str] = set()
+    together: list[set[str]] = []
+
+    with (
+        open_engine(tmp_path, tiny_bundle / "bundle", stand_ins("cuda:0"), 2) as opened,
+        computing_on_cpu(lambda device: together.append(set(opening))),
+    ):
+        assert opened.run.journal.suspect_pairs == {("plain.0", "c4.wav"), ("tiled.0", "c4.wav")}
+        flight = opened.run.journal.flight
+
+        @contextmanager
+        def watch(kind: str, ids: Sequence[str], *nets: str) -> Iterator[None]:
+            with flight(kind, ids, *nets):
+                opening.update(nets if kind == "net" else ())
+                yield
+                opening.difference_update(nets if kind == "net" else ())
+
+        with mock.patch.object(opened.run.journal, "flight", watch):
+            opened.execute()
+    assert together and not any(together)
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b'{"plain.0": '])
+def test_a_choice_cut_short_is_made_anew(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "choices.json").write_bytes(text)
+    found = journal.Journal(tmp_path, 2, print)
+    assert found.choice("plain.0") is None
+    found.choose("plain.0", "torch cpu")
+    assert journal.Journal(tmp_path, 3, print).choice("plain.0") == "torch cpu"
 
 
 def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
@@ -196,7 +355,8 @@ def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
 def in_flight(place: Path, net: str) -> list[str]:
     """Ids of the rows that the marks on disk name with this net."""
     marks = [json.loads(mark.read_bytes() or "{}") for mark in (place / "state" / "inflight").iterdir()]
-    return [row_id for mark in marks if mark.get("net") == net for row_id in mark["ids"]]
+    named = [mark for mark in marks if net in mark.get("nets", [mark.get("net")]) and mark["kind"] == "batch"]
+    return [row_id for mark in named for row_id in mark["ids"]]
 
 
 @pytest.mark.fault(

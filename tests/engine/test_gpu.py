@@ -6,8 +6,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,13 +18,15 @@ import torch
 from torch import nn
 
 from kernel import models, spec
-from kernel.engine import gpu
-from kernel.engine.gpu import Answered, BatchedNet, Block, open_block
-from kernel.errors import ClipEmpty, ClipError, SpecError
-from kernel.inference.backends import Inputs, Runner, Sent, call_net
+from kernel.engine import batches, gpu
+from kernel.engine.batches import Answered, BatchedNets, Unsent
+from kernel.engine.seats import seat_of
+from kernel.errors import ClipEmpty, ClipError, DeviceError, SpecError
+from kernel.inference.backends import Inputs, Runner, call_net
 from kernel.inference.devices import Device
 from kernel.inference.member import LoadedNet, load_net, predict_alone, row_inputs
 from kernel.inference.recipe import build_recipe
+from kernel.inference.staging import Lane, StagedBlock
 from kernel.models import FAMILIES
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
@@ -45,7 +50,13 @@ class Stored:
         return self.arrays[row.id]
 
 
-def build_net(name: str, params: dict[str, Any], view: dict[str, Any] | None = None) -> LoadedNet:
+def build_net(
+    name: str,
+    params: dict[str, Any],
+    view: dict[str, Any] | None = None,
+    finish: Sequence[Any] = (),
+    **more: Any,
+) -> LoadedNet:
     """A tiny net behind a front end that stores what it takes, on the CPU."""
     torch.manual_seed(0)
     try:
@@ -57,12 +68,14 @@ def build_net(name: str, params: dict[str, Any], view: dict[str, Any] | None = N
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight)
-    steps = ["repeat"] if module.channels > 1 else []
+    steps: list[Any] = list(finish) or (["repeat"] if module.channels > 1 else [])
     member = spec.load(spec.Member, {
         "name": "m", "family": name, "params": params, "frontend": "f", "view": view or {"kind": "full"},
-        "finish": steps}, "test")
+        "finish": steps, **more}, "test")
     ensemble = spec.Ensemble(name="e", classes=("a", "b", "c"), members=(member,),
-                             frontends={"f": {"preset": "argus", "mels": module.bins or 128}})
+                             windows=spec.Windows() if "frames" in more else None,
+                             frontends={"f": {"preset": "ex4_mel" if "frames" in more else "argus",
+                                              "mels": module.bins or 128}})
     return load_net(build_recipe(ensemble, member), module.state_dict(), 3, CPU, spec.Cost())
 
 
@@ -84,20 +97,50 @@ class Books:
         self.padded += padded
 
 
+def open_block(
+    net: LoadedNet,
+    store: Any,
+    rows: Sequence[Row],
+    lost: list[str],
+    lane: Lane | None = None,
+    cells: int | None = None,
+) -> StagedBlock | None:
+    """A block of these rows; the ids of broken ones go to `lost`."""
+    return gpu.open_block(
+        net, store, rows, lambda row, error: lost.append(row.id), lane or Lane(CPU), cells
+    )
+
+
+def told(answers: Iterator[Answered], place: int = 0) -> dict[str, np.ndarray]:
+    """Row -> probabilities of one net."""
+    return {
+        row.id: probs
+        for done in answers if place in done.probs
+        for row, probs in zip(done.rows, done.probs[place], strict=True)
+    }
+
+
 def run_groups(net: LoadedNet, store: Any, frames: dict[str, int], cells: int = 1 << 20,
                books: Books | None = None) -> dict[str, np.ndarray]:
     """Row -> probabilities, all rows in one block."""
     lost: list[str] = []
-    block = open_block(net, store, rows_of(frames), lambda row, error: lost.append(row.id))
-    batched = BatchedNet(net, (books or Books()).count, lambda net: cells)
-    done = [answer for part in batched.predict(iter([block])) for answer in part.answers]
+    block = open_block(net, store, rows_of(frames), lost, None, cells)
+    found = told(predict([net], iter([block] if block else []), store, books=books))
     assert lost == [id for id, t in frames.items() if t == 0]
-    return {row.id: probs for row, probs in done}
+    return found
 
 
-def predict(net: LoadedNet, blocks: Iterator[Block]) -> Generator[Answered]:
-    """The net's answers block by block."""
-    return BatchedNet(net, Books().count).predict(blocks)
+def predict(
+    nets: Sequence[LoadedNet],
+    blocks: Iterator[Any],
+    store: Any = None,
+    books: Books | None = None,
+    **more: Any,
+) -> Generator[Answered]:
+    """The nets' answers block by block."""
+    seats = [seat_of(net, (books or Books()).count) for net in nets]
+    batched = BatchedNets(seats, Lane(CPU), lambda rows: open_block(nets[0], store, rows, []))
+    return batched.predict(blocks, **more)
 
 
 def lengths_of(net: LoadedNet) -> dict[str, int]:
@@ -185,26 +228,29 @@ def test_batches_are_bounded_by_input_and_by_the_memory_of_the_device() -> None:
     assert gpu.cells_per_batch(net) == 500
 
 
-def watch(
-    net: LoadedNet, run: Callable[[], None], send: Callable[[int], None] = lambda passes: None
-) -> list[int]:
-    """`run` is called before each batch, `send` before it is sent; gives the passes of each batch that was
-    sent.
-    """
-    module, sent = net.module, list[int]()
+class Loud(Lane):
+    """A lane that tells of every block that is sent over it."""
 
-    class Watched(Runner):
-        def send(self, inputs: Inputs, frames: torch.Tensor | None = None) -> Sent:
-            send(len(inputs["x"]))
-            sent.append(len(inputs["x"]))
-            return super().send(inputs, frames)
+    def __init__(self, send: Callable[[], None] = lambda: None) -> None:
+        super().__init__(CPU)
+        self.sent = 0
+        self._send = send
+
+    def send(self, values: Any) -> Any:
+        self._send()
+        self.sent += 1
+        return super().send(values)
+
+
+def watch(net: LoadedNet, run: Callable[[], None]) -> None:
+    """`run` is called before each batch."""
+    module = net.module
 
     def answer(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
         run()
         return call_net(module, inputs, lengths)
 
-    net.runner = Watched(device=CPU, path="test", run=answer, exact=answer)
-    return sent
+    net.runner = Runner(device=CPU, path="test", run=answer, exact=answer)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -215,32 +261,32 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_the_next_batches_are_sent_while_one_runs_across_blocks() -> None:
-    """A runner that waits for two more batches, one of them of the next block, would wait for ever if nothing
-    were sent.
-    """
+def test_the_next_blocks_are_sent_while_one_runs() -> None:
+    """A runner that waits for two more blocks would wait for ever if nothing were sent."""
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
-    frames = {"a": 50, "b": 80, "c": 120, "d": 200}
-    store, ran = Stored(frames), list[int]()
+    frames = {f"r{i}": 50 + 10 * (i // 2) for i in range(12)}
+    store, ran, lane = Stored(frames), list[int](), Loud()
 
     def run() -> None:
         ran.append(1)
-        until(lambda: len(sent) >= min(4, len(ran) + 2))
+        until(lambda: lane.sent >= min(6, len(ran) + 2))
         time.sleep(0.02)
-        # And one more may have begun, no more: the device has an end
-        assert len(sent) <= len(ran) + 1 + gpu.SENT_AHEAD
+        # The device has an end
+        assert lane.sent <= len(ran) + 1 + batches.SENT_AHEAD
 
-    sent = watch(net, run)
-    parts = rows_of({"a": 50, "b": 80}), rows_of({"c": 120, "d": 200})
-    blocks = (open_block(net, store, rows, print) for rows in parts)
-    found = {row.id: p for done in predict(net, blocks) for row, p in done.answers}
-    for row in rows_of(frames):
+    watch(net, run)
+    rows = rows_of(frames)
+    blocks = (open_block(net, store, rows[i : i + 2], [], lane) for i in range(0, 12, 2))
+    found = told(predict([net], blocks))
+    assert len(ran) == lane.sent == 6
+    for row in rows:
         np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
 
 
 def test_only_the_rows_on_the_device_are_in_flight() -> None:
+    """A block is launched before the answers of the one before are read: both are in flight then."""
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
-    frames = {f"r{i}": 50 + 40 * i for i in range(6)}
+    frames = {f"r{i}": 50 + 40 * i for i in range(8)}
     store, flying, seen = Stored(frames), list[str](), list[tuple[str, ...]]()
 
     @contextmanager
@@ -250,56 +296,326 @@ def test_only_the_rows_on_the_device_are_in_flight() -> None:
         flying.clear()
 
     watch(net, lambda: seen.append(tuple(flying)))
-    parts = [rows_of({id: frames[id] for id in ids}) for ids in (("r0", "r1"), ("r2",), ("r3", "r4", "r5"))]
-    blocks = (open_block(net, store, rows, print) for rows in parts)
-    for _ in BatchedNet(net, Books().count).predict(blocks, flight):
-        assert not flying
-    assert list(dict.fromkeys(seen)) == [("r0", "r1"), ("r2",), ("r3", "r4", "r5")]
+    ids = (("r0", "r1"), ("r2",), ("r3", "r4", "r5"), ("r6", "r7"))
+    opened = [open_block(net, store, rows_of({id: frames[id] for id in part}), []) for part in ids]
+    for done in predict([net], iter(opened), flight=flight):
+        assert not {row.id for row in done.rows} & set(flying)
+    assert not flying
+    launched = list(dict.fromkeys(seen))
+    assert launched[:2] == [("r0", "r1"), ("r2",)]  # a row alone is alone
+    assert set(launched[2:]) <= {("r3", "r4", "r5"), ("r3", "r4", "r5", "r6", "r7"), ("r6", "r7")}
 
 
 def test_leaving_early_ends_the_thread_that_sends() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     store, opened = Stored({f"r{i}": 60 for i in range(50)}), list[str]()
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[Any]:
         for row in rows_of(dict.fromkeys(store.arrays, 60)):
             opened.append(row.id)
-            yield open_block(net, store, [row], print)
+            yield open_block(net, store, [row], [])
 
-    done = predict(net, blocks())
+    done = predict([net], blocks())
     next(done)
     done.close()
-    assert len(opened) <= 2 + gpu.SENT_AHEAD + 1
+    assert len(opened) <= 2 + batches.SENT_AHEAD + 1
     assert not [t for t in threading.enumerate() if t.name.startswith("inputs")]
 
 
 def test_what_breaks_while_blocks_are_made_ready_is_raised_where_they_are_used() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
 
-    def blocks() -> Iterator[Block]:
-        yield open_block(net, Stored({"a": 60}), rows_of({"a": 60}), print)
+    def blocks() -> Iterator[Any]:
+        yield open_block(net, Stored({"a": 60}), rows_of({"a": 60}), [])
         raise OSError("the disk went away")
 
-    done = predict(net, blocks())
-    assert [row.id for row, _ in next(done).answers] == ["a"]
+    done = predict([net], blocks())
+    assert [row.id for row in next(done).rows] == ["a"]
     with pytest.raises(OSError, match="went away"):
         next(done)
 
 
-def test_a_batch_that_does_not_reach_the_device_is_halved() -> None:
+def test_rows_that_do_not_reach_the_device_are_sent_in_halves() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    frames = {f"r{i}": 100 + i for i in range(8)}
+    store, rows = Stored(frames), rows_of(frames)
+    tried: list[int] = []
+
+    def stage(some: Sequence[Row]) -> StagedBlock | None:
+        tried.append(len(some))
+        if len(some) > 2 or some[0].id == "r6":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return open_block(net, store, some, [])
+
+    batched = BatchedNets([seat_of(net)], Lane(CPU), stage)
+    found = told(batched.predict(iter([Unsent(rows=rows, error=torch.OutOfMemoryError("full"))])))
+    assert tried == [4, 2, 2, 4, 2, 2, 1, 1] and set(found) == set(frames)
+    for row in rows:
+        if row.id == "r6":
+            assert np.isnan(found["r6"]).all()
+        else:
+            np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
+    assert any("halves" in note for note in net.runner.notes)
+
+
+def test_no_engine_halves_a_batch_and_at_one_row_costs_the_net() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
     frames = {f"r{i}": 100 for i in range(8)}
+    module = net.module
 
-    def send(passes: int) -> None:
-        if passes > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def run(least: int) -> Callable[[Inputs, torch.Tensor | None], torch.Tensor]:
+        def run_it(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+            if len(inputs["x"]) > least:
+                raise RuntimeError("GET was unable to find an engine to execute this computation")
+            return call_net(module, inputs, lengths)
 
-    watch(net, lambda: None, send)
+        return run_it
+
     store = Stored(frames)
+    net.runner = Runner(device=CPU, path="test", run=run(3), exact=run(3))
     found = run_groups(net, store, frames)
     for row in rows_of(frames):
         np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
-    assert any("halved" in note for note in net.runner.notes)
+    assert any("no engine" in note and "halved" in note for note in net.runner.notes)
+    net.runner = Runner(device=CPU, path="test", run=run(0), exact=run(0))
+    with pytest.raises(DeviceError, match="no way to compute one row"):
+        run_groups(net, store, frames)
+
+
+def test_folds_share_batches_and_one_that_fails_costs_itself() -> None:
+    """Each batch is cut and finished once; the fold that can compute no row in the second has no answer."""
+    view = {"kind": "tiles", "frames": 64, "step": 32}
+    nets = [build_net("simple_cnn", {"base": 4, "channels": 1}, view) for _ in range(3)]
+    for number, net in enumerate(nets):
+        with torch.no_grad():
+            for parameter in net.module.parameters():
+                parameter.mul_(1 + 0.1 * number)
+        watch(net, lambda: None)
+    frames = {f"r{i}": 90 + 37 * i for i in range(12)}
+    store, rows = Stored(frames), rows_of(frames)
+    block = open_block(nets[0], store, rows, [], None, 64 * 20)
+    assert block is not None and len(block.batches) > 2
+    drawn: list[int] = []
+    batches_run: list[int] = []
+
+    def fail_second() -> None:
+        batches_run.append(1)
+        if len(batches_run) > 1:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    watch(nets[1], fail_second)
+    failed: list[BaseException] = []
+    seats = [seat_of(net, fail=failed.append) for net in nets]
+    draw = StagedBlock.draw
+    with mock.patch.object(StagedBlock, "draw", lambda self, *given: drawn.append(1) or draw(self, *given)):
+        answered = list(BatchedNets(seats, Lane(CPU), print).predict(iter([block])))
+    again = int(np.log2(block.batches[1][0].stop - block.batches[1][0].start))  # halved down to one row
+    assert len(block.batches) <= len(drawn) <= len(block.batches) + again + 1
+    assert len(failed) == 1 and "no way to compute one row" in str(failed[0])
+    assert [set(done.probs) for done in answered] == [{0, 2}]
+    for place in (0, 2):
+        found = told(iter(answered), place)
+        for row in rows:
+            np.testing.assert_allclose(found[row.id], predict_alone(nets[place], store, row), atol=1e-5)
+
+
+def test_the_first_fold_runs_while_the_next_is_still_being_opened() -> None:
+    nets = [build_net("simple_cnn", {"base": 4, "channels": 1}) for _ in range(2)]
+    frames = {f"r{i}": 60 + 9 * i for i in range(6)}
+    store, rows = Stored(frames), rows_of(frames)
+    first_ran = threading.Event()
+    watch(nets[0], first_ran.set)
+    seats = [seat_of(net) for net in nets]
+    seats[1].opened = Future()
+
+    def open_late() -> None:
+        first_ran.wait(20)
+        seats[1].opened.set_result(nets[1])
+
+    thread = threading.Thread(target=open_late)
+    thread.start()
+    blocks = (open_block(nets[0], store, rows[i : i + 3], []) for i in (0, 3))
+    answered = list(BatchedNets(seats, Lane(CPU), print).predict(blocks))
+    thread.join()
+    for place, net in enumerate(nets):
+        found = told(iter(answered), place)
+        for row in rows:
+            np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
+
+
+def test_rows_that_overflow_half_precision_run_again_after_their_block() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    module = net.module
+    frames = {f"r{i}": 60 + 9 * i for i in range(6)}
+    store = Stored(frames)
+    store.arrays["r3"][..., 5] = 50.0
+
+    def fast(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+        out = call_net(module, inputs, lengths)
+        return out.masked_fill((inputs["x"].amax((1, 2, 3)) > 40)[:, None], torch.inf)
+
+    def exact(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+        return call_net(module, inputs, lengths)
+
+    net.runner = Runner(device=CPU, path="fp16", run=fast, exact=exact, half=True, agreement=0.0)
+    found = run_groups(net, store, frames)
+    assert net.runner.reruns == 1 and net.runner.half
+    net.runner.half = False
+    for row in rows_of(frames):
+        again = predict_alone(load_like(net, exact), store, row)
+        np.testing.assert_allclose(found[row.id], again, atol=1e-5)
+
+
+def load_like(net: LoadedNet, run: Any) -> LoadedNet:
+    """The same net with another way to run it."""
+    return replace(net, runner=Runner(device=CPU, path="exact", run=run, exact=run))
+
+
+ODD = [ValueError("a bug of this net"), KeyboardInterrupt(), TypeError("no"), SystemExit(3)]
+
+
+@pytest.mark.fault(
+    row=73,
+    injection="on a GPU, a net raises for one row of a batch that it shares with eight others",
+    outcome="the batch is halved down to that row; the net gives it up and scores the others",
+)
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("half", [False, True])
+def test_an_error_costs_the_row_that_it_is_raised_for(error: BaseException, half: bool) -> None:
+    """Nine rows of two tiles and more in shared batches, of which one makes one of two nets fail."""
+    view = {"kind": "tiles", "frames": 64, "step": 32}
+    nets = [build_net("simple_cnn", {"base": 4, "channels": 1}, view) for _ in range(2)]
+    frames = {f"r{i}": 70 + 30 * (i // 2) for i in range(9)}
+    store, rows = Stored(frames), rows_of(frames)
+    store.arrays["r4"][..., 60] = 50.0  # in both tiles over it
+    whole = [{row.id: predict_alone(net, store, row) for row in rows} for net in nets]
+    module = nets[0].module
+
+    def run(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+        if (inputs["x"] > 40).any():
+            raise error
+        return call_net(module, inputs, lengths)
+
+    nets[0].runner = Runner(device=CPU, path="fp16", run=run, exact=run, half=half, agreement=0.0)
+    settled: list[tuple[str, BaseException]] = []
+    seats = [
+        seat_of(nets[0], settle=lambda row, given: settled.append((row.id, given))),
+        seat_of(nets[1]),
+    ]
+    block = open_block(nets[0], store, rows, [])
+    answered = list(BatchedNets(seats, Lane(CPU), print).predict(iter([block])))
+    assert {id for id, _ in settled} == {"r4"} and all(given is error for _, given in settled)
+    for place in (0, 1):
+        found = told(iter(answered), place)
+        for row in rows:
+            if place == 0 and row.id == "r4":
+                assert np.isnan(found["r4"]).all()
+            else:
+                np.testing.assert_allclose(found[row.id], whole[place][row.id], atol=1e-5)
+    assert nets[0].fitting_cells is None and len(nets[0].runner.notes) <= 2
+    assert not half or any("fp32 is used" in note for note in nets[0].runner.notes) or not isinstance(
+        error, Exception
+    )
+
+
+def test_answers_that_do_not_go_with_their_inputs_are_no_silent_gap() -> None:
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+
+    def run(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+        return torch.zeros(2, 3)
+
+    net.runner = Runner(device=CPU, path="test", run=run, exact=run)
+    frames = {f"r{i}": 50 for i in range(5)}
+    store, settled = Stored(frames), list[str]()
+    seat = seat_of(net, settle=lambda row, error: settled.append(f"{row.id} {error}"))
+    block = open_block(net, store, rows_of(frames), [])
+    done = told(BatchedNets([seat], Lane(CPU), print).predict(iter([block])))
+    # Two rows for two inputs are believed
+    assert settled == ["r2 the net gave [2, 3] for 1 inputs; give one row for each"]
+    assert [id for id, probs in done.items() if np.isnan(probs).all()] == ["r2"]
+
+
+def test_a_row_that_cannot_be_made_ready_costs_itself() -> None:
+    """An error of a view or a front end's array: its block is made ready in halves."""
+    net = build_net("simple_cnn", {"base": 4, "channels": 1})
+    frames = {f"r{i}": 100 + i for i in range(8)}
+    store, rows = Stored(frames), rows_of(frames)
+
+    def stage(some: Sequence[Row]) -> StagedBlock | None:
+        if any(row.id == "r6" for row in some):
+            raise ValueError("a strange array")
+        return open_block(net, store, some, [])
+
+    settled: list[str] = []
+    seat = seat_of(net, settle=lambda row, error: settled.append(f"{row.id} {error}"))
+    batched = BatchedNets([seat], Lane(CPU), stage)
+    found = told(batched.predict(iter([Unsent(rows=rows, error=ValueError("a strange array"))])))
+    assert settled == ["r6 a strange array"] and np.isnan(found["r6"]).all()
+    for row in rows:
+        if row.id != "r6":
+            np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
+
+
+def test_nets_that_want_time_first_share_batches_of_one_length() -> None:
+    finish = ["frequency_map", "time_first"]
+    net = build_net("simple_cnn", {"base": 4, "channels": 2}, finish=finish)
+    frames = {f"r{i}": 60 + 9 * (i // 3) for i in range(9)}
+    store, books = Stored(frames), Books()
+    found = run_groups(net, store, frames, books=books)
+    assert books.batches == 3 and books.padded == 0
+    for row in rows_of(frames):
+        np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
+
+
+def frames_of(net: LoadedNet) -> Callable[[Inputs, torch.Tensor | None], torch.Tensor]:
+    """f32[B, T // 8, 3] instead of the net's answers."""
+    def run(inputs: Inputs, lengths: torch.Tensor | None) -> torch.Tensor:
+        assert lengths is None
+        x = inputs["x"][:, 0]
+        return torch.stack([x[:, i : i + 40].mean(1) for i in (0, 40, 80)], 2).unfold(1, 8, 8).mean(-1)
+
+    return run
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
+@pytest.mark.parametrize("half", [False, True])
+def test_nets_of_frames_answer_each_window_at_its_own_length(activation: str, half: bool) -> None:
+    net = build_net(
+        "simple_cnn", {"base": 4, "channels": 1}, finish=["standardise"], frames="average_max",
+        activation=activation,
+    )
+    lengths = {f"r{i}": 64 + 8 * (i // 4) for i in range(12)}
+    store, rows = Stored(lengths), rows_of(lengths)
+    store.arrays = {id: np.roll(x, n, axis=1) for n, (id, x) in enumerate(store.arrays.items())}
+    plain = frames_of(net)
+
+    def run(inputs: Inputs, given: torch.Tensor | None) -> torch.Tensor:
+        if len(inputs["x"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if any(torch.equal(x[0], poison) for x in inputs["x"]):
+            raise ValueError("this one not")
+        return plain(inputs, given)
+
+    def fast(inputs: Inputs, given: torch.Tensor | None) -> torch.Tensor:
+        out = run(inputs, given)
+        out[0] = torch.inf
+        return out
+
+    net.runner = Runner(device=CPU, path="test", run=plain, exact=plain)
+    whole = {row.id: predict_alone(net, store, row) for row in rows}
+    poison = row_inputs(net, store, rows[5])["x"][0, 0]
+    net.runner = Runner(device=CPU, path="test", run=run, exact=run)
+    if half:
+        net.runner = Runner(device=CPU, path="fp16", run=fast, exact=run, half=True, agreement=0.0)
+    settled: list[str] = []
+    seat = seat_of(net, settle=lambda row, error: settled.append(row.id))
+    block = open_block(net, store, rows, [])
+    found = told(BatchedNets([seat], Lane(CPU), print).predict(iter([block])))
+    assert set(settled) == {"r5"} and np.isnan(found["r5"]).all()
+    for row in rows:
+        if row.id != "r5":
+            assert found[row.id].shape == (lengths[row.id] // 8, 3)
+            np.testing.assert_allclose(found[row.id], whole[row.id], atol=1e-5)
 
 
 def test_errors_other_than_memory_are_not_hidden() -> None:

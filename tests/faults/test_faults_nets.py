@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load, save
 
 from kernel import models, spec
-from kernel.engine.gpu import BatchedNet, open_block
+from kernel.engine.batches import BatchedNets
+from kernel.engine.gpu import open_block
+from kernel.engine.seats import seat_of
 from kernel.inference import backends
 from kernel.inference.devices import Device
 from kernel.inference.member import LoadedNet, load_net
 from kernel.inference.recipe import build_recipe
+from kernel.inference.staging import Lane
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
 from tests.helpers import TESTS
@@ -282,9 +285,9 @@ def grouped(
 
     net.runner = backends.Runner(device=device, path="test", run=plain, exact=plain)
     rows = [Row(id=id, clip=Clip(id=id)) for id in frames]
-    block = open_block(net, Stored(frames), rows, lambda row, error: pytest.fail(str(error)))
-    answered = BatchedNet(net, lambda *counts: None).predict(iter([block]))
-    return {row.id: probs for done in answered for row, probs in done.answers}, net
+    block = open_block(net, Stored(frames), rows, lambda row, error: pytest.fail(str(error)), Lane(device))
+    (done,) = BatchedNets([seat_of(net)], Lane(device), print).predict(iter([block]))
+    return dict(zip([row.id for row in done.rows], done.probs[0], strict=True)), net
 
 
 FRAMES = {f"r{i}": 200 + i for i in range(24)}

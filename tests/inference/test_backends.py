@@ -4,6 +4,7 @@ not taken.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel import models
 from kernel.errors import DeviceError, SpecError
 from kernel.inference import backends, onnx
-from kernel.inference.devices import Device, find_devices, is_lost, is_out_of_memory, probe
+from kernel.inference.devices import Device, find_devices, is_lost, is_out_of_memory, lacks_engine, probe
 from kernel.models import FAMILIES
 
 CPU = Device(name="cpu", about="test")
@@ -221,6 +223,140 @@ def test_rows_that_overflow_half_precision_are_computed_again_alone() -> None:
     assert told[1:] == [(1, [3])] and runner.reruns == 1 and runner.half
 
 
+def test_any_error_of_half_precision_means_fp32_at_once() -> None:
+    """At the check as well as later; only a full memory and a lost device are others' business."""
+    for first_fails in (True, False):
+        calls: list[int] = []
+
+        def fast(x: Any, f: Any, early: bool = first_fails, calls: list[int] = calls) -> torch.Tensor:
+            calls.append(1)
+            if early or len(calls) > 2:
+                raise RuntimeError("expected scalar type Half but found Float")
+            return torch.ones(len(x["x"]), 2)
+
+        runner = half_runner(fast)
+        for _ in range(2):
+            assert np.array_equal(runner({"x": torch.zeros(3, 1)}), np.ones((3, 2)))
+        assert not runner.half and "fp32" in runner.path
+        assert "half precision failed" in runner.notes[0] and "scalar type" in runner.notes[0]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: misaligned address")]
+)
+def test_full_memory_and_lost_devices_are_no_reason_for_fp32(error: Exception) -> None:
+    def fast(x: Any, f: Any) -> torch.Tensor:
+        raise error
+
+    runner = half_runner(fast)
+    with pytest.raises(type(error)):
+        runner({"x": torch.zeros(3, 1)})
+    assert runner.half and not runner.notes
+
+
+def test_an_engine_that_half_precision_lacks_is_looked_for_in_fp32() -> None:
+    def fast(x: Any, f: Any) -> torch.Tensor:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    runner = half_runner(fast)
+    assert np.array_equal(runner({"x": torch.zeros(3, 1)}), np.ones((3, 2))) and not runner.half
+
+
+def test_probabilities_agree_as_logarithms() -> None:
+    """205 of 206 classes at zero are within 0.02 of small probabilities, and worth nothing."""
+    exact = torch.full((2, 206), 1e-5)
+    exact[:, 0] = 0.9
+
+    def fast(x: Any, f: Any) -> torch.Tensor:
+        return torch.where(exact > 0.5, exact, 0.0)
+
+    logits = half_runner(fast, lambda x, f: exact)
+    logits({"x": torch.zeros(2, 1)})
+    assert logits.half  # as plain numbers they agree
+    runner = half_runner(fast, lambda x, f: exact)
+    runner.probabilities = True
+    assert np.array_equal(runner({"x": torch.zeros(2, 1)}), exact.numpy()) and not runner.half
+    assert "log-probabilities" in runner.notes[0]
+
+
+def test_half_precision_must_be_faster() -> None:
+    def slow(x: Any, f: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        return torch.ones(len(x["x"]), 2)
+
+    runner = half_runner(slow)
+    runner.timed = True
+    runner({"x": torch.zeros(2, 1)})
+    assert not runner.half and "took" in runner.notes[0]
+
+
+@pytest.mark.parametrize(("name", "params"), CASES)
+def test_folding_in_place_keeps_the_net_and_its_masks(name: str, params: dict[str, Any]) -> None:
+    net = build_tiny(name, params)
+    try:
+        folded = backends.fold_in_place(net)
+    except Exception as error:
+        pytest.skip(f"cannot be traced ({type(error).__name__})")
+    norms = [sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in n.modules()) for n in (net, folded)]
+    assert norms[1] <= norms[0]
+    inputs = draw(net, name, 3, 60)
+    cases: list[torch.Tensor | None] = [None]
+    if net.maskable and set(inputs) == {"x"} and net.fixed_frames is None:
+        longest = inputs["x"].shape[-1]
+        cases.append(torch.tensor([longest, longest - 7, max(net.min_frames, longest // 2)]))
+    for frames in cases:
+        with torch.no_grad():
+            want = backends.call_net(net, inputs, frames)
+            got = backends.call_net(folded, inputs, frames)
+        assert float((got - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
+
+
+def test_convolutions_really_lose_their_batch_norms() -> None:
+    for name in ("simple_cnn", "aux_skip_attention", "dense_pyramid"):
+        net = build_tiny(name, dict(FAMILIES[name].tiny))
+        folded = backends.fold_in_place(net)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules()), name
+        assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+@pytest.mark.parametrize("name", ["mel_densenet", "sed"])
+def test_probabilities_leave_a_net_in_float32_whatever_precision_it_runs_in(name: str) -> None:
+    net = build_tiny(name, dict(FAMILIES[name].tiny))
+    assert net.output == "probabilities"
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = backends.call_net(net, draw(net, name, 2, 40), None)
+    assert out.dtype == torch.float32
+    assert not torch.equal(out, out.bfloat16().float())  # no rounding after the activation
+
+
+def test_every_family_that_gives_probabilities_is_tested_for_it() -> None:
+    """A new one belongs into the test above."""
+    found = set()
+    for name, family in FAMILIES.items():
+        if not family.stacker:
+            net = build_tiny(name, dict(family.tiny))
+            found |= {name} if getattr(net, "output", "logits") == "probabilities" else set()
+    assert found == {"mel_densenet", "sed"}
+
+
+def test_layers_where_nothing_is_padded_are_left_alone() -> None:
+    class Fills(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += "masked_fill" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    net = build_tiny("simple_cnn", {"base": 4, "channels": 1})
+    x = torch.randn(2, 1, 128, 64)
+    counts = []
+    for frames in ([64, 64], [64, 40]):
+        with torch.no_grad(), Fills() as fills:
+            net(x, torch.tensor(frames))
+        counts.append(fills.count)
+    assert counts[0] <= 1 < counts[1]  # the head's mean alone
+
+
 def test_a_missing_gpu_is_a_note_and_the_cpu_is_used() -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is present")
@@ -238,7 +374,20 @@ def test_a_missing_gpu_is_a_note_and_the_cpu_is_used() -> None:
     (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False)])
 def test_errors_are_told_apart(error: Exception, memory: bool, lost: bool) -> None:
-    assert is_out_of_memory(error) is memory and is_lost(error) is lost
+    assert is_out_of_memory(error) is memory and is_lost(error) is lost and not lacks_engine(error)
+
+
+@pytest.mark.parametrize("text", [
+    "GET was unable to find an engine to execute this computation",
+    "FIND was unable to find an engine to execute this computation after trying all 12 engine configs.",
+    "Unable to find a valid cuDNN algorithm to run convolution",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuFFT error: CUFFT_INTERNAL_ERROR"])
+def test_what_finds_no_engine_is_neither_lost_nor_the_net_s_fault(text: str) -> None:
+    error = RuntimeError(text)
+    assert lacks_engine(error) and not is_lost(error) and not is_out_of_memory(error)
 
 
 def test_the_runtime_takes_a_core_for_each_caller_and_does_not_spin() -> None:

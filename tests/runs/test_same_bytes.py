@@ -13,9 +13,13 @@ import pytest
 
 from kernel import spec
 from kernel.engine import gpu
+from kernel.engine.batches import BatchedNets
+from kernel.engine.seats import seat_of
+from kernel.errors import ClipError
 from kernel.inference.devices import Device
 from kernel.inference.member import load_net, predict_alone
 from kernel.inference.recipe import build_recipe
+from kernel.inference.staging import Lane
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
 from tests.helpers import small_ensembles
@@ -85,10 +89,14 @@ def test_the_gpu_schedule_of_every_solution_gives_what_each_row_gets_alone() -> 
     for member in ensemble.members:
         state = small_ensembles.random_net(member, 0, 80).state_dict()
         net = load_net(build_recipe(ensemble, member), state, 80, device, spec.Cost())
-        block = gpu.open_block(net, Waves(), rows, lambda row, error: pytest.fail(f"{row.id}: {error}"))
-        found = {}
-        for done in gpu.BatchedNet(net, lambda *counts: None).predict(iter([block])):
-            found |= {row.id: probs for row, probs in done.answers}
+        lane = Lane(device)
+
+        def lose(row: Row, error: ClipError) -> None:
+            pytest.fail(f"{row.id}: {error}")
+
+        block = gpu.open_block(net, Waves(), rows, lose, lane)
+        (done,) = BatchedNets([seat_of(net)], lane, print).predict(iter([block]))
+        found = dict(zip([row.id for row in done.rows], done.probs[0], strict=True))
         for row in rows:
             alone = predict_alone(net, Waves(), row)
             np.testing.assert_allclose(found[row.id], alone, atol=1e-5, err_msg=member.name)
