@@ -35,7 +35,7 @@ from . import (
     weights,
 )
 from .metadata import PLACEHOLDER_OWNER
-from .staging import put_in_place, staging
+from .staging import check_replaceable, put_in_place, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -221,6 +221,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     Raises  SpecError, LimitError, ModelLoadFailed, UploadError, OutputUnwritable: each names the key or file
             and the rule
     """
+    check_replaceable(request.out)
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     found = replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
     ensemble = found.here
