@@ -12,7 +12,7 @@ from torch import nn
 
 from kernel import models
 from kernel.bundle import parse_state
-from kernel.errors import SpecError
+from kernel.errors import SpecError, text_of
 from kernel.inference import backends
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe
@@ -81,10 +81,12 @@ def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch
         inputs = make_inputs(recipe, module)
         with torch.no_grad():
             out = backends.call_net(module, inputs, None)
-    except (Exception, SystemExit) as error:  # A user's net may raise anything.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A user's net may raise anything.
         raise SpecError(
-            f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
-            "that channels and bins of its front end, view and finish are those of the family"
+            f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {text_of(error)}); "
+            "check that channels and bins of its front end, view and finish are those of the family"
         ) from error
     _check_answer(f"member {name}", out, classes, recipe.member.frames is not None)
     return inputs
@@ -99,8 +101,11 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     state = parse_state(blob, member.name)
     try:
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
-    except (Exception, SystemExit) as error:
-        raise SpecError(f"member {member.name}: {type(error).__name__}: {error}; correct its net") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {text_of(error)}"
+        raise SpecError(f"member {member.name}: {reason}; correct its net") from error
     timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
@@ -126,9 +131,12 @@ def try_stacker(stacker: Stacker, classes: int, blob: bytes, module: nn.Module) 
         module.load_state_dict(models.rename(stacker.family, dict(stacker.params), state))
         with torch.no_grad():
             out = module(torch.full(shape, 0.1))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {text_of(error)}"
         raise SpecError(
-            f"stacker {stacker.name}: fails on features {list(shape)} ({type(error).__name__}: {error}); "
+            f"stacker {stacker.name}: fails on features {list(shape)} ({reason}); "
             "check its params"
         ) from error
     _check_answer(f"stacker {stacker.name}", out, classes)

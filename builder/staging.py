@@ -1,8 +1,8 @@
 """Where a build is written, and the swap with the one before: both folders are replaced, or neither.
 
-Owns the private folder beside the results and what dead builds left of theirs. A build that lives holds a lock in
-its folder, which the system releases when it dies: process ids say nothing, as a container gives each build the
-same. Does not know what is built, but takes nobody else's folder for a build.
+Owns the private folder beside the results and what dead builds left of theirs. A build that lives holds a
+lock in its folder, which the system releases when it dies: process ids say nothing, as a container gives
+each build the same. Does not know what is built, but takes nobody else's folder for a build.
 """
 import errno
 import fcntl

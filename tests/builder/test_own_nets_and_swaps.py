@@ -97,6 +97,8 @@ def test_a_bundle_that_the_kernel_refuses_is_no_build(
         ("pass", "out[:, :1]", r"gave \[1, 1\], expected one tensor or array \[1, 3\]"),
         ("pass", "1 / 0", "ZeroDivisionError"),
         ("pass", "exit(0)", "SystemExit"),
+        ("raise GeneratorExit", "out", "GeneratorExit"),
+        ("pass", '(_ for _ in ()).throw(BaseException("boo"))', "BaseException: boo"),
     ],
 )
 def test_a_net_that_gives_something_else_is_one_sentence(
@@ -121,10 +123,15 @@ def test_a_net_whose_rows_are_made_of_frames_gives_them(shape: tuple[int, ...], 
 def test_a_file_that_leaves_the_process_is_no_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toml = own_ensemble(tmp_path, "raise SystemExit(0)\n")
-    assert build_dataset.main([str(toml), "--out", str(tmp_path / "o")]) == 1
-    assert "my_net.py: SystemExit: 0" in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    for text, words in (
+        ("raise SystemExit(0)\n", "SystemExit: 0"),
+        ("raise GeneratorExit\n", "GeneratorExit: "),
+        ("import asyncio\nraise asyncio.CancelledError('x')\n", "CancelledError: x"),
+    ):
+        toml = own_ensemble(tmp_path, text)
+        assert build_dataset.main([str(toml), "--out", str(tmp_path / "o")]) == 1
+        assert f"my_net.py: {words}" in capsys.readouterr().err
+        assert not (tmp_path / "o").exists()
 
 
 # The swap
