@@ -22,6 +22,8 @@ from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
+from .graph_trial import GraphFailed, run_graph
+
 SECONDS = 3.0
 ROW = Row(id="trial", clip=Clip(id="trial"))
 ONNX = "onnx"
@@ -170,19 +172,14 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
     Raises  SpecError naming the member
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401  It runs in a process of its own.
     except ImportError as error:
         raise SpecError(f"member {member.name}: install onnxruntime here, so that the graph can be tried: "
                         "pip install onnxruntime") from error
     inputs = make_inputs(build_recipe(ensemble, member), nn.Identity())
     try:
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        names = [entry.name for entry in session.get_inputs()]
-        if len(names) != 1 or len(inputs) != 1:
-            names = list(inputs)  # Several inputs go by name; a single one may have any name.
-        feed = {name: value.numpy() for name, value in zip(names, inputs.values(), strict=True)}
-        out = session.run(None, feed)[0]
-    except Exception as error:  # ONNX Runtime raises types of its own, none of them public.
+        out = run_graph(graph, {name: value.numpy() for name, value in inputs.items()})
+    except GraphFailed as error:
         raise SpecError(
             f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
             "dynamic batch and time axes and one output"
