@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--no-write", action="store_true", help="train only; write no TOML, weights or card")
     options = parser.parse_args(arguments)
-    command = f"python train.py {options.recipe} --data {options.data}"
+    command = shlex.join(["python", "train.py", str(options.recipe), "--data", str(options.data)])
     try:
         pipeline.train(
             pipeline.TrainRequest(

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def run_graph(graph: bytes, inputs: Mapping[str, np.ndarray], seconds: float = S
     with tempfile.TemporaryDirectory(prefix="hourglass-graph-") as made:
         folder = Path(made)
         (folder / GRAPH).write_bytes(graph)
-        np.savez(folder / INPUTS, **inputs)
+        arrays: dict[str, Any] = dict(inputs)
+        np.savez(folder / INPUTS, **arrays)
         command = [sys.executable, "-P", str(Path(__file__).resolve()), made]
         try:
             done = subprocess.run(
