@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from builder import staging, watched
 from kernel.errors import HourglassError
 
 
@@ -135,8 +136,9 @@ def send(chosen: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0 done, 1 refused with the reason on stderr."""
+    """Exit code: 0 done, 1 refused with the reason on stderr, 128 + n ended by signal n."""
     chosen = read_arguments(arguments)
+    before = staging.stamp(chosen.out)
     try:
         if chosen.ensemble is not None:
             build(chosen)
@@ -154,8 +156,30 @@ def main(arguments: list[str]) -> int:
     except OSError as error:  # What the system refused, with the file in question.
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        line, code = watched.tell_interrupt(error)
+        print(f"{line}{tell_state(chosen, before)}", file=sys.stderr)
+        return code
     return 0
 
 
+def tell_state(chosen: argparse.Namespace, before: list[int]) -> str:
+    """What an interrupted command leaves, in words.
+
+    before  stamp of the results when it began
+    """
+    if chosen.ensemble is None:
+        return "; what was uploaded until then is on Kaggle: run it again" if chosen.upload else ""
+    if staging.stamp(chosen.out) == before:
+        return f"; nothing was built, and what was in {chosen.out} before is untouched"
+    return f"; the build in {chosen.out} is complete"
+
+
+def run(arguments: list[str]) -> int:
+    """Exit code of `main` in a process of its own, which a user's own file cannot end unnoticed."""
+    chosen = read_arguments(arguments)
+    return watched.run(lambda: main(arguments), lambda: staging.sweep(chosen.out))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 wrong recipe or data."""
     options = make_parser().parse_args(arguments)
-    command = f"python train.py {options.recipe} --data {options.data}"
+    command = shlex.join(["python", "train.py", str(options.recipe), "--data", str(options.data)])
     try:
         pipeline.train(
             pipeline.TrainRequest(

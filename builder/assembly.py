@@ -35,7 +35,7 @@ from . import (
     weights,
 )
 from .metadata import PLACEHOLDER_OWNER
-from .staging import put_in_place, staging
+from .staging import check_replaceable, put_in_place, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -204,7 +204,9 @@ def _identify(manifest: Manifest) -> Manifest:
 
 
 def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_wheel.OwnFiles:
-    """The ensemble with its own files, tried; refused where the sample wants another form."""
+    """The ensemble with its own files, tried; refused where OUT is not ours or the sample wants another form.
+    """
+    check_replaceable(request.out)
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)

@@ -13,7 +13,7 @@ from torch import nn
 
 from kernel import models
 from kernel.bundle import parse_state
-from kernel.errors import SpecError
+from kernel.errors import SpecError, text_of
 from kernel.inference import backends
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe, fill_constants
@@ -23,6 +23,8 @@ from kernel.sound.rows import Row
 from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
+
+from .graph_trial import GraphFailed, run_graph
 
 SECONDS = 3.0
 ROW = Row(id="trial", clip=Clip(id="trial"))
@@ -83,10 +85,12 @@ def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch
         inputs = make_inputs(recipe, module)
         with torch.no_grad():
             out = backends.call_net(module, inputs, None)
-    except (Exception, SystemExit) as error:  # A user's net may raise anything.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A user's net may raise anything.
         raise SpecError(
-            f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {error}); check "
-            "that channels and bins of its front end, view and finish are those of the family"
+            f"member {name}: fails on {SECONDS:g} s of sound ({type(error).__name__}: {text_of(error)}); "
+            "check that channels and bins of its front end, view and finish are those of the family"
         ) from error
     _check_answer(f"member {name}", out, classes, recipe.member.frames is not None)
     return inputs
@@ -102,8 +106,11 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     try:
         recipe, state = fill_constants(recipe, state)
         module.load_state_dict(models.rename(member.family, dict(member.params), state))
-    except (Exception, SystemExit) as error:
-        raise SpecError(f"member {member.name}: {type(error).__name__}: {error}; correct its net") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {text_of(error)}"
+        raise SpecError(f"member {member.name}: {reason}; correct its net") from error
     timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
@@ -129,9 +136,12 @@ def try_stacker(stacker: Stacker, classes: int, blob: bytes, module: nn.Module) 
         module.load_state_dict(models.rename(stacker.family, dict(stacker.params), state))
         with torch.no_grad():
             out = module(torch.full(shape, 0.1))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {text_of(error)}"
         raise SpecError(
-            f"stacker {stacker.name}: fails on features {list(shape)} ({type(error).__name__}: {error}); "
+            f"stacker {stacker.name}: fails on features {list(shape)} ({reason}); "
             "check its params"
         ) from error
     _check_answer(f"stacker {stacker.name}", out, classes)
@@ -165,19 +175,14 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
     Raises  SpecError naming the member
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401  It runs in a process of its own.
     except ImportError as error:
         raise SpecError(f"member {member.name}: install onnxruntime here, so that the graph can be tried: "
                         "pip install onnxruntime") from error
     inputs = make_inputs(build_recipe(ensemble, member), nn.Identity())
     try:
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        names = [entry.name for entry in session.get_inputs()]
-        if len(names) != 1 or len(inputs) != 1:
-            names = list(inputs)  # Several inputs go by name; a single one may have any name.
-        feed = {name: value.numpy() for name, value in zip(names, inputs.values(), strict=True)}
-        out = session.run(None, feed)[0]
-    except Exception as error:  # ONNX Runtime raises types of its own, none of them public.
+        out = run_graph(graph, {name: value.numpy() for name, value in inputs.items()})
+    except GraphFailed as error:
         raise SpecError(
             f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
             "dynamic batch and time axes and one output"

@@ -38,6 +38,21 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
             for entry in tensor.external_data if entry.key == "location"}
     if not held:
         return data, ()
+    _check_files(path, held, len(data))
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        names = ", ".join(sorted(held))
+        raise ModelLoadFailed(f"{path}: weights of {names} refused ({error}); {AGAIN}") from error
+    for tensor in helper._get_all_tensors(model):
+        del tensor.external_data[:]
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    joined = model.SerializeToString(deterministic=True)
+    return joined, (f"weights of {', '.join(sorted(held))} taken into the graph",)
+
+
+def _check_files(path: Path, held: set[str], own_bytes: int) -> None:
+    """Raises ModelLoadFailed unless the files `held` that a graph names can be taken into it."""
     foreign = sorted(name for name in held if not _is_beside(path, name))
     if foreign:
         raise ModelLoadFailed(
@@ -51,19 +66,9 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
             "them there under "
             f"that name, or {AGAIN}"
         )
-    size = sum((path.parent / name).stat().st_size for name in held) + len(data)
+    size = sum((path.parent / name).stat().st_size for name in held) + own_bytes
     if size > LARGEST_GRAPH:
         raise ModelLoadFailed(f"{path}: {size} bytes with its weights; one ONNX file ends at 2 GB")
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        names = ", ".join(sorted(held))
-        raise ModelLoadFailed(f"{path}: weights of {names} refused ({error}); {AGAIN}") from error
-    for tensor in helper._get_all_tensors(model):
-        del tensor.external_data[:]
-        tensor.data_location = onnx.TensorProto.DEFAULT
-    joined = model.SerializeToString(deterministic=True)
-    return joined, (f"weights of {', '.join(sorted(held))} taken into the graph",)
 
 
 def _is_beside(path: Path, name: str) -> bool:

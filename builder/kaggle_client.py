@@ -6,6 +6,7 @@ Source of every line that is compared: the packages kaggle 2.2.4 and 2.2.5.
 """
 import json
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -223,8 +224,9 @@ def find_client(
             return client
         cure = advise(answer.reason) if "ModuleNotFoundError" in answer.reason else "install it again"
         broken = broken or f"{path} does not start: {answer.reason}; {cure}"
+    python = shlex.quote(sys.executable)
     raise UploadError(
-        broken or f"the kaggle client is not installed; `{sys.executable} -m pip install kaggle`, then log in"
+        broken or f"the kaggle client is not installed; `{python} -m pip install kaggle`, then log in"
     )
 
 

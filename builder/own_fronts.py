@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel.errors import ClipError, SpecError
+from kernel.errors import ClipError, SpecError, text_of
 from kernel.sound.own import OwnFrontEnd, open_front_end
 from kernel.spec import Ensemble
 from kernel.spec.own_files import imports_of, with_siblings
@@ -92,14 +92,14 @@ def _call(fe: OwnFrontEnd, kind: str, wave: np.ndarray) -> np.ndarray:
     before = wave.copy()
     try:
         array = fe(wave)
-    except MemoryError:
+    except (MemoryError, KeyboardInterrupt):
         raise
     except ClipError as error:
         raise SpecError(f"frontends.{fe.name}: on {kind}: {error}") from error
-    except (Exception, SystemExit) as error:  # A user's function may raise anything.
+    except BaseException as error:  # A user's function may raise anything.
         raise SpecError(
             f"frontends.{fe.name}: {fe.file} fails on {kind} ({len(wave)} samples at {fe.rate} Hz): "
-            f"{type(error).__name__}: {error}; every length from 0.1 s on has to give an array"
+            f"{type(error).__name__}: {text_of(error)}; every length from 0.1 s on has to give an array"
         ) from error
     assert np.array_equal(wave, before)
     return array

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import SpecError, did_you_mean
+from ..errors import SpecError, did_you_mean, text_of
 from ..spec import own_files
 from .blocks import Tagger
 
@@ -62,12 +62,12 @@ def build_custom(name: str, params: Mapping[str, Any], classes: int) -> nn.Modul
     values = {**params, **({"classes": classes} if "classes" in accepted else {})}
     try:
         module = cls(**values)
-    except MemoryError:
+    except (MemoryError, KeyboardInterrupt):
         raise  # not the file's fault: the engine knows what to do about it
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise SpecError(
-            f"family {name!r}: {cls.__name__}({dict(values)}): {type(error).__name__}: {error}; correct "
-            "params, or the class"
+            f"family {name!r}: {cls.__name__}({dict(values)}): {type(error).__name__}: {text_of(error)}; "
+            "correct params, or the class"
         ) from error
     declared: dict[str, Any] = {k: getattr(Tagger, k) for k in DECLARED if not hasattr(module, k)}
     if "frames" not in inspect.signature(module.forward).parameters:

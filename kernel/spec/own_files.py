@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import SpecError
+from ..errors import SpecError, text_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "custom"  # where the builder's wheel carries users' files
 # What imports torchvision, which comes without its operators beside a torch of another index.
@@ -120,11 +120,11 @@ def load(path: Path) -> ModuleType:
         sys.path.insert(0, folder)
         try:
             found.loader.exec_module(module)
-        except MemoryError:
+        except (MemoryError, KeyboardInterrupt):
             raise  # not the file's fault
-        except (Exception, SystemExit) as error:  # any fault of the user's file becomes one named error
+        except BaseException as error:  # any fault of the user's file becomes one named error
             raise SpecError(
-                f"{path}: {type(error).__name__}: {error}; the file must import on its own, beside "
+                f"{path}: {type(error).__name__}: {text_of(error)}; the file must import on its own, beside "
                 f"{', '.join(others) or 'no other file'}"
             ) from error
         finally:

@@ -97,6 +97,8 @@ def test_a_bundle_that_the_kernel_refuses_is_no_build(
         ("pass", "out[:, :1]", r"gave \[1, 1\], expected one tensor or array \[1, 3\]"),
         ("pass", "1 / 0", "ZeroDivisionError"),
         ("pass", "exit(0)", "SystemExit"),
+        ("raise GeneratorExit", "out", "GeneratorExit"),
+        ("pass", '(_ for _ in ()).throw(BaseException("boo"))', "BaseException: boo"),
     ],
 )
 def test_a_net_that_gives_something_else_is_one_sentence(
@@ -121,10 +123,15 @@ def test_a_net_whose_rows_are_made_of_frames_gives_them(shape: tuple[int, ...], 
 def test_a_file_that_leaves_the_process_is_no_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toml = own_ensemble(tmp_path, "raise SystemExit(0)\n")
-    assert build_dataset.main([str(toml), "--out", str(tmp_path / "o")]) == 1
-    assert "my_net.py: SystemExit: 0" in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    for text, words in (
+        ("raise SystemExit(0)\n", "SystemExit: 0"),
+        ("raise GeneratorExit\n", "GeneratorExit: "),
+        ("import asyncio\nraise asyncio.CancelledError('x')\n", "CancelledError: x"),
+    ):
+        toml = own_ensemble(tmp_path, text)
+        assert build_dataset.main([str(toml), "--out", str(tmp_path / "o")]) == 1
+        assert f"my_net.py: {words}" in capsys.readouterr().err
+        assert not (tmp_path / "o").exists()
 
 
 # The swap
@@ -229,7 +236,99 @@ def test_a_build_killed_in_the_swap_is_undone_by_the_next(
     assert read_all(out) == after and not dead.exists()
 
 
+def dead_build(out: Path, name: str) -> Path:
+    """What a build leaves that was killed between the first move of its swap and the second."""
+    dead = out / name
+    for each in staging.NAMES:
+        (dead / each).mkdir(parents=True)
+    (out / "bundle").rename(dead / "old-bundle")
+    return dead
+
+
+def test_a_dead_build_is_undone_although_its_process_id_lives(tmp_path: Path) -> None:
+    out = copy_of_build(tmp_path / "out")
+    before = read_all(out)
+    dead = dead_build(out, f"{staging.PREFIX}1-abcdefgh")
+    (out / f"{staging.PREFIX}materials").mkdir()  # No build made it.
+    with staging.staging(out):
+        assert not dead.exists() and read_all(out).keys() >= before.keys()
+    assert read_all(out) == before
+    assert sorted(p.name for p in out.iterdir()) == [".building-materials", "bundle", "push"]
+
+
+def test_a_build_that_lives_is_not_swept(tmp_path: Path) -> None:
+    with staging.staging(tmp_path) as first, staging.staging(tmp_path) as second:
+        staging.sweep(tmp_path)
+        assert first.exists() and second.exists() and first != second
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_still_takes_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(staging.fcntl, "flock", none)
+    with staging.staging(tmp_path) as first, staging.staging(tmp_path):
+        assert first.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_in_the_swap_leaves_the_build_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = copy_of_build(tmp_path / "out")
+    before = read_all(out)
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        rename(source, target)
+        if Path(target).name == "old-push":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(staging.os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging.staging(out) as folder:
+        for name in staging.NAMES:
+            (folder / name).mkdir()
+        staging.put_in_place(folder, out)
+    assert read_all(out) == before and sorted(p.name for p in out.iterdir()) == ["bundle", "push"]
+
+
 # Folders that refuse
+
+
+@pytest.mark.parametrize("name", ["bundle", "push"])
+@pytest.mark.parametrize("kind", ["thesis.txt", "manifest.json", "a file", "a link"])
+def test_a_folder_that_no_build_wrote_is_not_replaced(name: str, kind: str, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir()
+    place = tmp_path / "elsewhere" if kind == "a link" else mine
+    if kind == "a file":
+        mine.write_text("years")
+    else:
+        place.mkdir()
+        (place / ("thesis.txt" if kind == "a link" else kind)).write_text('{"name": "years"}')
+    if kind == "a link":
+        mine.symlink_to(place)
+    before = read_all(tmp_path)
+    with pytest.raises(OutputUnwritable, match=f"out/{name}: is there, and no earlier build wrote it"):
+        assembly.build(order(tmp_path / "out"), say=lambda _: None)
+    with pytest.raises(OutputUnwritable, match="move it away"):  # Also when it came during the build.
+        staging.put_in_place(tmp_path, tmp_path / "out")
+    assert read_all(tmp_path) == before
+
+
+@pytest.mark.parametrize("broken", ["bundle/manifest.json", "push/kernel-metadata.json", None])
+def test_a_build_that_was_damaged_or_is_empty_is_replaced(broken: str | None, tmp_path: Path) -> None:
+    out = copy_of_build(tmp_path / "out") if broken else tmp_path / "out"
+    if broken:
+        (out / broken).write_text("junk")
+    else:
+        for name in staging.NAMES:
+            (out / name).mkdir(parents=True)
+    staging.check_replaceable(out)
 
 
 @contextlib.contextmanager

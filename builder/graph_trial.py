@@ -1,0 +1,79 @@
+"""A user's ONNX graph, run once in a process of its own that has a time limit.
+
+Owns that process: a graph may loop for ever or end the process it runs in, and the build is told so in a
+sentence. Run as a script, this file is that process. Whether the answer fits the member is dry_run's.
+"""
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SECONDS = 120.0  # For loading the runtime and a pass over one cut; a pass of the largest nets takes seconds.
+GRAPH, INPUTS, ANSWER = "net.onnx", "inputs.npz", "answer.npy"
+REFUSED = 3  # Exit code of the process when the runtime refused the graph; its output says why.
+
+
+class GraphFailed(Exception):
+    """The graph gave no tensor; the message says why."""
+
+
+def run_graph(graph: bytes, inputs: Mapping[str, np.ndarray], seconds: float = SECONDS) -> np.ndarray:
+    """The first output of an ONNX graph on the CPU.
+
+    inputs   by name; a single one may have any name in the graph
+    Raises   GraphFailed: refused, not a tensor of numbers, too slow, or it ended its process
+    """
+    with tempfile.TemporaryDirectory(prefix="hourglass-graph-") as made:
+        folder = Path(made)
+        (folder / GRAPH).write_bytes(graph)
+        arrays: dict[str, Any] = dict(inputs)
+        np.savez(folder / INPUTS, **arrays)
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), made]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                timeout=seconds, check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise GraphFailed(f"it did not end in {seconds:g} s: a loop without an end?") from error
+        if done.returncode == REFUSED:
+            raise GraphFailed(done.stdout.strip())
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            how = f"exit code {done.returncode} {last}".strip()
+            raise GraphFailed(f"the process that ran it ended with {how}")
+        try:
+            answer: np.ndarray = np.load(folder / ANSWER, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise GraphFailed(f"the process that ran it left no answer ({error})") from error
+    return answer
+
+
+def _answer(folder: Path) -> None:
+    """Run the graph of `folder` and leave its answer there."""
+    import onnxruntime
+
+    # Bytes, not the path: a graph by path may read other files of this machine as its weights.
+    session = onnxruntime.InferenceSession((folder / GRAPH).read_bytes(), providers=["CPUExecutionProvider"])
+    with np.load(folder / INPUTS, allow_pickle=False) as held:
+        inputs = {name: held[name] for name in held.files}
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != 1 or len(inputs) != 1:
+        names = list(inputs)  # Several inputs go by name; a single one may have any name.
+    out = session.run(None, dict(zip(names, inputs.values(), strict=True)))[0]
+    if not isinstance(out, np.ndarray) or out.dtype.kind not in "fiub":
+        found = f"holds {out.dtype}" if isinstance(out, np.ndarray) else f"is a {type(out).__name__}"
+        raise TypeError(f"its first output {found}, expected a tensor of numbers")
+    np.save(folder / ANSWER, out, allow_pickle=False)
+
+
+if __name__ == "__main__":
+    try:
+        _answer(Path(sys.argv[1]))
+    except Exception as error:  # ONNX Runtime raises types of its own, none of them public.
+        print(error)
+        sys.exit(REFUSED)
