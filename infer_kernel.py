@@ -111,6 +111,7 @@ MAX_FOLDERS = 3000
 FEW_FOLDERS = 100  # of these the plain places are looked at however long the others took
 MAX_ENTRIES = 2000
 MOST_PATIENCE_S = 60.0  # a mount that has not answered by then hangs; in a short run a tenth of its time
+LEAST_PATIENCE_S = 0.2  # where many hang
 SAMPLE_SHARE = 0.25  # of the time that is left, for the one thing nothing can be done without
 SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
 BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
@@ -174,6 +175,7 @@ def main(arguments: list[str]) -> None:
         )
         sys.exit(2)
     open_streams()
+    hear_of_children()
     if "--rehearse" in arguments:
         leave(rehearse(arguments))
     if arguments[:1] == [GUARD_WORD]:
@@ -225,9 +227,11 @@ def execute(run: "Run") -> int:
             run.offset_s = find_offset(run.budget_s())
         set_alarm(run)
         run.line.tell("doing", f"looking for a sample submission below {run.input}")
-        sample = find_sample(run)
+        sample = find_sample(run, lambda nearest: publish_prior(run, nearest))
         if sample is not None:
-            publish_prior(run, sample)
+            if run.prior is None or run.prior.sample is not sample:
+                publish_prior(run, sample)
+            report_columns(run)
         run.line.hold()
         try:
             serve(run)
@@ -303,14 +307,36 @@ def watch_over(arguments: list[str]) -> int:
     notebook = is_notebook()
     if notebook and "__file__" not in globals():
         arguments = []  # a cell has none: the words are those of the notebook's own process
-    watcher = Watcher(notebook)
     try:
+        watcher = Watcher(notebook)
         pid = watcher.spawn(arguments) if notebook else os.fork()
-    except OSError:
+    except OSError as error:
+        if notebook:  # somebody's process: a guard in it would end it
+            return refuse(Refusal("WatcherMissing", "notebook", f"no process of its own to be had ({error}); "
+                                  "run infer_kernel.py as a file, e.g. !python infer_kernel.py"))
         guard(arguments, Line())
     if pid == 0:
         guard(arguments, watcher.become_guard())
     return watcher.wait(pid)
+
+
+def find_source() -> str:
+    """This very source, or what runs it: after exec(open(...).read()) only its compiled form is to be had.
+
+    Raises  OSError when neither is
+    """
+    import linecache
+    import marshal
+
+    source = "".join(linecache.getlines(main.__code__.co_filename))
+    frame = None if "def main(" in source else sys._getframe()
+    while frame is not None:
+        if main.__code__ in frame.f_code.co_consts:
+            return f"import marshal\nexec(marshal.loads({marshal.dumps(frame.f_code)!r}))\n"
+        frame = frame.f_back
+    if not source:
+        raise OSError("the source is nowhere")
+    return source
 
 
 def is_notebook() -> bool:
@@ -324,12 +350,15 @@ class Line:
     def __init__(self, handle: int = -1, lifeline: int = -1) -> None:
         self.handle = handle
         self.lifeline = lifeline
+        self.doing = "starting"
 
     def tell(self, word: str, value: object) -> None:
         """Tell the watcher one thing it must know: the seconds `left` to the guard, the exit code that holds
         should the guard stop answering, the `engine`'s group, what it is `doing`, its exit code when it is
         `done`.
         """
+        if word == "doing":
+            self.doing = str(value)
         if self.handle >= 0:
             try:
                 os.write(self.handle, f"{word} {printable(str(value))}\n".encode("utf-8", "replace"))
@@ -434,7 +463,13 @@ def open_relays(notebook: bool) -> list[Relay]:
         if twin:  # one relay for both: their order stays
             twin[0].streams.append(stream)
             continue
-        relays.append(Relay(stream, notebook))
+        try:
+            relays.append(Relay(stream, notebook))
+        except OSError:
+            for relay in relays:
+                os.close(relay.source)
+                os.close(relay.mouth)
+            raise
         seen.append((facts.st_dev, facts.st_ino, relays[-1]))
     return relays
 
@@ -448,8 +483,18 @@ class Watcher:
     def __init__(self, notebook: bool) -> None:
         self.notebook = notebook
         self.lifeline, self.held = os.pipe()
-        self.control, self.line = os.pipe()
-        self.relays = open_relays(notebook)
+        try:
+            self.control, self.line = os.pipe()
+            try:
+                self.relays = open_relays(notebook)
+            except OSError:
+                os.close(self.control)
+                os.close(self.line)
+                raise
+        except OSError:  # where descriptors are short the guard alone needs them
+            os.close(self.lifeline)
+            os.close(self.held)
+            raise
         self.pid = 0
         self.status: int | None = None  # of the guard, once it is gone
         self.unread = b""
@@ -474,12 +519,9 @@ class Watcher:
 
     def spawn(self, arguments: list[str]) -> int:
         """Process id of a guard that reads this very source from its standard input. Raises OSError."""
-        import linecache
         import subprocess
 
-        source = "".join(linecache.getlines(main.__code__.co_filename))
-        if not source:
-            raise OSError("the source is nowhere")
+        source = find_source()
         ends = {stream: relay.mouth for relay in self.relays for stream in relay.streams}
         process = subprocess.Popen(
             [sys.executable, "-I", "-u", "-", GUARD_WORD, f"{self.line},{self.lifeline}", *arguments],
@@ -524,14 +566,14 @@ class Watcher:
         return max(time.monotonic() - STARTED, read_boot_clock() - STARTED_BOOT)
 
     def catch_signals(self) -> dict[int, "Any"]:
-        """Hand TERM, INT and HUP to the guard, which has as long as ever to end in order."""
+        """Hand TERM, INT, QUIT and HUP to the guard, which has as long as ever to end in order."""
         def hand_on(number: int, _frame: object) -> None:
             self.until_s = min(self.until_s, self.elapsed_s() + WATCHED_EXIT_S)
             if self.status is None:
                 os.kill(self.pid, number)
 
         before: dict[int, Any] = {}
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in find_endings():
             try:
                 before[number] = signal.signal(number, hand_on)
             except ValueError:
@@ -670,6 +712,12 @@ class Run:
         self.arguments = arguments
         self.line = line or Line()
         self.constant: dict[str, Any] = CONSTANT or {}
+        try:
+            scratch = os.environ.get("TMPDIR")
+            if scratch:  # the engine has another current folder
+                os.environ["TMPDIR"] = os.path.abspath(scratch)
+        except OSError:
+            pass  # ours is gone: scratch_places passes over what is relative
         default_input = KAGGLE_INPUT if os.path.isdir(KAGGLE_INPUT) else os.path.join("..", "input")
         self.input = absolute(arguments.input or default_input)
         default_working = KAGGLE_WORKING if os.path.isdir(KAGGLE_WORKING) else "."
@@ -734,6 +782,7 @@ class Reader:
     def __init__(self, patience_s: float, fault: "Callable[[str, str, object], None]") -> None:
         self.patience_s = patience_s
         self.fault = fault
+        self.hung: set[str] = set()  # what has not answered: named once, and asked for by no other way
 
     def ask(self, action: "Callable[..., Any]", *given: "Any", patience_s: float = 0.0) -> "Any":
         """What `action(*given)` gives; given[0] is what it reads.
@@ -762,18 +811,24 @@ class Reader:
         wait_s = patience_s or self.patience_s
         # Twice: the machine may have stood still, and the answer be here
         if not over.acquire(timeout=wait_s) and not over.acquire(timeout=POLL_S):
-            self.fault("InputHung", str(given[0]), f"no answer in {wait_s:.1f} s; passed over")
+            if given[0] not in self.hung:
+                self.fault("InputHung", str(given[0]), f"no answer in {wait_s:.1f} s; passed over")
+            self.hung.add(given[0])
             raise Hung(f"{given[0]}: no answer in {wait_s:.1f} s")
         if failure:
             raise failure[0]
         return answer[0]
 
     def list_folder(self, folder: str) -> tuple[list[str], list[str]]:
-        """(file names, subfolders) of a folder, or what is known of them by the time it stops answering."""
+        """(file names, subfolders) of a folder, or what is known of them by the time it stops answering.
+
+        Each one that hangs halves what the next one gets: ten of them cost little more than one.
+        """
         files: list[str] = []
         below: list[str] = []
         try:
-            self.ask(list_folder, folder, files, below)
+            patience_s = max(LEAST_PATIENCE_S, self.patience_s / 2 ** min(9, len(self.hung)))
+            self.ask(list_folder, folder, files, below, patience_s=min(self.patience_s, patience_s))
         except Hung:
             pass  # named already
         return sorted(files), sorted(below)
@@ -885,7 +940,18 @@ def open_streams() -> None:
     sys.stdout = sys.stdout or open(open_nowhere(), "w")
     sys.stderr = sys.stderr or open(open_nowhere(), "w")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        settle = getattr(stream, "reconfigure", None)  # a notebook's stream has none, and takes everything
+        if settle is not None:
+            settle(errors="backslashreplace")
+
+
+def hear_of_children() -> None:
+    """Let the end of a child be known: a caller that ignores SIGCHLD hands that on, and exit codes go."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except ValueError:
+            pass  # a notebook's second thread: signals are not its business
 
 
 def open_nowhere() -> int:
@@ -899,7 +965,7 @@ def open_nowhere() -> int:
 
 
 def catch_signals(run: "Run", within_s: float) -> None:
-    """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends
+    """Signals end the run in order; if that takes too long, or the exit mark comes, the alarm ends
     it at once.
     """
     def note(number: int, _frame: object) -> None:
@@ -911,12 +977,28 @@ def catch_signals(run: "Run", within_s: float) -> None:
         if run.engine is not None:
             run.engine.signal(signal.SIGKILL)
         code = 2 if run.prior is None else 1 if run.arguments.strict else 0
+        why = signal.Signals(run.signal).name if run.signal else "the exit mark was reached"
+        word = f"OutOfTime guard: {why} while {run.line.doing}: "
+        if code == 2:
+            word += "no submission.csv could be written; give more time, or detach what does not answer"
+        else:
+            word += f"submission.csv stays as it was last published, the report may be missing | exit {code}"
+        try:
+            os.write(2, f"[hourglass] {printable(word)}\n".encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass  # nobody reads
         run.line.tell("done", code)
         os._exit(code)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in find_endings():
         signal.signal(number, note)
     signal.signal(signal.SIGALRM, abandon)
+
+
+def find_endings() -> list[int]:
+    """Signals that end a run in order: all that ask for an end, but not HUP where nohup has put it off."""
+    endings: list[int] = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+    return endings if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*endings, signal.SIGHUP]
 
 
 def set_alarm(run: "Run") -> None:
@@ -995,17 +1077,25 @@ def find_offset(budget_s: float, proc: str = "/proc") -> float:
 # -- the sample ----------------------------------------------------------------------------------------------
 
 
-def find_sample(run: "Run") -> "Sample | None":
+def find_sample(run: "Run", first: "Callable[[Sample], object]" = lambda _: None) -> "Sample | None":
     """The sample below the input, or None: the one whose header has our classes, then the competition's own,
     then the nearest.
+
+    first  is given the first one that can be read, before time is spent on the others
     """
     known = set(run.classes) if run.output.get("format") != "label" else set()
     ranked: list[tuple[int, tuple[bool, int], str, Sample]] = []
     hung: OSError | None = None
+    until = math.inf
     for place, path in sorted((rank_place(path, run.input), path) for path in
                               find_files(run.reader, run.input, SAMPLE_DEPTH, SAMPLE_NAMES)):
-        # The best place comes first and has the time; the others may only show that there are others
-        within_s = SEARCH_S if ranked else SAMPLE_SHARE * max(1.0, run.marks().exit_s - run.elapsed())
+        # The best place comes first and has the time; the others, all together, have a little: they may only
+        # show that there are others
+        left_s = min(SEARCH_S, run.reader.patience_s) if ranked else run.marks().exit_s - run.elapsed()
+        within_s = min(left_s, until - time.monotonic()) if ranked else SAMPLE_SHARE * max(1.0, left_s)
+        if within_s <= 0.0:
+            run.fault("SampleMissing", path, "no time to read more samples; skipped, it and those after it")
+            break
         try:
             sample = run.reader.ask(read_sample, path, within_s, patience_s=within_s)
         except Hung as error:
@@ -1013,6 +1103,9 @@ def find_sample(run: "Run") -> "Sample | None":
         except ValueError as error:
             run.fault("SampleMissing", path, f"{error}; skipped")
         else:
+            if not ranked:
+                first(sample)
+                until = time.monotonic() + SEARCH_S
             ranked.append((len(known - set(sample.header)), (place[1], place[2]), path, sample))
     ranked.sort(key=lambda entry: entry[:3])
     samples = [sample for *_, sample in ranked]
@@ -1096,7 +1189,8 @@ def settle_sample(run: "Run") -> "Prior":
             "no sample_submission.csv below it and nothing to make one from (clips, and a bundle that names "
             "the classes; rows of fixed windows always need the sample); give --input",
         )
-    return publish_prior(run, sample)
+    publish_prior(run, sample)
+    return report_columns(run)
 
 
 def make_sample(run: "Run") -> "Sample | None":
@@ -1196,8 +1290,8 @@ def quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
 
 
-def publish_prior(run: "Run", sample: "Sample") -> "Prior":
-    """The prior submission in place, and a loud word on columns it cannot fill.
+def publish_prior(run: "Run", sample: "Sample") -> None:
+    """The prior submission in place.
 
     Raises  Refusal OutputUnwritable
     """
@@ -1211,8 +1305,6 @@ def publish_prior(run: "Run", sample: "Sample") -> "Prior":
     run.line.tell("code", 1 if run.arguments.strict else 0)
     if run.prior_s is None:
         run.prior_s = round(run.elapsed() - run.offset_s, 4)
-    report_columns(run, prior)
-    return prior
 
 
 def write_prior(working: str, prior: "Prior") -> None:
@@ -1259,10 +1351,14 @@ def move_aside(path: str) -> None:
     say(f"{path} was a folder: it is {os.path.basename(aside)} now")
 
 
-def report_columns(run: "Run", prior: "Prior") -> None:
-    """Say it loudly when the sample's columns and the bundle's classes do not match."""
+def report_columns(run: "Run") -> "Prior":
+    """The prior submission that is in place; a loud word where the sample's columns and the bundle's classes
+    do not match.
+    """
+    prior = run.prior
+    assert prior is not None, "publish_prior comes first"
     if not run.classes or prior.labels is not None:
-        return
+        return prior
     columns = set(prior.sample.header[1:])
     classes = set(run.classes)
     for names, text in (
@@ -1274,6 +1370,7 @@ def report_columns(run: "Run", prior: "Prior") -> None:
             run.fault(
                 "ColumnsUnknown", prior.sample.path or "sample", f"{len(names)} columns ({shown}) {text}"
             )
+    return prior
 
 
 # -- the bundle ----------------------------------------------------------------------------------------------
@@ -1543,7 +1640,7 @@ def scratch_places(working: str) -> list[str]:
     usable = [
         place
         for place in (os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp")
-        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+        if place and os.path.isabs(place) and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
         and os.path.realpath(place) != os.path.realpath(working)
     ]
     return sorted(dict.fromkeys(usable), key=is_memory)
@@ -2009,7 +2106,7 @@ def find_invalid(path: str, prior: "Prior") -> str | None:
     sample = prior.sample
     count = 0
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             if next(rows, None) != sample.header:
                 return "the header differs from the sample's"
@@ -2033,7 +2130,7 @@ def find_invalid(path: str, prior: "Prior") -> str | None:
 def overwrite_prior(run: "Run", path: str, prior: "Prior") -> None:
     """The prior over the bytes that are already there: the last way on a full disk."""
     try:
-        with open(path, "r+b") as file:
+        with open(open_regular(path, flags=os.O_RDWR), "r+b") as file:
             file.writelines(prior.lines())
             file.truncate()
     except OSError as error:
@@ -2049,7 +2146,7 @@ def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
     path = os.path.join(run.working, "submission.csv")
     rows = len(prior.sample.ids)
     crc = plain = 0
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         while data := file.read(1 << 20):
             crc = zlib.crc32(data, crc)
     for line in prior.lines():
@@ -2064,7 +2161,7 @@ def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
         run.fault("SubmissionChanged", "submission.csv", "holds something else than the engine published")
     if prior.labels is not None:  # a predicted label may be the prior's
         return {"rows": rows}
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as text:
+    with open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
         same = sum(row[1:] == prior.cells for row in csv.reader(text))
     return {"rows": rows, "prior_rows": same}
 
@@ -2218,7 +2315,8 @@ def find_files(reader: "Reader", root: str, depth: int, names: tuple[str, ...]) 
     found = []
     for folder, files, below in walk(reader, root, depth):
         here = {name for name in files if name.lower() in names}
-        if len(files) + len(below) >= MAX_ENTRIES or not (files or below):  # cut short: ask for them by name
+        short = len(files) + len(below) >= MAX_ENTRIES or not (files or below)
+        if short and folder not in reader.hung:  # cut short: ask for them by name
             try:
                 here |= reader.ask(find_names, folder, names)
             except Hung:
@@ -2273,11 +2371,11 @@ def list_folder(folder: str, files: list[str], below: list[str]) -> None:
         (below if leads_to_folder else files).append(entry.path if leads_to_folder else entry.name)
 
 
-def open_regular(path: str, limit: int) -> int:
+def open_regular(path: str, limit: int = sys.maxsize, flags: int = os.O_RDONLY) -> int:
     """Descriptor of a regular file of at most `limit` bytes: a FIFO is never waited for. Raises OSError."""
     import stat
 
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     facts = os.fstat(handle)
     if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
         os.close(handle)
