@@ -111,6 +111,7 @@ MAX_FOLDERS = 3000
 FEW_FOLDERS = 100  # of these the plain places are looked at however long the others took
 MAX_ENTRIES = 2000
 MOST_PATIENCE_S = 60.0  # a mount that has not answered by then hangs; in a short run a tenth of its time
+LEAST_BYTES_PER_S = 5e6  # of a disk that is slow but answers
 LEAST_PATIENCE_S = 0.2  # where many hang
 SAMPLE_SHARE = 0.25  # of the time that is left, for the one thing nothing can be done without
 SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
@@ -734,12 +735,14 @@ class Run:
         self.bundle: str | None = None  # open_bundle: the folder,
         self.manifest: dict[str, Any] = {}  # the manifest in it,
         self.manifest_text = b""  # and the bytes that were hashed
-        self.state = ""  # make_state: the private folder,
+        self.making = ""  # make_state: the private folder that is being filled,
+        self.state = ""  # and the one in use,
         self.lock = -1  # what says that we live,
         self.refused: list[str] = []  # and places that have failed
         self.engine: Engine | None = None  # attempt and end_engine
         self.attempts = 0  # attempt
         self.finished = False  # attempt
+        self.published: Any = {}  # finish: what the engine said of each submission it put in place
         self.stacks = ""  # attempt, or execute when the guard itself fails
         self.deaths: list[dict[str, Any]] = []  # report_death
         self.faults: list[dict[str, Any]] = []  # fault
@@ -964,6 +967,14 @@ def open_nowhere() -> int:
         return theirs
 
 
+def drop_state(run: "Run") -> None:
+    """Remove the private folder for good."""
+    folders = (run.state, run.making)
+    run.state = run.making = ""
+    for folder in folders:
+        remove_tree(folder)
+
+
 def catch_signals(run: "Run", within_s: float) -> None:
     """Signals end the run in order; if that takes too long, or the exit mark comes, the alarm ends
     it at once.
@@ -988,6 +999,8 @@ def catch_signals(run: "Run", within_s: float) -> None:
         except OSError:
             pass  # nobody reads
         run.line.tell("done", code)
+        if run.line.handle >= 0:  # the watcher waits for it no longer than it may
+            drop_state(run)
         os._exit(code)
 
     for number in find_endings():
@@ -1318,7 +1331,7 @@ def write_prior(working: str, prior: "Prior") -> None:
             file.writelines(prior.lines())
         os.fsync(handle)
         put_in_place(temporary, os.path.join(working, "submission.csv"))
-    except OSError:
+    except BaseException:
         remove(temporary)
         raise
     finally:
@@ -1451,11 +1464,15 @@ def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
         data: dict[str, Any] = json.loads(text)
         wheel = data["wheel"]
         classes = data["ensemble"]["classes"]
+        output = data["ensemble"].get("output") or {}
+        labels = output.get("labels") or {}
         entries = [wheel["entry"], *wheel["files"].values()]
         if not (
             all(isinstance(e["bytes"], int) and isinstance(e["sha256"], str) for e in entries)
             and isinstance(wheel["file"], str)
-            and all(isinstance(c, str) for c in classes)
+            and isinstance(classes, list)
+            and all(map(is_text, [*classes, *labels, *labels.values()]))
+            and all(is_text(output.get(key) or "") for key in ("format", "label_column"))
             and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in data["prior"])
             and len(data["prior"]) in (0, len(classes))
         ):
@@ -1465,6 +1482,11 @@ def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
             "BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again"
         ) from error
     return data
+
+
+def is_text(value: object) -> bool:
+    """True for a text that a file can hold."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def read_code(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> dict[str, bytes]:
@@ -1591,23 +1613,30 @@ def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = Non
     removed. A place that has no room for it, or has failed, is passed over. Raises Fault.
     """
     tried = []
-    for place in [*scratch_places(run.working), run.working]:
+    for place in [*scratch_places(run.working, run.reader), run.working]:
         if place in run.refused:
             continue
         path = os.path.join(place, f"hourglass-{os.urandom(8).hex()}")
         try:
-            sweep_stale(place)
-            os.mkdir(path, 0o700)
-            lock = lock_folder(path)
-            run.reader.ask(prepare_state, path, run, sample, code)
+            run.reader.ask(sweep_stale, place)
+            run.making = path
+            lock = run.reader.ask(make_folder, path)
+            size = sum(map(len, code.values())) + (count_bytes(sample) if sample else 0)
+            patience_s = max(run.reader.patience_s, size / LEAST_BYTES_PER_S)
+            run.reader.ask(prepare_state, path, run, sample, code, patience_s=patience_s)
         except OSError as error:
             tried.append(str(error))
-            remove_tree(path)
+            if place not in run.reader.hung:
+                try:
+                    run.reader.ask(remove_tree, path)
+                except Hung:
+                    pass  # named
+            run.making = ""
             continue
         if run.state:
             carry(run.state, path)
             remove_tree(run.state)
-        run.state = path
+        run.state, run.making = path, ""
         run.lock = lock
         if place == run.working:
             run.profile["disk_bytes"] = 0
@@ -1631,19 +1660,37 @@ def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = Non
     )
 
 
-def scratch_places(working: str) -> list[str]:
+def make_folder(path: str) -> int:
+    """A new folder of ours alone; gives the descriptor that locks it. Raises OSError."""
+    os.mkdir(path, 0o700)
+    return lock_folder(path)
+
+
+def count_bytes(sample: "Sample") -> int:
+    """About what a sample takes as a file."""
+    return sum(map(len, sample.ids)) + len(sample.ids) * len(sample.header)
+
+
+def scratch_places(working: str, reader: "Reader") -> list[str]:
     """Folders for the private folder, best first: real disks, never the output folder."""
     try:
         os.mkdir("/kaggle/temp")
     except OSError:
         pass  # it is there, or this is not Kaggle, or it may not be: then the next place
-    usable = [
-        place
-        for place in (os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp")
-        if place and os.path.isabs(place) and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
-        and os.path.realpath(place) != os.path.realpath(working)
-    ]
-    return sorted(dict.fromkeys(usable), key=is_memory)
+    usable: dict[str, bool] = {}
+    for place in (os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp"):
+        try:
+            if place and os.path.isabs(place) and reader.ask(is_usable, place, working):
+                usable[place] = reader.ask(is_memory, place)
+        except Hung:
+            continue  # named
+    return sorted(usable, key=lambda place: usable[place])
+
+
+def is_usable(place: str, working: str) -> bool:
+    """True for a folder that takes files and is not the output folder."""
+    return (os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+            and os.path.realpath(place) != os.path.realpath(working))
 
 
 def is_memory(path: str) -> bool:
@@ -2062,6 +2109,8 @@ def finish(run: "Run", prior: "Prior") -> int:
     """
     safely(run, end_engine, run, 0.0)
     safely(run, end_children)
+    run.published = safely(run, read_json, run.state, "published.json") if run.state else {}
+    drop_state(run)  # before a large file is read, which the exit alarm may cut short
     path = os.path.join(run.working, "submission.csv")
     valid = safely(run, ensure_valid, run, prior) or find_invalid(path, prior) is None
     safely(run, sweep_temporary, run.working)
@@ -2070,7 +2119,6 @@ def finish(run: "Run", prior: "Prior") -> int:
     code = 2 if not valid else 1 if run.arguments.strict and is_degraded(report) else 0
     report["guard"]["exit_code"] = code
     safely(run, write_report, run, report)
-    remove_tree(run.state)
     safely(run, print_banner, run, report, code)
     return code
 
@@ -2151,7 +2199,7 @@ def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
             crc = zlib.crc32(data, crc)
     for line in prior.lines():
         plain = zlib.crc32(line, plain)
-    published = read_json(run.state, "published.json") if run.state else {}
+    published = run.published
     for told in published if isinstance(published, list) else []:
         if told["crc"] == crc:
             return {"rows": rows, "prior_rows": int(told["prior"]), "partial_rows": int(told["partial"])}

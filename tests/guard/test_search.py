@@ -108,3 +108,52 @@ def test_ten_datasets_that_do_not_answer(where: Path) -> None:
         run = run_guard(where, bundle.folder, seconds=20.0)
     check(run, "InputHung")
     assert STUB_CELLS in run.submission and run.faults.count("InputHung") == 10
+
+
+def test_a_scratch_place_that_hangs_is_passed_over(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    usable, sweep = infer_kernel.is_usable, infer_kernel.sweep_stale
+    slow = {str(where / "first"), str(where / "second")}
+
+    def ask_first(place: str, working: str) -> bool:
+        return over.wait() if place == str(where / "first") else usable(place, working)
+
+    def sweep_second(place: str) -> None:
+        if place == str(where / "second"):
+            over.wait()
+        else:
+            sweep(place)
+
+    monkeypatch.setattr(infer_kernel, "is_usable", ask_first)
+    monkeypatch.setattr(infer_kernel, "sweep_stale", sweep_second)
+    for place in (*slow, str(where / "out")):
+        Path(place).mkdir()
+    run = make_run(where)
+    run.reader.patience_s = 0.05
+    monkeypatch.setenv("TMPDIR", str(where / "first"))
+    try:
+        assert str(where / "first") not in infer_kernel.scratch_places(run.working, run.reader)
+        monkeypatch.setenv("TMPDIR", str(where / "second"))
+        infer_kernel.make_state(run, {})
+        assert Path(run.state).is_dir() and Path(run.state).parent != where / "second"
+        assert {fault["where"] for fault in run.faults if fault["code"] == "InputHung"} == slow
+    finally:
+        over.set()
+        infer_kernel.remove_tree(run.state)
+
+
+@needs_fuse
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=92,
+    injection="the same: TMPDIR; a dead run's private folder in it",
+    outcome="passed over by name, another place is taken, everything scored",
+)
+@pytest.mark.parametrize(
+    ("operation", "name"), [("list", "source"), ("look up", "hourglass-0123456789abcdef")]
+)
+def test_a_scratch_folder_that_never_answers(where: Path, operation: str, name: str) -> None:
+    (where / "source" / "hourglass-0123456789abcdef").mkdir(parents=True)
+    with hung_mount(where / "source", where / "slow", operation, name):
+        run = run_guard(where, make_bundle(where / "bundle").folder, TMPDIR=str(where / "slow"))
+    assert run.code == 0 and STUB_CELLS in run.submission, run.out
