@@ -30,6 +30,10 @@ if __name__ == "__main__" and "__file__" in globals():
     # `from __future__` would be looked for there, too, hence the quoted annotations.
     OWN_FOLDERS = ("", "" if sys.flags.safe_path else sys.path[0], __file__.rpartition("/")[0])
     sys.path[:] = [folder for folder in sys.path if folder not in OWN_FOLDERS]
+    if "ipykernel" not in sys.modules:  # what ends a run waits until there is one: catch_signals hears it
+        import _signal
+
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (1, 2, 3, 15))
 
 import time  # noqa: E402
 
@@ -177,10 +181,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     open_streams()
     hear_of_children()
-    if "--rehearse" in arguments:
-        leave(rehearse(arguments))
     if arguments[:1] == [GUARD_WORD]:
-        handle, lifeline = map(int, arguments[1].split(","))
+        handle, lifeline, path = read_line(arguments[1:2])
+        globals().setdefault("__file__", path)
         guard(arguments[2:], Line(handle, lifeline))
     code = watch_over(arguments)
     if not is_notebook():
@@ -200,7 +203,11 @@ def leave(code: int) -> "NoReturn":
 
 
 def guard(arguments: list[str], line: "Line") -> "NoReturn":
-    """The guard's process."""
+    """The guard's process, or the rehearsal's."""
+    if "--rehearse" in arguments:
+        code = rehearse(arguments, line)
+        line.tell("done", code)
+        leave(code)
     given = make_parser().parse_args(arguments)
     try:
         code = execute(Run(given, line))
@@ -309,7 +316,7 @@ def watch_over(arguments: list[str]) -> int:
     if notebook and "__file__" not in globals():
         arguments = []  # a cell has none: the words are those of the notebook's own process
     try:
-        watcher = Watcher(notebook)
+        watcher = Watcher(notebook, "--rehearse" in arguments)
         pid = watcher.spawn(arguments) if notebook else os.fork()
     except OSError as error:
         if notebook:  # somebody's process: a guard in it would end it
@@ -319,6 +326,20 @@ def watch_over(arguments: list[str]) -> int:
     if pid == 0:
         guard(arguments, watcher.become_guard())
     return watcher.wait(pid)
+
+
+def read_line(words: list[str]) -> tuple[int, int, str]:
+    """(handle, lifeline, path of this file) of a guard that was spawned; ends the process when somebody else
+    has typed its word.
+    """
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(.*)", "".join(words), re.DOTALL)
+    try:
+        handles = [int(match[1]), int(match[2])] if match else []
+        if match and all(os.fstat(handle).st_mode & 0o170000 == 0o010000 for handle in handles):
+            return handles[0], handles[1], match[3]
+    except OSError:
+        pass  # no such descriptor
+    leave(refuse(Refusal("BadArgument", GUARD_WORD, "is a word between two processes of ours; leave it out")))
 
 
 def find_source() -> str:
@@ -452,13 +473,16 @@ def open_terminal(stream: int) -> tuple[int, int]:
     return ours, theirs
 
 
-def open_relays(notebook: bool) -> list[Relay]:
-    """Relays for those streams whose end somebody may be waiting for: not for a plain file."""
+def open_relays(notebook: bool, rehearsal: bool) -> list[Relay]:
+    """Relays for those streams whose end somebody may be waiting for: not for a plain file. A rehearsal has
+    them in any case: it prints much, and a stream that takes nothing must not end it.
+    """
     relays: list[Relay] = []
     seen: list[tuple[int, int, Relay]] = []
     for stream in (1, 2):
         facts = os.fstat(stream)
-        if not notebook and not os.isatty(stream) and facts.st_mode & 0o170000 not in (0o010000, 0o140000):
+        plain = not notebook and not rehearsal
+        if plain and not os.isatty(stream) and facts.st_mode & 0o170000 not in (0o010000, 0o140000):
             continue  # no pipe, socket or terminal
         twin = [relay for device, number, relay in seen if (device, number) == (facts.st_dev, facts.st_ino)]
         if twin:  # one relay for both: their order stays
@@ -481,13 +505,14 @@ class Watcher:
     It opens no file: it knows the clock, its child, and what that tells it. The guard dies with it.
     """
 
-    def __init__(self, notebook: bool) -> None:
+    def __init__(self, notebook: bool, rehearsal: bool) -> None:
         self.notebook = notebook
+        self.rehearsal = rehearsal
         self.lifeline, self.held = os.pipe()
         try:
             self.control, self.line = os.pipe()
             try:
-                self.relays = open_relays(notebook)
+                self.relays = open_relays(notebook, rehearsal)
             except OSError:
                 os.close(self.control)
                 os.close(self.line)
@@ -523,9 +548,10 @@ class Watcher:
         import subprocess
 
         source = find_source()
+        here = os.path.abspath(globals().get("__file__", ""))
         ends = {stream: relay.mouth for relay in self.relays for stream in relay.streams}
         process = subprocess.Popen(
-            [sys.executable, "-I", "-u", "-", GUARD_WORD, f"{self.line},{self.lifeline}", *arguments],
+            [sys.executable, "-I", "-u", "-", GUARD_WORD, f"{self.line},{self.lifeline},{here}", *arguments],
             stdin=subprocess.PIPE,
             stdout=ends[1],
             stderr=ends[2],
@@ -569,7 +595,8 @@ class Watcher:
     def catch_signals(self) -> dict[int, "Any"]:
         """Hand TERM, INT, QUIT and HUP to the guard, which has as long as ever to end in order."""
         def hand_on(number: int, _frame: object) -> None:
-            self.until_s = min(self.until_s, self.elapsed_s() + WATCHED_EXIT_S)
+            within_s = 2 * REHEARSAL_FAREWELL_S + 1.0 if self.rehearsal else WATCHED_EXIT_S
+            self.until_s = min(self.until_s, self.elapsed_s() + within_s)
             if self.status is None:
                 os.kill(self.pid, number)
 
@@ -579,6 +606,7 @@ class Watcher:
                 before[number] = signal.signal(number, hand_on)
             except ValueError:
                 pass  # a notebook's second thread: signals are not its business
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, find_endings())
         return before
 
     def has_ended(self) -> bool:
@@ -641,6 +669,8 @@ class Watcher:
 
     def outcome(self) -> str:
         """What the caller finds, in words."""
+        if self.rehearsal:
+            return "the rehearsal has no verdict; copy what does not answer to a disk of this machine"
         if self.code == 2:
             return "no submission.csv could be written; detach what does not answer, or give other folders"
         return f"submission.csv stays as it was last published, the report may be missing | exit {self.code}"
@@ -1006,6 +1036,7 @@ def catch_signals(run: "Run", within_s: float) -> None:
     for number in find_endings():
         signal.signal(number, note)
     signal.signal(signal.SIGALRM, abandon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, find_endings())
 
 
 def find_endings() -> list[int]:
@@ -2305,15 +2336,24 @@ def print_banner(run: "Run", report: "dict[str, Any]", code: int) -> None:
 # -- the rehearsal -------------------------------------------------------------------------------------------
 
 
-def rehearse(arguments: list[str]) -> int:
+def rehearse(arguments: list[str], line: "Line") -> int:
     """The rehearsal out of the bundle's verified code; gives its exit code."""
     known, _ = make_parser().parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     try:
-        run = Run(known)
+        run = Run(known, line)
     except Refusal as refusal:
         return refuse(refusal)
     catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
+    line.tell("left", math.inf)  # it has its own limits
+    line.hold()
     try:
+        if run.clips:
+            try:
+                run.reader.ask(os.listdir, run.clips)
+            except Hung as error:
+                raise Fault("InputHung", run.clips, f"{error}; copy the clips to another disk") from error
+            except OSError:
+                pass  # the rehearsal says what it is
         if not known.bundle:
             raise Fault("BundleMissing", "--bundle", "give the folder that build_dataset.py wrote")
         code = open_bundle(run)
@@ -2329,6 +2369,10 @@ def rehearse(arguments: list[str]) -> int:
             time.sleep(POLL_S)
         status = engine.process.poll()
         end_engine(run, REHEARSAL_FAREWELL_S)
+        if run.signal:
+            name = signal.Signals(run.signal).name
+            refuse(Fault("Interrupted", "rehearsal", f"{name}: ended before a verdict"))
+            return 1
         return status if status is not None and status >= 0 else 1
     except Fault as fault:
         return refuse(fault)
