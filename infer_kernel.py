@@ -1092,11 +1092,41 @@ def sweep_temporary(working: str) -> None:
         if name.startswith(TEMPORARY) and name.endswith(".tmp"):
             path = os.path.join(working, name)
             try:
-                remove(path)
+                if not is_held(path):  # another run's, which is being written
+                    remove(path)
             except IsADirectoryError:
                 remove_tree(path)
             except OSError:
                 continue  # nobody needs its name
+
+
+def hold_file(handle: int) -> None:
+    """Lock a file while it is written, so that no other run takes it for a dead one's."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pass  # a file system without locks
+
+
+def is_held(path: str) -> bool:
+    """True for a file that a living run is writing."""
+    import fcntl
+
+    try:
+        handle = open_regular(path)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a file system without locks
+    finally:
+        os.close(handle)
+    return False
 
 
 def find_offset(budget_s: float, proc: str = "/proc") -> float:
@@ -1357,6 +1387,7 @@ def write_prior(working: str, prior: "Prior") -> None:
     temporary = name_temporary(working, "submission.csv")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
+        hold_file(handle)
         os.posix_fallocate(handle, 0, sum(map(len, prior.lines())))
         with os.fdopen(handle, "wb", buffering=1 << 18, closefd=False) as file:
             file.writelines(prior.lines())
@@ -2296,8 +2327,10 @@ def write_report(run: "Run", report: "dict[str, Any]") -> None:
     temporary = name_temporary(run.working, "report.json")
     try:
         with open(temporary, "w", encoding="ascii") as file:
+            hold_file(file.fileno())
             json.dump(report, file, indent=1)
-        put_in_place(temporary, os.path.join(run.working, "report.json"))
+            file.flush()
+            put_in_place(temporary, os.path.join(run.working, "report.json"))
     except OSError as error:
         remove(temporary)
         run.fault("OutputUnwritable", "report.json", error)
