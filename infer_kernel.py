@@ -30,6 +30,10 @@ if __name__ == "__main__" and "__file__" in globals():
     # `from __future__` would be looked for there, too, hence the quoted annotations.
     OWN_FOLDERS = ("", "" if sys.flags.safe_path else sys.path[0], __file__.rpartition("/")[0])
     sys.path[:] = [folder for folder in sys.path if folder not in OWN_FOLDERS]
+    if "ipykernel" not in sys.modules:  # what ends a run waits until there is one: catch_signals hears it
+        import _signal
+
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (1, 2, 3, 15))
 
 import time  # noqa: E402
 
@@ -111,6 +115,8 @@ MAX_FOLDERS = 3000
 FEW_FOLDERS = 100  # of these the plain places are looked at however long the others took
 MAX_ENTRIES = 2000
 MOST_PATIENCE_S = 60.0  # a mount that has not answered by then hangs; in a short run a tenth of its time
+LEAST_BYTES_PER_S = 5e6  # of a disk that is slow but answers
+LEAST_PATIENCE_S = 0.2  # where many hang
 SAMPLE_SHARE = 0.25  # of the time that is left, for the one thing nothing can be done without
 SAMPLE_DEPTH = 3  # /kaggle/input/competitions/SLUG
 BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION/x
@@ -174,10 +180,10 @@ def main(arguments: list[str]) -> None:
         )
         sys.exit(2)
     open_streams()
-    if "--rehearse" in arguments:
-        leave(rehearse(arguments))
+    hear_of_children()
     if arguments[:1] == [GUARD_WORD]:
-        handle, lifeline = map(int, arguments[1].split(","))
+        handle, lifeline, path = read_line(arguments[1:2])
+        globals().setdefault("__file__", path)
         guard(arguments[2:], Line(handle, lifeline))
     code = watch_over(arguments)
     if not is_notebook():
@@ -197,7 +203,11 @@ def leave(code: int) -> "NoReturn":
 
 
 def guard(arguments: list[str], line: "Line") -> "NoReturn":
-    """The guard's process."""
+    """The guard's process, or the rehearsal's."""
+    if "--rehearse" in arguments:
+        code = rehearse(arguments, line)
+        line.tell("done", code)
+        leave(code)
     given = make_parser().parse_args(arguments)
     try:
         code = execute(Run(given, line))
@@ -225,9 +235,11 @@ def execute(run: "Run") -> int:
             run.offset_s = find_offset(run.budget_s())
         set_alarm(run)
         run.line.tell("doing", f"looking for a sample submission below {run.input}")
-        sample = find_sample(run)
+        sample = find_sample(run, lambda nearest: publish_prior(run, nearest))
         if sample is not None:
-            publish_prior(run, sample)
+            if run.prior is None or run.prior.sample is not sample:
+                publish_prior(run, sample)
+            report_columns(run)
         run.line.hold()
         try:
             serve(run)
@@ -303,14 +315,50 @@ def watch_over(arguments: list[str]) -> int:
     notebook = is_notebook()
     if notebook and "__file__" not in globals():
         arguments = []  # a cell has none: the words are those of the notebook's own process
-    watcher = Watcher(notebook)
     try:
+        watcher = Watcher(notebook, "--rehearse" in arguments)
         pid = watcher.spawn(arguments) if notebook else os.fork()
-    except OSError:
+    except OSError as error:
+        if notebook:  # somebody's process: a guard in it would end it
+            return refuse(Refusal("WatcherMissing", "notebook", f"no process of its own to be had ({error}); "
+                                  "run infer_kernel.py as a file, e.g. !python infer_kernel.py"))
         guard(arguments, Line())
     if pid == 0:
         guard(arguments, watcher.become_guard())
     return watcher.wait(pid)
+
+
+def read_line(words: list[str]) -> tuple[int, int, str]:
+    """(handle, lifeline, path of this file) of a guard that was spawned; ends the process when somebody else
+    has typed its word.
+    """
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(.*)", "".join(words), re.DOTALL)
+    try:
+        handles = [int(match[1]), int(match[2])] if match else []
+        if match and all(os.fstat(handle).st_mode & 0o170000 == 0o010000 for handle in handles):
+            return handles[0], handles[1], match[3]
+    except OSError:
+        pass  # no such descriptor
+    leave(refuse(Refusal("BadArgument", GUARD_WORD, "is a word between two processes of ours; leave it out")))
+
+
+def find_source() -> str:
+    """This very source, or what runs it: after exec(open(...).read()) only its compiled form is to be had.
+
+    Raises  OSError when neither is
+    """
+    import linecache
+    import marshal
+
+    source = "".join(linecache.getlines(main.__code__.co_filename))
+    frame = None if "def main(" in source else sys._getframe()
+    while frame is not None:
+        if main.__code__ in frame.f_code.co_consts:
+            return f"import marshal\nexec(marshal.loads({marshal.dumps(frame.f_code)!r}))\n"
+        frame = frame.f_back
+    if not source:
+        raise OSError("the source is nowhere")
+    return source
 
 
 def is_notebook() -> bool:
@@ -324,12 +372,15 @@ class Line:
     def __init__(self, handle: int = -1, lifeline: int = -1) -> None:
         self.handle = handle
         self.lifeline = lifeline
+        self.doing = "starting"
 
     def tell(self, word: str, value: object) -> None:
         """Tell the watcher one thing it must know: the seconds `left` to the guard, the exit code that holds
         should the guard stop answering, the `engine`'s group, what it is `doing`, its exit code when it is
         `done`.
         """
+        if word == "doing":
+            self.doing = str(value)
         if self.handle >= 0:
             try:
                 os.write(self.handle, f"{word} {printable(str(value))}\n".encode("utf-8", "replace"))
@@ -422,19 +473,28 @@ def open_terminal(stream: int) -> tuple[int, int]:
     return ours, theirs
 
 
-def open_relays(notebook: bool) -> list[Relay]:
-    """Relays for those streams whose end somebody may be waiting for: not for a plain file."""
+def open_relays(notebook: bool, rehearsal: bool) -> list[Relay]:
+    """Relays for those streams whose end somebody may be waiting for: not for a plain file. A rehearsal has
+    them in any case: it prints much, and a stream that takes nothing must not end it.
+    """
     relays: list[Relay] = []
     seen: list[tuple[int, int, Relay]] = []
     for stream in (1, 2):
         facts = os.fstat(stream)
-        if not notebook and not os.isatty(stream) and facts.st_mode & 0o170000 not in (0o010000, 0o140000):
+        plain = not notebook and not rehearsal
+        if plain and not os.isatty(stream) and facts.st_mode & 0o170000 not in (0o010000, 0o140000):
             continue  # no pipe, socket or terminal
         twin = [relay for device, number, relay in seen if (device, number) == (facts.st_dev, facts.st_ino)]
         if twin:  # one relay for both: their order stays
             twin[0].streams.append(stream)
             continue
-        relays.append(Relay(stream, notebook))
+        try:
+            relays.append(Relay(stream, notebook))
+        except OSError:
+            for relay in relays:
+                os.close(relay.source)
+                os.close(relay.mouth)
+            raise
         seen.append((facts.st_dev, facts.st_ino, relays[-1]))
     return relays
 
@@ -445,11 +505,22 @@ class Watcher:
     It opens no file: it knows the clock, its child, and what that tells it. The guard dies with it.
     """
 
-    def __init__(self, notebook: bool) -> None:
+    def __init__(self, notebook: bool, rehearsal: bool) -> None:
         self.notebook = notebook
+        self.rehearsal = rehearsal
         self.lifeline, self.held = os.pipe()
-        self.control, self.line = os.pipe()
-        self.relays = open_relays(notebook)
+        try:
+            self.control, self.line = os.pipe()
+            try:
+                self.relays = open_relays(notebook, rehearsal)
+            except OSError:
+                os.close(self.control)
+                os.close(self.line)
+                raise
+        except OSError:  # where descriptors are short the guard alone needs them
+            os.close(self.lifeline)
+            os.close(self.held)
+            raise
         self.pid = 0
         self.status: int | None = None  # of the guard, once it is gone
         self.unread = b""
@@ -474,15 +545,13 @@ class Watcher:
 
     def spawn(self, arguments: list[str]) -> int:
         """Process id of a guard that reads this very source from its standard input. Raises OSError."""
-        import linecache
         import subprocess
 
-        source = "".join(linecache.getlines(main.__code__.co_filename))
-        if not source:
-            raise OSError("the source is nowhere")
+        source = find_source()
+        here = os.path.abspath(globals().get("__file__", ""))
         ends = {stream: relay.mouth for relay in self.relays for stream in relay.streams}
         process = subprocess.Popen(
-            [sys.executable, "-I", "-u", "-", GUARD_WORD, f"{self.line},{self.lifeline}", *arguments],
+            [sys.executable, "-I", "-u", "-", GUARD_WORD, f"{self.line},{self.lifeline},{here}", *arguments],
             stdin=subprocess.PIPE,
             stdout=ends[1],
             stderr=ends[2],
@@ -524,18 +593,20 @@ class Watcher:
         return max(time.monotonic() - STARTED, read_boot_clock() - STARTED_BOOT)
 
     def catch_signals(self) -> dict[int, "Any"]:
-        """Hand TERM, INT and HUP to the guard, which has as long as ever to end in order."""
+        """Hand TERM, INT, QUIT and HUP to the guard, which has as long as ever to end in order."""
         def hand_on(number: int, _frame: object) -> None:
-            self.until_s = min(self.until_s, self.elapsed_s() + WATCHED_EXIT_S)
+            within_s = 2 * REHEARSAL_FAREWELL_S + 1.0 if self.rehearsal else WATCHED_EXIT_S
+            self.until_s = min(self.until_s, self.elapsed_s() + within_s)
             if self.status is None:
                 os.kill(self.pid, number)
 
         before: dict[int, Any] = {}
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in find_endings():
             try:
                 before[number] = signal.signal(number, hand_on)
             except ValueError:
                 pass  # a notebook's second thread: signals are not its business
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, find_endings())
         return before
 
     def has_ended(self) -> bool:
@@ -598,6 +669,8 @@ class Watcher:
 
     def outcome(self) -> str:
         """What the caller finds, in words."""
+        if self.rehearsal:
+            return "the rehearsal has no verdict; copy what does not answer to a disk of this machine"
         if self.code == 2:
             return "no submission.csv could be written; detach what does not answer, or give other folders"
         return f"submission.csv stays as it was last published, the report may be missing | exit {self.code}"
@@ -670,6 +743,12 @@ class Run:
         self.arguments = arguments
         self.line = line or Line()
         self.constant: dict[str, Any] = CONSTANT or {}
+        try:
+            scratch = os.environ.get("TMPDIR")
+            if scratch:  # the engine has another current folder
+                os.environ["TMPDIR"] = os.path.abspath(scratch)
+        except OSError:
+            pass  # ours is gone: scratch_places passes over what is relative
         default_input = KAGGLE_INPUT if os.path.isdir(KAGGLE_INPUT) else os.path.join("..", "input")
         self.input = absolute(arguments.input or default_input)
         default_working = KAGGLE_WORKING if os.path.isdir(KAGGLE_WORKING) else "."
@@ -686,12 +765,14 @@ class Run:
         self.bundle: str | None = None  # open_bundle: the folder,
         self.manifest: dict[str, Any] = {}  # the manifest in it,
         self.manifest_text = b""  # and the bytes that were hashed
-        self.state = ""  # make_state: the private folder,
+        self.making = ""  # make_state: the private folder that is being filled,
+        self.state = ""  # and the one in use,
         self.lock = -1  # what says that we live,
         self.refused: list[str] = []  # and places that have failed
         self.engine: Engine | None = None  # attempt and end_engine
         self.attempts = 0  # attempt
         self.finished = False  # attempt
+        self.published: Any = {}  # finish: what the engine said of each submission it put in place
         self.stacks = ""  # attempt, or execute when the guard itself fails
         self.deaths: list[dict[str, Any]] = []  # report_death
         self.faults: list[dict[str, Any]] = []  # fault
@@ -734,6 +815,7 @@ class Reader:
     def __init__(self, patience_s: float, fault: "Callable[[str, str, object], None]") -> None:
         self.patience_s = patience_s
         self.fault = fault
+        self.hung: set[str] = set()  # what has not answered: named once, and asked for by no other way
 
     def ask(self, action: "Callable[..., Any]", *given: "Any", patience_s: float = 0.0) -> "Any":
         """What `action(*given)` gives; given[0] is what it reads.
@@ -762,18 +844,24 @@ class Reader:
         wait_s = patience_s or self.patience_s
         # Twice: the machine may have stood still, and the answer be here
         if not over.acquire(timeout=wait_s) and not over.acquire(timeout=POLL_S):
-            self.fault("InputHung", str(given[0]), f"no answer in {wait_s:.1f} s; passed over")
+            if given[0] not in self.hung:
+                self.fault("InputHung", str(given[0]), f"no answer in {wait_s:.1f} s; passed over")
+            self.hung.add(given[0])
             raise Hung(f"{given[0]}: no answer in {wait_s:.1f} s")
         if failure:
             raise failure[0]
         return answer[0]
 
     def list_folder(self, folder: str) -> tuple[list[str], list[str]]:
-        """(file names, subfolders) of a folder, or what is known of them by the time it stops answering."""
+        """(file names, subfolders) of a folder, or what is known of them by the time it stops answering.
+
+        Each one that hangs halves what the next one gets: ten of them cost little more than one.
+        """
         files: list[str] = []
         below: list[str] = []
         try:
-            self.ask(list_folder, folder, files, below)
+            patience_s = max(LEAST_PATIENCE_S, self.patience_s / 2 ** min(9, len(self.hung)))
+            self.ask(list_folder, folder, files, below, patience_s=min(self.patience_s, patience_s))
         except Hung:
             pass  # named already
         return sorted(files), sorted(below)
@@ -885,7 +973,18 @@ def open_streams() -> None:
     sys.stdout = sys.stdout or open(open_nowhere(), "w")
     sys.stderr = sys.stderr or open(open_nowhere(), "w")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        settle = getattr(stream, "reconfigure", None)  # a notebook's stream has none, and takes everything
+        if settle is not None:
+            settle(errors="backslashreplace")
+
+
+def hear_of_children() -> None:
+    """Let the end of a child be known: a caller that ignores SIGCHLD hands that on, and exit codes go."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except ValueError:
+            pass  # a notebook's second thread: signals are not its business
 
 
 def open_nowhere() -> int:
@@ -898,8 +997,16 @@ def open_nowhere() -> int:
         return theirs
 
 
+def drop_state(run: "Run") -> None:
+    """Remove the private folder for good."""
+    folders = (run.state, run.making)
+    run.state = run.making = ""
+    for folder in folders:
+        remove_tree(folder)
+
+
 def catch_signals(run: "Run", within_s: float) -> None:
-    """TERM, INT and HUP end the run in order; if that takes too long, or the exit mark comes, the alarm ends
+    """Signals end the run in order; if that takes too long, or the exit mark comes, the alarm ends
     it at once.
     """
     def note(number: int, _frame: object) -> None:
@@ -911,12 +1018,31 @@ def catch_signals(run: "Run", within_s: float) -> None:
         if run.engine is not None:
             run.engine.signal(signal.SIGKILL)
         code = 2 if run.prior is None else 1 if run.arguments.strict else 0
+        why = signal.Signals(run.signal).name if run.signal else "the exit mark was reached"
+        word = f"OutOfTime guard: {why} while {run.line.doing}: "
+        if code == 2:
+            word += "no submission.csv could be written; give more time, or detach what does not answer"
+        else:
+            word += f"submission.csv stays as it was last published, the report may be missing | exit {code}"
+        try:
+            os.write(2, f"[hourglass] {printable(word)}\n".encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass  # nobody reads
         run.line.tell("done", code)
+        if run.line.handle >= 0:  # the watcher waits for it no longer than it may
+            drop_state(run)
         os._exit(code)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in find_endings():
         signal.signal(number, note)
     signal.signal(signal.SIGALRM, abandon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, find_endings())
+
+
+def find_endings() -> list[int]:
+    """Signals that end a run in order: all that ask for an end, but not HUP where nohup has put it off."""
+    endings: list[int] = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+    return endings if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*endings, signal.SIGHUP]
 
 
 def set_alarm(run: "Run") -> None:
@@ -966,11 +1092,41 @@ def sweep_temporary(working: str) -> None:
         if name.startswith(TEMPORARY) and name.endswith(".tmp"):
             path = os.path.join(working, name)
             try:
-                remove(path)
+                if not is_held(path):  # another run's, which is being written
+                    remove(path)
             except IsADirectoryError:
                 remove_tree(path)
             except OSError:
                 continue  # nobody needs its name
+
+
+def hold_file(handle: int) -> None:
+    """Lock a file while it is written, so that no other run takes it for a dead one's."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pass  # a file system without locks
+
+
+def is_held(path: str) -> bool:
+    """True for a file that a living run is writing."""
+    import fcntl
+
+    try:
+        handle = open_regular(path)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a file system without locks
+    finally:
+        os.close(handle)
+    return False
 
 
 def find_offset(budget_s: float, proc: str = "/proc") -> float:
@@ -995,17 +1151,25 @@ def find_offset(budget_s: float, proc: str = "/proc") -> float:
 # -- the sample ----------------------------------------------------------------------------------------------
 
 
-def find_sample(run: "Run") -> "Sample | None":
+def find_sample(run: "Run", first: "Callable[[Sample], object]" = lambda _: None) -> "Sample | None":
     """The sample below the input, or None: the one whose header has our classes, then the competition's own,
     then the nearest.
+
+    first  is given the first one that can be read, before time is spent on the others
     """
     known = set(run.classes) if run.output.get("format") != "label" else set()
     ranked: list[tuple[int, tuple[bool, int], str, Sample]] = []
     hung: OSError | None = None
+    until = math.inf
     for place, path in sorted((rank_place(path, run.input), path) for path in
                               find_files(run.reader, run.input, SAMPLE_DEPTH, SAMPLE_NAMES)):
-        # The best place comes first and has the time; the others may only show that there are others
-        within_s = SEARCH_S if ranked else SAMPLE_SHARE * max(1.0, run.marks().exit_s - run.elapsed())
+        # The best place comes first and has the time; the others, all together, have a little: they may only
+        # show that there are others
+        left_s = min(SEARCH_S, run.reader.patience_s) if ranked else run.marks().exit_s - run.elapsed()
+        within_s = min(left_s, until - time.monotonic()) if ranked else SAMPLE_SHARE * max(1.0, left_s)
+        if within_s <= 0.0:
+            run.fault("SampleMissing", path, "no time to read more samples; skipped, it and those after it")
+            break
         try:
             sample = run.reader.ask(read_sample, path, within_s, patience_s=within_s)
         except Hung as error:
@@ -1013,6 +1177,9 @@ def find_sample(run: "Run") -> "Sample | None":
         except ValueError as error:
             run.fault("SampleMissing", path, f"{error}; skipped")
         else:
+            if not ranked:
+                first(sample)
+                until = time.monotonic() + SEARCH_S
             ranked.append((len(known - set(sample.header)), (place[1], place[2]), path, sample))
     ranked.sort(key=lambda entry: entry[:3])
     samples = [sample for *_, sample in ranked]
@@ -1096,7 +1263,8 @@ def settle_sample(run: "Run") -> "Prior":
             "no sample_submission.csv below it and nothing to make one from (clips, and a bundle that names "
             "the classes; rows of fixed windows always need the sample); give --input",
         )
-    return publish_prior(run, sample)
+    publish_prior(run, sample)
+    return report_columns(run)
 
 
 def make_sample(run: "Run") -> "Sample | None":
@@ -1197,8 +1365,8 @@ def quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
 
 
-def publish_prior(run: "Run", sample: "Sample") -> "Prior":
-    """The prior submission in place, and a loud word on columns it cannot fill.
+def publish_prior(run: "Run", sample: "Sample") -> None:
+    """The prior submission in place.
 
     Raises  Refusal OutputUnwritable
     """
@@ -1212,8 +1380,6 @@ def publish_prior(run: "Run", sample: "Sample") -> "Prior":
     run.line.tell("code", 1 if run.arguments.strict else 0)
     if run.prior_s is None:
         run.prior_s = round(run.elapsed() - run.offset_s, 4)
-    report_columns(run, prior)
-    return prior
 
 
 def write_prior(working: str, prior: "Prior") -> None:
@@ -1222,12 +1388,13 @@ def write_prior(working: str, prior: "Prior") -> None:
     temporary = name_temporary(working, "submission.csv")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
+        hold_file(handle)
         os.posix_fallocate(handle, 0, sum(map(len, prior.lines())))
         with os.fdopen(handle, "wb", buffering=1 << 18, closefd=False) as file:
             file.writelines(prior.lines())
         os.fsync(handle)
         put_in_place(temporary, os.path.join(working, "submission.csv"))
-    except OSError:
+    except BaseException:
         remove(temporary)
         raise
     finally:
@@ -1260,10 +1427,14 @@ def move_aside(path: str) -> None:
     say(f"{path} was a folder: it is {os.path.basename(aside)} now")
 
 
-def report_columns(run: "Run", prior: "Prior") -> None:
-    """Say it loudly when the sample's columns and the bundle's classes do not match."""
+def report_columns(run: "Run") -> "Prior":
+    """The prior submission that is in place; a loud word where the sample's columns and the bundle's classes
+    do not match.
+    """
+    prior = run.prior
+    assert prior is not None, "publish_prior comes first"
     if not run.classes or prior.labels is not None:
-        return
+        return prior
     columns = set(prior.sample.header[1:])
     classes = set(run.classes)
     for names, text in (
@@ -1275,6 +1446,7 @@ def report_columns(run: "Run", prior: "Prior") -> None:
             run.fault(
                 "ColumnsUnknown", prior.sample.path or "sample", f"{len(names)} columns ({shown}) {text}"
             )
+    return prior
 
 
 # -- the bundle ----------------------------------------------------------------------------------------------
@@ -1355,11 +1527,15 @@ def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
         data: dict[str, Any] = json.loads(text)
         wheel = data["wheel"]
         classes = data["ensemble"]["classes"]
+        output = data["ensemble"].get("output") or {}
+        labels = output.get("labels") or {}
         entries = [wheel["entry"], *wheel["files"].values()]
         if not (
             all(isinstance(e["bytes"], int) and isinstance(e["sha256"], str) for e in entries)
             and isinstance(wheel["file"], str)
-            and all(isinstance(c, str) for c in classes)
+            and isinstance(classes, list)
+            and all(map(is_text, [*classes, *labels, *labels.values()]))
+            and all(is_text(output.get(key) or "") for key in ("format", "label_column"))
             and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in data["prior"])
             and len(data["prior"]) in (0, len(classes))
         ):
@@ -1369,6 +1545,11 @@ def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
             "BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again"
         ) from error
     return data
+
+
+def is_text(value: object) -> bool:
+    """True for a text that a file can hold."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def read_code(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> dict[str, bytes]:
@@ -1495,23 +1676,30 @@ def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = Non
     removed. A place that has no room for it, or has failed, is passed over. Raises Fault.
     """
     tried = []
-    for place in [*scratch_places(run.working), run.working]:
+    for place in [*scratch_places(run.working, run.reader), run.working]:
         if place in run.refused:
             continue
         path = os.path.join(place, f"hourglass-{os.urandom(8).hex()}")
         try:
-            sweep_stale(place)
-            os.mkdir(path, 0o700)
-            lock = lock_folder(path)
-            run.reader.ask(prepare_state, path, run, sample, code)
+            run.reader.ask(sweep_stale, place)
+            run.making = path
+            lock = run.reader.ask(make_folder, path)
+            size = sum(map(len, code.values())) + (count_bytes(sample) if sample else 0)
+            patience_s = max(run.reader.patience_s, size / LEAST_BYTES_PER_S)
+            run.reader.ask(prepare_state, path, run, sample, code, patience_s=patience_s)
         except OSError as error:
             tried.append(str(error))
-            remove_tree(path)
+            if place not in run.reader.hung:
+                try:
+                    run.reader.ask(remove_tree, path)
+                except Hung:
+                    pass  # named
+            run.making = ""
             continue
         if run.state:
             carry(run.state, path)
             remove_tree(run.state)
-        run.state = path
+        run.state, run.making = path, ""
         run.lock = lock
         if place == run.working:
             run.profile["disk_bytes"] = 0
@@ -1535,19 +1723,37 @@ def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = Non
     )
 
 
-def scratch_places(working: str) -> list[str]:
+def make_folder(path: str) -> int:
+    """A new folder of ours alone; gives the descriptor that locks it. Raises OSError."""
+    os.mkdir(path, 0o700)
+    return lock_folder(path)
+
+
+def count_bytes(sample: "Sample") -> int:
+    """About what a sample takes as a file."""
+    return sum(map(len, sample.ids)) + len(sample.ids) * len(sample.header)
+
+
+def scratch_places(working: str, reader: "Reader") -> list[str]:
     """Folders for the private folder, best first: real disks, never the output folder."""
     try:
         os.mkdir("/kaggle/temp")
     except OSError:
         pass  # it is there, or this is not Kaggle, or it may not be: then the next place
-    usable = [
-        place
-        for place in (os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp")
-        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
-        and os.path.realpath(place) != os.path.realpath(working)
-    ]
-    return sorted(dict.fromkeys(usable), key=is_memory)
+    usable: dict[str, bool] = {}
+    for place in (os.environ.get("TMPDIR"), "/kaggle/temp", "/tmp", "/var/tmp"):
+        try:
+            if place and os.path.isabs(place) and reader.ask(is_usable, place, working):
+                usable[place] = reader.ask(is_memory, place)
+        except Hung:
+            continue  # named
+    return sorted(usable, key=lambda place: usable[place])
+
+
+def is_usable(place: str, working: str) -> bool:
+    """True for a folder that takes files and is not the output folder."""
+    return (os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+            and os.path.realpath(place) != os.path.realpath(working))
 
 
 def is_memory(path: str) -> bool:
@@ -1966,6 +2172,8 @@ def finish(run: "Run", prior: "Prior") -> int:
     """
     safely(run, end_engine, run, 0.0)
     safely(run, end_children)
+    run.published = safely(run, read_json, run.state, "published.json") if run.state else {}
+    drop_state(run)  # before a large file is read, which the exit alarm may cut short
     path = os.path.join(run.working, "submission.csv")
     valid = safely(run, ensure_valid, run, prior) or find_invalid(path, prior) is None
     safely(run, sweep_temporary, run.working)
@@ -1974,7 +2182,6 @@ def finish(run: "Run", prior: "Prior") -> int:
     code = 2 if not valid else 1 if run.arguments.strict and is_degraded(report) else 0
     report["guard"]["exit_code"] = code
     safely(run, write_report, run, report)
-    remove_tree(run.state)
     safely(run, print_banner, run, report, code)
     return code
 
@@ -2010,7 +2217,7 @@ def find_invalid(path: str, prior: "Prior") -> str | None:
     sample = prior.sample
     count = 0
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             if next(rows, None) != sample.header:
                 return "the header differs from the sample's"
@@ -2034,7 +2241,7 @@ def find_invalid(path: str, prior: "Prior") -> str | None:
 def overwrite_prior(run: "Run", path: str, prior: "Prior") -> None:
     """The prior over the bytes that are already there: the last way on a full disk."""
     try:
-        with open(path, "r+b") as file:
+        with open(open_regular(path, flags=os.O_RDWR), "r+b") as file:
             file.writelines(prior.lines())
             file.truncate()
     except OSError as error:
@@ -2050,12 +2257,12 @@ def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
     path = os.path.join(run.working, "submission.csv")
     rows = len(prior.sample.ids)
     crc = plain = 0
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         while data := file.read(1 << 20):
             crc = zlib.crc32(data, crc)
     for line in prior.lines():
         plain = zlib.crc32(line, plain)
-    published = read_json(run.state, "published.json") if run.state else {}
+    published = run.published
     for told in published if isinstance(published, list) else []:
         if told["crc"] == crc:
             return {"rows": rows, "prior_rows": int(told["prior"]), "partial_rows": int(told["partial"])}
@@ -2065,7 +2272,7 @@ def count_rows(run: "Run", prior: "Prior") -> dict[str, int]:
         run.fault("SubmissionChanged", "submission.csv", "holds something else than the engine published")
     if prior.labels is not None:  # a predicted label may be the prior's
         return {"rows": rows}
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as text:
+    with open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
         same = sum(row[1:] == prior.cells for row in csv.reader(text))
     return {"rows": rows, "prior_rows": same}
 
@@ -2121,8 +2328,10 @@ def write_report(run: "Run", report: "dict[str, Any]") -> None:
     temporary = name_temporary(run.working, "report.json")
     try:
         with open(temporary, "w", encoding="ascii") as file:
+            hold_file(file.fileno())
             json.dump(report, file, indent=1)
-        put_in_place(temporary, os.path.join(run.working, "report.json"))
+            file.flush()
+            put_in_place(temporary, os.path.join(run.working, "report.json"))
     except OSError as error:
         remove(temporary)
         run.fault("OutputUnwritable", "report.json", error)
@@ -2161,15 +2370,24 @@ def print_banner(run: "Run", report: "dict[str, Any]", code: int) -> None:
 # -- the rehearsal -------------------------------------------------------------------------------------------
 
 
-def rehearse(arguments: list[str]) -> int:
+def rehearse(arguments: list[str], line: "Line") -> int:
     """The rehearsal out of the bundle's verified code; gives its exit code."""
     known, _ = make_parser().parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     try:
-        run = Run(known)
+        run = Run(known, line)
     except Refusal as refusal:
         return refuse(refusal)
     catch_signals(run, 2 * REHEARSAL_FAREWELL_S)
+    line.tell("left", math.inf)  # it has its own limits
+    line.hold()
     try:
+        if run.clips:
+            try:
+                run.reader.ask(os.listdir, run.clips)
+            except Hung as error:
+                raise Fault("InputHung", run.clips, f"{error}; copy the clips to another disk") from error
+            except OSError:
+                pass  # the rehearsal says what it is
         if not known.bundle:
             raise Fault("BundleMissing", "--bundle", "give the folder that build_dataset.py wrote")
         code = open_bundle(run)
@@ -2185,6 +2403,10 @@ def rehearse(arguments: list[str]) -> int:
             time.sleep(POLL_S)
         status = engine.process.poll()
         end_engine(run, REHEARSAL_FAREWELL_S)
+        if run.signal:
+            name = signal.Signals(run.signal).name
+            refuse(Fault("Interrupted", "rehearsal", f"{name}: ended before a verdict"))
+            return 1
         return status if status is not None and status >= 0 else 1
     except Fault as fault:
         return refuse(fault)
@@ -2219,7 +2441,8 @@ def find_files(reader: "Reader", root: str, depth: int, names: tuple[str, ...]) 
     found = []
     for folder, files, below in walk(reader, root, depth):
         here = {name for name in files if name.lower() in names}
-        if len(files) + len(below) >= MAX_ENTRIES or not (files or below):  # cut short: ask for them by name
+        short = len(files) + len(below) >= MAX_ENTRIES or not (files or below)
+        if short and folder not in reader.hung:  # cut short: ask for them by name
             try:
                 here |= reader.ask(find_names, folder, names)
             except Hung:
@@ -2274,11 +2497,11 @@ def list_folder(folder: str, files: list[str], below: list[str]) -> None:
         (below if leads_to_folder else files).append(entry.path if leads_to_folder else entry.name)
 
 
-def open_regular(path: str, limit: int) -> int:
+def open_regular(path: str, limit: int = sys.maxsize, flags: int = os.O_RDONLY) -> int:
     """Descriptor of a regular file of at most `limit` bytes: a FIFO is never waited for. Raises OSError."""
     import stat
 
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     facts = os.fstat(handle)
     if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
         os.close(handle)

@@ -304,7 +304,7 @@ def _filesystem(folder: Path) -> str:
     device = os.stat(folder).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return ""
     return next((line.partition(" - ")[2].split()[0] for line in lines if line.split()[2] == number), "")

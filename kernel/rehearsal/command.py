@@ -31,6 +31,7 @@ from .labels import Score, score_submission
 from .options import read_arguments
 from .sandbox import build_sandbox, private_tree
 
+KERNEL_FAREWELL_S = 2.5  # the kernel's own exit takes less (WATCHED_EXIT_S), the guard around us waits longer
 STUB_ROWS = 3  # what the public test set of many code competitions holds when a version is saved
 LIGHTER = "fewer or lighter nets; without a GPU also build_dataset.py --export onnx --wheels onnxruntime"
 
@@ -84,10 +85,25 @@ def run_kernel(
     print(f"[rehearsal] profile {run_limits.name}: " + "; ".join(sandbox.lines), flush=True)
     places = ["--input", str(root), "--working", str(working)]
     try:
-        done = subprocess.run([*sandbox.prefix, *command, *places], preexec_fn=sandbox.enter, check=False)
+        process = subprocess.Popen([*sandbox.prefix, *command, *places], preexec_fn=sandbox.enter)
+        try:
+            code = process.wait()
+        except BaseException:
+            end_kernel(process)
+            raise
     finally:
         sandbox.leave()
-    return done.returncode, sandbox.lines
+    return code, sandbox.lines
+
+
+def end_kernel(process: subprocess.Popen[bytes]) -> None:
+    """End a kernel under rehearsal in order, so that it removes what is its own; kill it when it does not."""
+    process.terminate()
+    try:
+        process.wait(KERNEL_FAREWELL_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def run_commit(
@@ -251,6 +267,8 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
     if sample is not None:
         check_form(sample, ensemble.output, ensemble.classes)
     working = chosen.working
+    if working.resolve().is_relative_to(chosen.bundle.resolve()):
+        raise SpecError(f"--working {working} lies in the bundle, which is uploaded whole; give another")
     working.mkdir(parents=True, exist_ok=True)
     with private_tree(working.parent) as tree:
         script = find_pushed(kernel_file, chosen.bundle, manifest, hashlib.sha256(text).hexdigest(), tree)
@@ -281,6 +299,7 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
 
 def _leave(number: int, _frame: object) -> None:
     """An end in order, which removes the tree and the control group."""
+    signal.signal(number, signal.SIG_IGN)  # once
     sys.exit(128 + number)
 
 

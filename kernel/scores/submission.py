@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CandidateRejected, OutputUnwritable, SampleMissing, SpecError
-from ..files import name_temporary, put_in_place, sync_folder
+from ..files import hold, name_temporary, put_in_place, sync_folder
 from ..spec import LEAST_PROBABILITY, Output
 
 NUMBER = "%.6e"  # 12 characters for every value in [1e-30, 1], so that the file's size is known beforehand
@@ -210,6 +210,7 @@ class Publisher:
             self._handle = os.open(
                 self._spare, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
             )
+            hold(self._handle)
             try:
                 os.posix_fallocate(self._handle, 0, self.size)
             except OSError:

@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
+import infer_kernel
 from tests.helpers.guard_runs import KERNEL, run_guard
 from tests.helpers.injectors import in_mounts, needs_namespaces
 from tests.helpers.stub_bundle import GOOD, PRIOR, STUB_CELLS, check, is_prior, make_bundle, make_input, pin
@@ -229,3 +232,52 @@ def run():
     run = run_guard(where, make_bundle(where / "bundle", engine).folder)
     check(run, "SpecError")
     assert run.report["guard"]["attempts"] == 1 and "nets: missing" in run.out
+
+
+def test_an_end_at_once_leaves_no_private_folder(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "making").mkdir()
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(KERNEL.parent)!r})
+import infer_kernel as guard
+run = guard.Run(guard.make_parser().parse_args(["--working", {str(tmp_path)!r}]), guard.Line(os.pipe()[1]))
+run.state, run.making = {str(tmp_path / "state")!r}, {str(tmp_path / "making")!r}
+guard.catch_signals(run, 0.01)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "OutOfTime guard: SIGTERM while starting" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_private_folder_goes_before_the_submission_is_read(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--input", str(where / "in"), "--working", str(where / "out"), "--seconds", "20"]
+    run = infer_kernel.Run(infer_kernel.make_parser().parse_args(words))
+    prior = infer_kernel.settle_sample(_with_sample(run))
+    state = where / "state"
+    state.mkdir()
+    run.state = str(state)
+    crc = zlib.crc32(b"".join(prior.lines()))
+    (state / "published.json").write_text(json.dumps([{"crc": crc, "prior": 1, "partial": 1}]))
+    valid = infer_kernel.find_invalid
+
+    def look(path: str, prior: infer_kernel.Prior) -> str | None:
+        assert not state.exists()
+        return valid(path, prior)
+
+    monkeypatch.setattr(infer_kernel, "find_invalid", look)
+    monkeypatch.setattr(infer_kernel, "end_children", lambda: None)
+    assert infer_kernel.finish(run, prior) == 0 and run.faults == [], run.faults
+    report = json.loads((where / "out" / "report.json").read_text())
+    assert (report["prior_rows"], report["partial_rows"]) == (1, 1), "what the engine said is not lost"
+
+
+def _with_sample(run: infer_kernel.Run) -> infer_kernel.Run:
+    sample = infer_kernel.find_sample(run)
+    assert sample is not None
+    infer_kernel.publish_prior(run, sample)
+    return run

@@ -201,7 +201,7 @@ def test_a_rehearsal_without_bundle_is_refused(where: Path) -> None:
 
 def test_the_pushed_file_is_small_and_needs_the_standard_library_only() -> None:
     source = KERNEL.read_text(encoding="utf-8")
-    assert len(source.encode()) < 100_000 and source.count(EMPTY) == 1
+    assert len(source.encode()) < 110_000 and source.count(EMPTY) == 1
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import infer_kernel
+from kernel import files
 from tests.helpers.guard_runs import KERNEL, run_guard, start_guard, wait_for
 from tests.helpers.invariants import find_processes
 from tests.helpers.stub_bundle import check, has_published, make_bundle
@@ -108,3 +110,29 @@ def test_private_folders_of_living_runs_stay(where: Path) -> None:
     kept = {folders["alive"].name, folders["stranger"].name, f"hourglass-{'4' * 16}"}
     assert {p.name for p in (where / "scratch").iterdir()} == kept
     os.close(lock)
+
+
+@pytest.mark.parametrize("writer", ["guard", "engine"])
+def test_a_starting_run_leaves_the_files_that_another_is_writing(
+    where: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """Two runs in one folder: only what nobody holds is swept."""
+    (where / ".submission.csv.dead.tmp").write_text("half")
+    module: ModuleType = infer_kernel if writer == "guard" else files
+    put = module.put_in_place  # type: ignore[attr-defined]
+
+    def sweep_first(temporary: Path, path: Path) -> None:
+        infer_kernel.sweep_temporary(str(where))
+        put(temporary, path)
+
+    monkeypatch.setattr(module, "put_in_place", sweep_first)
+    if writer == "engine":
+        files.write_atomically(where / "report.json", b"{}")
+    else:
+        words = ["--input", str(where / "in"), "--working", str(where)]
+        run = infer_kernel.Run(infer_kernel.make_parser().parse_args(words))
+        infer_kernel.publish_prior(run, infer_kernel.Sample(None, ["fname", "Bark"], ["a"], []))
+        infer_kernel.write_report(run, {})
+        assert (where / "submission.csv").is_file() and run.faults == []
+    assert (where / "report.json").read_bytes() == b"{}"
+    assert not list(where.glob(".*.tmp"))

@@ -1,6 +1,7 @@
 """Which bundle the guard finds, and that only verified code runs."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -10,7 +11,15 @@ import pytest
 
 import infer_kernel
 from tests.helpers.guard_runs import run_guard
-from tests.helpers.stub_bundle import STUB_CELLS, Bundle, check, is_prior, make_bundle, pin
+from tests.helpers.stub_bundle import (
+    STUB_CELLS,
+    Bundle,
+    check,
+    describe_bundle,
+    is_prior,
+    make_bundle,
+    pin,
+)
 
 
 def unpack_wheel(bundle: Bundle, name: str) -> None:
@@ -127,3 +136,31 @@ def test_a_name_that_leads_elsewhere_is_not_safe(name: str) -> None:
 def test_a_wheel_with_files_elsewhere_is_refused(where: Path) -> None:
     check(run_guard(where, make_bundle(where / "bundle", extra={"../evil.py": "1"}).folder), "BundleInvalid")
     assert not list(where.rglob("evil.py"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": "label"},
+        {"output": {"format": "label", "label_column": "x", "labels": [1, 2]}},
+        {"output": {"format": "label", "label_column": None, "labels": {"Bark": 3}}},
+        {"output": {"format": "label", "label_column": ["x"], "labels": {}}},
+        {"classes": ["\ud800", "b", "c"]},
+        {"classes": "abc"},
+    ],
+)
+def test_texts_of_a_manifest_are_texts(change: dict[str, object]) -> None:
+    facts = describe_bundle(b"", {})
+    infer_kernel.parse_manifest(json.dumps(facts).encode(), "x")
+    facts["ensemble"].update(change)
+    with pytest.raises(infer_kernel.Fault, match="no manifest of ours"):
+        infer_kernel.parse_manifest(json.dumps(facts).encode(), "x")
+
+
+def test_odd_texts_and_no_sample_end_with_a_sentence(where: Path) -> None:
+    (where / "in" / "sample_submission.csv").unlink()
+    facts = describe_bundle(b"", {})
+    bundle = make_bundle(where / "bundle", ensemble={**facts["ensemble"], "output": "label"})
+    run = run_guard(where, bundle.folder)
+    assert run.code == 2 and "BundleInvalid" in run.out and "Traceback" not in run.out, run.out
+    assert list(run.working.iterdir()) == []
