@@ -4,6 +4,7 @@ Owns the weights that torch's newer exporter leaves in a file beside the graph (
 graphs (kernel.inference.onnx) and does not export them (onnx_export).
 """
 from pathlib import Path
+from typing import Any
 
 from kernel.errors import ModelLoadFailed
 
@@ -51,7 +52,15 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
             "them there under "
             f"that name, or {AGAIN}"
         )
-    size = sum((path.parent / name).stat().st_size for name in held) + len(data)
+    return _take_in(path, model, held, len(data)), (f"weights of {', '.join(sorted(held))} taken into the graph",)
+
+
+def _take_in(path: Path, model: Any, held: set[str], graph_bytes: int) -> bytes:
+    """Bytes of the graph with the weights of the files `held`. Raises ModelLoadFailed."""
+    import onnx
+    from onnx import external_data_helper as helper
+
+    size = sum((path.parent / name).stat().st_size for name in held) + graph_bytes
     if size > LARGEST_GRAPH:
         raise ModelLoadFailed(f"{path}: {size} bytes with its weights; one ONNX file ends at 2 GB")
     try:
@@ -62,8 +71,7 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
     for tensor in helper._get_all_tensors(model):
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
-    joined = model.SerializeToString(deterministic=True)
-    return joined, (f"weights of {', '.join(sorted(held))} taken into the graph",)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _is_beside(path: Path, name: str) -> bool:
