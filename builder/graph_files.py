@@ -52,7 +52,8 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
             "them there under "
             f"that name, or {AGAIN}"
         )
-    return _take_in(path, model, held, len(data)), (f"weights of {', '.join(sorted(held))} taken into the graph",)
+    said = f"weights of {', '.join(sorted(held))} taken into the graph"
+    return _take_in(path, model, held, len(data)), (said,)
 
 
 def _take_in(path: Path, model: Any, held: set[str], graph_bytes: int) -> bytes:
