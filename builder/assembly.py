@@ -223,8 +223,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     ensemble = found.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
-    parts = ensemble.parts
-    classes = len(ensemble.classes)
+    parts, classes = ensemble.parts, len(ensemble.classes)
     modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
                for p in parts if p.family != dry_run.ONNX}
     dry_run.check_back_end(ensemble, request.back_end)

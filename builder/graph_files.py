@@ -4,6 +4,7 @@ Owns the weights that torch's newer exporter leaves in a file beside the graph (
 graphs (kernel.inference.onnx) and does not export them (onnx_export).
 """
 from pathlib import Path
+from typing import Any
 
 from kernel.errors import ModelLoadFailed
 
@@ -38,21 +39,6 @@ def read_graph(path: Path) -> tuple[bytes, tuple[str, ...]]:
             for entry in tensor.external_data if entry.key == "location"}
     if not held:
         return data, ()
-    _check_files(path, held, len(data))
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        names = ", ".join(sorted(held))
-        raise ModelLoadFailed(f"{path}: weights of {names} refused ({error}); {AGAIN}") from error
-    for tensor in helper._get_all_tensors(model):
-        del tensor.external_data[:]
-        tensor.data_location = onnx.TensorProto.DEFAULT
-    joined = model.SerializeToString(deterministic=True)
-    return joined, (f"weights of {', '.join(sorted(held))} taken into the graph",)
-
-
-def _check_files(path: Path, held: set[str], own_bytes: int) -> None:
-    """Raises ModelLoadFailed unless the files `held` that a graph names can be taken into it."""
     foreign = sorted(name for name in held if not _is_beside(path, name))
     if foreign:
         raise ModelLoadFailed(
@@ -66,9 +52,27 @@ def _check_files(path: Path, held: set[str], own_bytes: int) -> None:
             "them there under "
             f"that name, or {AGAIN}"
         )
-    size = sum((path.parent / name).stat().st_size for name in held) + own_bytes
+    said = f"weights of {', '.join(sorted(held))} taken into the graph"
+    return _take_in(path, model, held, len(data)), (said,)
+
+
+def _take_in(path: Path, model: Any, held: set[str], graph_bytes: int) -> bytes:
+    """Bytes of the graph with the weights of the files `held`. Raises ModelLoadFailed."""
+    import onnx
+    from onnx import external_data_helper as helper
+
+    size = sum((path.parent / name).stat().st_size for name in held) + graph_bytes
     if size > LARGEST_GRAPH:
         raise ModelLoadFailed(f"{path}: {size} bytes with its weights; one ONNX file ends at 2 GB")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        names = ", ".join(sorted(held))
+        raise ModelLoadFailed(f"{path}: weights of {names} refused ({error}); {AGAIN}") from error
+    for tensor in helper._get_all_tensors(model):
+        del tensor.external_data[:]
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _is_beside(path: Path, name: str) -> bool:
