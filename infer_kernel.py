@@ -2512,7 +2512,13 @@ def open_regular(path: str, limit: int = sys.maxsize, flags: int = os.O_RDONLY) 
 def read_bytes(path: str, limit: int) -> bytes:
     """Bytes of a regular file of at most `limit` bytes. Raises OSError."""
     with os.fdopen(open_regular(path, limit), "rb") as file:
-        return file.read(limit)
+        blocks = []  # one read of `limit` would want its memory at once
+        while limit >= 0 and (block := file.read(1 << 20)):
+            blocks.append(block)
+            limit -= len(block)
+    if limit < 0:
+        raise OSError(f"{path}: grew while it was read")
+    return b"".join(blocks)
 
 
 def sha256(data: bytes) -> str:
