@@ -19,7 +19,7 @@ from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
 from ..order import Order
 from ..report.recorder import Recorder
-from ..scores.blend import Board, open_board
+from ..scores.blend import Board, count_tables, open_board
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
 from ..sound.recording import count_idle_bytes
@@ -213,4 +213,4 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),
         work_bytes=work,
         open_bytes=count_idle_bytes(kinds),
-        table_bytes=2 * 8 * len(rows.all) * len(manifest.ensemble.classes))  # f64: blended, and smoothed
+        table_bytes=8 * count_tables(manifest.ensemble) * len(rows.all) * len(manifest.ensemble.classes))

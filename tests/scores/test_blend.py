@@ -223,3 +223,13 @@ def test_a_blend_is_always_finite_and_in_range(seed, name, row_independent):
     done = blend.blend(whole, board_of(scores), rng.choice([0.0, 0.5], K))
     assert np.isfinite(done.values).all() and (done.values >= 1e-30).all() and (done.values <= 1).all()
     assert not (done.full & done.prior_rows).any()
+
+
+@pytest.mark.parametrize(
+    ("means", "tables"), [(("geometric", "rank"), 2), (("vote", "vote"), 2), (("vote", "rank"), 10)]
+)
+def test_a_blend_that_cannot_go_piece_by_piece_is_reserved_whole(means: tuple[str, str], tables: int) -> None:
+    member = spec.Member(name="a", family="simple_cnn", frontend="f", fold_mean=means[1])
+    members = (member, replace(member, name="b"))
+    whole = spec.Ensemble(name="e", classes=("x", "y"), members=members, frontends={"f": {}}, mean=means[0])
+    assert blend.count_tables(whole) == tables
