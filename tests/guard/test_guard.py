@@ -80,7 +80,9 @@ def test_modules_planted_beside_the_script_are_not_imported(where: Path, linked:
         script = where / "links" / "kernel.py"
     places = [f"--bundle={bundle.folder}", f"--input={where / 'in'}", f"--working={where / 'out'}"]
     done = subprocess.run(
-        [sys.executable, script, *places, "--seconds=12"], capture_output=True, text=True,
+        # Without site: the hooks of an editable installation would import from PYTHONPATH before it
+        [sys.executable, *([] if linked else ["-S"]), script, *places, "--seconds=12"],
+        capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": "" if linked else str(where)}
     )
     assert done.returncode == 0 and has_published(where / "out"), done.stdout + done.stderr
