@@ -188,6 +188,10 @@ class NetRun:
         if not np.isfinite(probs).all():
             self.skip(i, ValueError("the net gave NaN or infinity for this row; the other nets decide it"))
             return
+        values, classes = probs.shape[-1], self.board.shape[1]
+        if values != classes:
+            self.skip(i, ValueError(f"the net gave {values} values for this row, not {classes} classes"))
+            return
         self._check_range(i, probs)
         if self.windows is not None:
             self.windows.take(i, probs)

@@ -89,6 +89,13 @@ def test_counts_follow_whatever_happens_to_nets_and_clips(
     assert set(np.flatnonzero(rows.tried)) - {ROWS - 1} == set().union(*passed.values())
 
 
+def test_an_answer_of_another_width_costs_its_row(parts: tuple[Journal, Heartbeat]) -> None:
+    net = open_nets(parts)["m.0"]
+    net.put(2, np.full(2 * CLASSES, 0.5))
+    net.put(3, np.full(CLASSES, 0.5))
+    assert list(net.skipped) == ["r2"] and "4 values" in net.skipped["r2"] and net.scored == 1
+
+
 def test_nets_that_have_not_begun_share_one_look(parts: tuple[Journal, Heartbeat]) -> None:
     """A run of 1,000 nets must not look at 1,000 tables whenever the main thread asks what is left."""
     nets = open_nets(parts)
