@@ -772,6 +772,7 @@ class Run:
         self.engine: Engine | None = None  # attempt and end_engine
         self.attempts = 0  # attempt
         self.finished = False  # attempt
+        self.stuck = False  # end_engine: one of ours cannot be killed, and keeps its locks
         self.published: Any = {}  # finish: what the engine said of each submission it put in place
         self.stacks = ""  # attempt, or execute when the guard itself fails
         self.deaths: list[dict[str, Any]] = []  # report_death
@@ -1063,7 +1064,7 @@ def prepare_working(run: "Run") -> None:
         os.makedirs(run.working, exist_ok=True)
     except OSError as error:
         raise unwritable(run.working, error) from error
-    sweep_temporary(run.working)
+    sweep_temporary(run.working, held=run.stuck)
     for name in ("report.json", "report.html"):
         path = os.path.join(run.working, name)
         try:
@@ -1082,8 +1083,11 @@ def unwritable(working: str, error: "OSError") -> "Refusal":
     return Refusal("OutputUnwritable", working, f"{error}; {advice}")
 
 
-def sweep_temporary(working: str) -> None:
-    """Remove half-written files of an engine or an earlier run from the working folder, as far as it goes."""
+def sweep_temporary(working: str, held: bool = False) -> None:
+    """Remove half-written files of an engine or an earlier run from the working folder, as far as it goes.
+
+    held  those that are locked, too: a stuck engine of ours will never finish them
+    """
     try:
         names = os.listdir(working)
     except OSError:
@@ -1092,7 +1096,7 @@ def sweep_temporary(working: str) -> None:
         if name.startswith(TEMPORARY) and name.endswith(".tmp"):
             path = os.path.join(working, name)
             try:
-                if not is_held(path):  # another run's, which is being written
+                if held or not is_held(path):  # another run's, which is being written
                     remove(path)
             except IsADirectoryError:
                 remove_tree(path)
@@ -1904,7 +1908,7 @@ def attempt(run: "Run", sample: "Sample") -> bool:
     # A dead engine's spill has no index any more, only weight
     remove_tree(os.path.join(run.state, "spill"))
     remove(os.path.join(run.state, "heartbeat.json"))
-    sweep_temporary(run.working)
+    sweep_temporary(run.working, held=run.stuck)
     write_state(run.state, "run.json", json.dumps(describe_order(run, sample)).encode())
     oom_kills = read_number("/proc/vmstat", "oom_kill ")  # of this machine's kernel, since it started
     began = run.elapsed()
@@ -2123,6 +2127,7 @@ def end_engine(run: "Run", grace_s: float) -> None:
     until = time.monotonic() + REAP_S
     while engine.process.poll() is None:
         if time.monotonic() > until:
+            run.stuck = True
             run.fault(
                 "EngineStuck",
                 "engine",
