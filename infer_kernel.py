@@ -1811,7 +1811,8 @@ def carry(old: str, new: str) -> None:
     """What an engine has scored and what it died of, as far as the old folder still gives it."""
     import shutil
 
-    for name in ("scores", "inflight", "crashes.json", "quarantine.json", "published.json"):
+    files = ("crashes", "quarantine", "published", "holds", "choices")
+    for name in ("scores", "inflight", *(f"{file}.json" for file in files)):
         copy = shutil.copytree if os.path.isdir(os.path.join(old, name)) else shutil.copyfile
         try:
             copy(os.path.join(old, name), os.path.join(new, name))

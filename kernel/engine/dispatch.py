@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..scores.blend import stacker_rows
+from ..scores.blend import input_nets, stacker_rows
 from ..sound.source import Source
-from ..spec import Stacker, net_ids
+from ..spec import Stacker
 from . import choice, plan
 from .net_run import NetRun
 from .state import Run
@@ -157,8 +157,7 @@ class Dispatcher:
     def _count_ready(self, net: NetRun, stacker: Stacker) -> int:
         """Rows that the stacker lacks and can have; counted anew where a net of its inputs has moved."""
         run = self._run
-        members = [member for member in run.ensemble.members if member.name in stacker.inputs]
-        read = [net_id for member in members for net_id in net_ids(member)]
+        read = input_nets(stacker, run.ensemble)
         # Before the rows are looked at: a change meanwhile is then seen at the next look
         key = [run.board.changes(net_id) for net_id in [net.net_id, *read]] + [run.rows.changes]
         known = self._ready.get(net.net_id)

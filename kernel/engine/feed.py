@@ -40,8 +40,6 @@ FIRST_CALL_S = 300.0
 class Feed:
     """Arrays for the nets, loaded ahead.
 
-    longest_s  seconds of a clip that are read at most
-
     sizes   front end key -> i64[N], bytes of each row's array, 0 = not produced yet
     waited  front end key -> [wall seconds waited, seconds of audio] of loading what was new
     """
@@ -107,7 +105,7 @@ class Feed:
     def _note_size(self, fe: Source, row: Row, size: int) -> None:
         """A recording's array counts for each of its rows alike."""
         if isinstance(fe, OfRecording):
-            numbers = self.rows.of_clip(row.clip.id)
+            numbers = self.rows.by_clip[row.clip.id]
             self._sizes_of(fe)[numbers] = max(1, size // max(1, len(numbers)))
         else:
             self._sizes_of(fe)[self.rows.number(row)] = size

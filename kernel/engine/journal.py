@@ -39,7 +39,6 @@ class Journal:
     quarantined_clips  clip ids in flight at two crashes: their rows keep the prior
     quarantined_pairs  (net id, row id) in flight at two crashes: that net skips that row, and where two folds
                        of a member do, all its folds
-    quarantined_nets   net ids that are not opened again (see `why_dropped`)
 
     A state disk that refuses a mark or scores costs the restart, never the run: `report` hears of it once.
     """
@@ -72,14 +71,13 @@ class Journal:
         self.suspect_pairs = set(pairs) - self.quarantined_pairs
         self._member_rows = Counter((member_of(net_id), row_id) for net_id, row_id in self.quarantined_pairs)
         self._drops = self._judge_nets()
-        self.quarantined_nets = set(self._drops)
         self._dropped_folds = Counter(map(member_of, self._drops))
         self._crashed_nets = {crash.net for crash in self.crashes if crash.net}
         self._crashed_folds = Counter(map(member_of, self._crashed_nets))
         kept = {
             "clips": sorted(self.quarantined_clips),
             "batches": sorted(self.quarantined_pairs),
-            "nets": sorted(self.quarantined_nets),
+            "nets": sorted(self._drops),
         }
         self._keep("quarantine.json", kept)
 
@@ -119,7 +117,7 @@ class Journal:
 
     def count_quarantined(self) -> int:
         """Clips, pairs and nets that are not tried again."""
-        return len(self.quarantined_clips) + len(self.quarantined_pairs) + len(self.quarantined_nets)
+        return len(self.quarantined_clips) + len(self.quarantined_pairs) + len(self._drops)
 
     def rank_trouble(self, net_id: str) -> int:
         """0 for the nets of a member of which none was in flight at a crash; 1 where one other fold was, once

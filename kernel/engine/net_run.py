@@ -138,7 +138,7 @@ class NetRun:
     def is_gone(self, i: int) -> bool:
         """True where the net will never hear row i: its clip is broken, or the net passes over it."""
         row_id = self.rows.all[i].id
-        passed = row_id in self.skipped or (self.net_id, row_id) in self.journal.quarantined_pairs
+        passed = row_id in self.skipped or row_id in self.journal.quarantined_with(self.net_id)
         return passed or bool(self.rows.lost[i])
 
     def passed(self) -> list[int]:

@@ -63,9 +63,13 @@ class RunRows:
         """Number of a row: of the first one, where its id is repeated."""
         return self._numbers[row.id][0]
 
-    def of_clip(self, clip_id: str) -> list[int]:
-        """Numbers of all rows of one clip."""
-        return [i for i, row in enumerate(self.all) if row.clip.id == clip_id]
+    @cached_property
+    def by_clip(self) -> dict[str, list[int]]:
+        """Clip id -> numbers of all its rows."""
+        found: dict[str, list[int]] = {}
+        for i, row in enumerate(self.all):
+            found.setdefault(row.clip.id, []).append(i)
+        return found
 
     def places(self, row_ids: Iterable[str]) -> list[int]:
         """Numbers of all rows with these ids; ids that this run does not have are left out."""

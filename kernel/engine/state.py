@@ -25,6 +25,7 @@ from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
 from ..sound.recording import count_idle_bytes
 from ..sound.rows import Row, clip_ids, list_rows
 from ..sound.scopes import OfRecording
+from ..sound.source import Source
 from . import headers
 from .cpu import Cores
 from .feed import Feed
@@ -191,23 +192,25 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
     clip = 0
     batch = 0
     work = 0
+    fes: dict[str, Source] = {}  # each once: nets by the hundred share a few
     for run in nets.values():
         if run.recipe is None:
             continue
-        for stage in run.recipe.stages.values():
-            stored = [stage.fe.entry(row) if isinstance(stage.fe, OfRecording) else row for row in kinds]
-            stored_s = longest_s
-            if isinstance(stage.fe, OfRecording):
-                stored_s = max(row.heard / max(1, row.clip.rate) for row in stored)
-                stored_s = min(stored_s, manifest.ensemble.longest_s, LONGEST_WHOLE_S)
-            clip = max(clip, stage.fe.max_bytes(int(stored_s * stage.fe.rate) + 1))
-            for row in stored:
-                rate = max(stage.fe.rate, *rates) if row.clip.unread else stage.fe.rate
-                work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s))
+        fes |= {stage.fe.key: stage.fe for stage in run.recipe.stages.values()}
         cost = manifest.costs.get(run.part.name, spec.Cost())
         cells = run.recipe.cells_at_once(float(run.cells.max(initial=0.0)))
         batch = max(batch, int(cost.bytes_a + cost.bytes_b * cells))
     batch = max(batch, min(cores.count * batch, cores.side_bytes))
+    for fe in fes.values():
+        stored = [fe.entry(row) if isinstance(fe, OfRecording) else row for row in kinds]
+        stored_s = longest_s
+        if isinstance(fe, OfRecording):
+            stored_s = max(row.heard / max(1, row.clip.rate) for row in stored)
+            stored_s = min(stored_s, manifest.ensemble.longest_s, LONGEST_WHOLE_S)
+        clip = max(clip, fe.max_bytes(int(stored_s * fe.rate) + 1))
+        for row in stored:
+            rate = max(fe.rate, *rates) if row.clip.unread else fe.rate
+            work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s))
     return StoreLimits(
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),

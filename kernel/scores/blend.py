@@ -283,7 +283,7 @@ def hopeless_rows(stacker: Stacker, ensemble: Ensemble, board: Board) -> np.ndar
 
 def count_lacking(stacker: Stacker, ensemble: Ensemble, board: Board, rows: Sequence[int]) -> dict[str, int]:
     """Net id -> on how many of these row numbers a stacker reads its input without this fold."""
-    nets = [net_id for member in _inputs(stacker, ensemble) for net_id in net_ids(member)]
+    nets = input_nets(stacker, ensemble)
     counts = {net_id: int((~board.covered(net_id)[list(rows)]).sum()) for net_id in nets}
     return {net_id: count for net_id, count in counts.items() if count}
 
@@ -303,6 +303,11 @@ def stacker_features(stacker: Stacker, ensemble: Ensemble, board: Board) -> tupl
     if stacker.average_weights:
         stack = np.concatenate([stack, mean("arithmetic", stack, stacker.average_weights)[None]])
     return rows, np.ascontiguousarray(stack.transpose(1, 2, 0), dtype=np.float32)
+
+
+def input_nets(stacker: Stacker, ensemble: Ensemble) -> list[str]:
+    """Net ids of the members that a stacker reads."""
+    return [net_id for member in _inputs(stacker, ensemble) for net_id in net_ids(member)]
 
 
 def _inputs(stacker: Stacker, ensemble: Ensemble) -> list[Member]:
