@@ -888,13 +888,13 @@ def make_parser() -> "argparse.ArgumentParser":
         "--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)"
     )
     parser.add_argument(
-        "--input", metavar="DIR", help="folder with sample_submission.csv and the clips (default: /kaggle/input)"
+        "--input", metavar="DIR", help="folder with sample_submission.csv and clips (default: /kaggle/input)"
     )
     parser.add_argument(
         "--clips", metavar="DIR", help="folder of clips (default: found below the input)"
     )
     parser.add_argument(
-        "--working", metavar="DIR", help="folder for submission.csv and report.json (default: /kaggle/working)"
+        "--working", metavar="DIR", help="folder of submission.csv and report.json (default: /kaggle/working)"
     )
     parser.add_argument(
         "--limits", metavar="PROFILE", help="fat2019, code-gpu, code-cpu, birdclef-cpu90 (default: bundle's)"
