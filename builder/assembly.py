@@ -213,6 +213,7 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.check_back_end(found.here, request.back_end)
     dry_run.warn_empty_filters(found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
 
@@ -231,7 +232,6 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     with watched.limited("the building of the nets, your own files among them,"):
         modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
                    for p in parts if p.family != dry_run.ONNX}
-    dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     found = graph_members.settle(found, sources, say)
     ensemble = found.here
