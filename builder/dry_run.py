@@ -111,7 +111,7 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     except BaseException as error:
         reason = f"{type(error).__name__}: {text_of(error)}"
         raise SpecError(f"member {member.name}: {reason}; correct its net") from error
-    timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
+    timed = run_once(recipe, module, member.outputs(len(ensemble.classes)))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
 
@@ -187,7 +187,9 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
             f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
             "dynamic batch and time axes and one output"
         ) from error
-    _check_answer(f"member {member.name}", out, len(ensemble.classes), member.frames is not None)
+    _check_answer(
+        f"member {member.name}", out, member.outputs(len(ensemble.classes)), member.frames is not None
+    )
     return Cost()
 
 

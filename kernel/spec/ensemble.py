@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .own_classes import check_own_classes, check_stacker_inputs, read_class_maps
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
 from .windows import Windows, check_windows
@@ -102,10 +103,12 @@ def check(ensemble: Ensemble) -> Ensemble:
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
+        check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
+        check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
     for name in names:
         require(names.count(name) == 1, f"members: the name {name!r} is used twice")
     for mean in (ensemble.mean, *(part.fold_mean for part in ensemble.parts)):
@@ -240,7 +243,7 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
-        named = _read_class_orders(named, path.parent)
+        named = read_class_maps(_read_class_orders(named, path.parent), path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
