@@ -30,6 +30,7 @@ TYPES = (  # How an annotation begins, and what it is to a TOML author.
     ("Windows", "table [windows]"),
     ("Small", "table [small]"),
     ("ClassMap", "CSV file"),
+    ("dict[str, tuple[float", "CSV file"),
     ("float | str", "number or text"),
     ("tuple[MemberRecipe", "tables [[members]]"),
     ("tuple[StackerRecipe", "tables [[stackers]]"),

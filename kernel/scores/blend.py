@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Part, Stacker, net_ids
+from .class_weights import blend_by_class, fill_unknown, part_weights
 from .means import mean, present
 
 BLOCK_VALUES = 1 << 17  # of each part's table that are merged at once: 1 MB, which stays in a core's cache
@@ -132,11 +133,14 @@ class Blend:
     full        bool[N]: every net of every part with weight > 0 went into the row, and every fold that its
                 stackers read
     prior_rows  bool[N]: rows without any part; they hold the prior
+    prior_cells bool[N, K]: scores that are the prior in other rows, where no part that is there has a say in
+                the class; None where there are none
     """
 
     values: np.ndarray
     full: np.ndarray
     prior_rows: np.ndarray
+    prior_cells: np.ndarray | None = None
 
 
 def blend(
@@ -144,39 +148,57 @@ def blend(
 ) -> Blend:
     """The ensemble's scores from whatever is on the board.
 
-    Weighted mean over members and stackers; in each row the weights of those present sum to 1. There are two
+    Weighted mean over members and stackers; in each row the weights of those present sum to 1. Where weights
+    depend on the class (`weights_by`, members that do not know it), in each row and class. There are two
     fallbacks. A row that has no part with weight > 0 takes the present members equally: an ensemble whose
     stackers decide and whose members have weight 0, before the stackers have run. A row that has no part at
-    all takes `prior` f[K].
+    all takes `prior` f[K]. Both hold for single classes, too: until a member that knows a class has run, the
+    class's prior stands there, as it is, and goes into no mean.
 
     With `row_independent = false` a part counts only when it is complete: all its nets are in `finished` (net
     ids), or, without that list, cover every row that any net covers. While no part is complete, what is there
     counts as it is.
     """
     parts = ensemble.parts
+    weights = part_weights(ensemble)
     keep = [True] * len(parts)
     if not ensemble.row_independent:
         complete = [_is_complete(part, board, finished, parts) for part in parts]
         keep = complete if any(complete) else keep
-    deciding = [part for part in parts if part.weight > 0] or parts
+    deciding = [part for part, own in zip(parts, weights, strict=True) if (own > 0).any()] or parts
     read = [member for part in deciding if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
     # Before the scores are read: nets may go on meanwhile
     full = _all(complete_rows(part, board) for part in [*deciding, *read])
-    lone, prior_rows = np.zeros((2, board.shape[0]), bool)
+    lone, said = np.zeros((2, board.shape[0]), bool)
     values = np.empty(board.shape)
     for block in _blocks(ensemble, board.shape):
         merged = np.stack([merge_folds(part, board, block) for part in parts])
         merged[[not kept for kept in keep]] = np.nan
-        found, alone = _blend_block(ensemble, parts, merged)
+        if weights.ndim == 1:
+            found, alone = _blend_block(ensemble, parts, merged)
+        else:
+            found, alone = blend_by_class(ensemble, merged, weights[:, block[1]], block[1])
         lone[block[0]] |= alone
-        prior_rows[block[0]] |= ~present(found)
+        said[block[0]] |= np.isfinite(found).any(axis=1)
         values[block] = found
+    prior_rows = ~said
     values[prior_rows] = prior
+    prior_cells = _fill_cells(values, prior) if weights.ndim == 2 else None
     return Blend(
         values=np.clip(values, LEAST_PROBABILITY, 1.0, out=values),
         full=full & ~prior_rows & ~lone,
         prior_rows=prior_rows,
+        prior_cells=prior_cells,
     )
+
+
+def _fill_cells(values: np.ndarray, prior: np.ndarray) -> np.ndarray | None:
+    """bool[N, K]: cells of f64[N, K] that were NaN and now hold the prior of their class; None: not one."""
+    cells = np.isnan(values)
+    if not cells.any():
+        return None
+    np.copyto(values, prior, where=cells)
+    return cells
 
 
 def _means(ensemble: Ensemble) -> set[str]:
@@ -192,7 +214,10 @@ def count_tables(ensemble: Ensemble) -> int:
     """
     means = _means(ensemble)
     whole = "vote" in means and bool(means.intersection(ROW_DEPENDENT_MEANS))
-    return 2 + 4 * len(ensemble.parts) if whole else 2
+    by_class = part_weights(ensemble).ndim == 2  # which scores are the prior, and the weights of the whole
+    if not whole:
+        return 3 if by_class else 2
+    return 3 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
 
 
 def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -239,8 +264,10 @@ def merge_folds(part: Part, board: Board, block: tuple[slice, slice] = WHOLE) ->
     """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is."""
     stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)])
     if len(stack) == 1:
-        return stack[0].astype(np.float64)
-    return mean(part.fold_mean, stack, part.fold_weights if isinstance(part, Member) else ())
+        merged = stack[0].astype(np.float64)
+    else:
+        merged = mean(part.fold_mean, stack, part.fold_weights if isinstance(part, Member) else ())
+    return fill_unknown(part, merged, board.shape[1], block[1])
 
 
 def complete_rows(part: Part, board: Board) -> np.ndarray:
