@@ -233,6 +233,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
     dry_run.warn_empty_filters(ensemble, say)
+    dry_run.tell_classes(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Part, Stacker, net_ids
-from .class_weights import blend_by_class, fill_unknown, part_weights
+from .class_weights import ALL, equal_weights, fill_prior, fill_unknown, part_weights
 from .means import mean, present
 
 BLOCK_VALUES = 1 << 17  # of each part's table that are merged at once: 1 MB, which stays in a core's cache
@@ -160,45 +160,30 @@ def blend(
     counts as it is.
     """
     parts = ensemble.parts
-    weights = part_weights(ensemble)
     keep = [True] * len(parts)
     if not ensemble.row_independent:
         complete = [_is_complete(part, board, finished, parts) for part in parts]
         keep = complete if any(complete) else keep
-    deciding = [part for part, own in zip(parts, weights, strict=True) if (own > 0).any()] or parts
+    by_part = zip(parts, part_weights(ensemble, parts), strict=True)
+    deciding = [part for part, weights in by_part if (weights > 0).any()] or parts
     read = [member for part in deciding if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
     # Before the scores are read: nets may go on meanwhile
     full = _all(complete_rows(part, board) for part in [*deciding, *read])
-    lone, said = np.zeros((2, board.shape[0]), bool)
+    lone = np.zeros(board.shape[0], bool)
     values = np.empty(board.shape)
     for block in _blocks(ensemble, board.shape):
         merged = np.stack([merge_folds(part, board, block) for part in parts])
         merged[[not kept for kept in keep]] = np.nan
-        if weights.ndim == 1:
-            found, alone = _blend_block(ensemble, parts, merged)
-        else:
-            found, alone = blend_by_class(ensemble, merged, weights[:, block[1]], block[1])
+        found, alone = blend_block(ensemble, parts, merged, block[1])
         lone[block[0]] |= alone
-        said[block[0]] |= np.isfinite(found).any(axis=1)
         values[block] = found
-    prior_rows = ~said
-    values[prior_rows] = prior
-    prior_cells = _fill_cells(values, prior) if weights.ndim == 2 else None
+    prior_rows, prior_cells = fill_prior(values, prior)
     return Blend(
         values=np.clip(values, LEAST_PROBABILITY, 1.0, out=values),
         full=full & ~prior_rows & ~lone,
         prior_rows=prior_rows,
         prior_cells=prior_cells,
     )
-
-
-def _fill_cells(values: np.ndarray, prior: np.ndarray) -> np.ndarray | None:
-    """bool[N, K]: cells of f64[N, K] that were NaN and now hold the prior of their class; None: not one."""
-    cells = np.isnan(values)
-    if not cells.any():
-        return None
-    np.copyto(values, prior, where=cells)
-    return cells
 
 
 def _means(ensemble: Ensemble) -> set[str]:
@@ -214,7 +199,7 @@ def count_tables(ensemble: Ensemble) -> int:
     """
     means = _means(ensemble)
     whole = "vote" in means and bool(means.intersection(ROW_DEPENDENT_MEANS))
-    by_class = part_weights(ensemble).ndim == 2  # which scores are the prior, and the weights of the whole
+    by_class = part_weights(ensemble, ensemble.parts).ndim == 2  # which cells are prior, and more weights
     if not whole:
         return 3 if by_class else 2
     return 3 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
@@ -234,19 +219,25 @@ def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice,
         yield from ((slice(None), slice(start, start + count)) for start in range(0, classes, count))
 
 
-def _blend_block(
-    ensemble: Ensemble, parts: Sequence[Part], merged: np.ndarray
+def blend_block(
+    ensemble: Ensemble, parts: Sequence[Part], merged: np.ndarray, columns: slice = ALL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide."""
-    weights = [part.weight for part in parts]
-    there = present(merged)
-    lone = np.asarray(there.any(axis=0) & ~there[np.asarray(weights) > 0].any(axis=0))
+    """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide, all of
+    them or some class; NaN where no part has a say.
+
+    columns  the classes that the block holds
+    """
+    weights = part_weights(ensemble, parts)
+    alike = equal_weights(ensemble, parts)
+    if weights.ndim == 2:
+        weights, alike = weights[:, columns], alike[:, columns]
     values = mean(ensemble.mean, merged, weights, ensemble.mean_power)
-    if lone.any():
-        equally = [1.0 if isinstance(part, Member) else 0.0 for part in parts]
-        alone = mean(ensemble.mean, merged, equally, ensemble.mean_power)
-        values = np.where(lone[:, None], alone, values)
-    return values, lone
+    nobody = np.isnan(values) & np.asarray(present(merged).any(axis=0))[:, None]
+    if not nobody.any():
+        return values, np.zeros(len(values), bool)
+    alone = mean(ensemble.mean, merged, alike, ensemble.mean_power)
+    lone = nobody & ~np.isnan(alone)
+    return np.where(lone, alone, values), lone.any(axis=1)
 
 
 def _is_complete(

@@ -1,16 +1,16 @@
 """Which member has how much say in which class: classes that one does not know, and weights by class.
 
-Owns the weights of a blend and the scores of classes that a member does not know. The means themselves are
-means', the order of the whole is blend's.
+Owns the weights of a blend and the scores of classes that a member does not know. The means are means', the
+order of the whole is blend's.
 """
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..spec import Ensemble, Member, Part
-from .means import mean, present
+from ..spec import Ensemble, Member, Part, Stacker
 
 ALL = slice(None)
+BLOCK_ROWS = 1024  # that are looked at at once
 
 
 def known_classes(part: Part, classes: int) -> np.ndarray:
@@ -27,19 +27,16 @@ def speaking(part: Part, classes: int) -> np.ndarray:
     return known_classes(part, classes)
 
 
-def part_weights(ensemble: Ensemble) -> np.ndarray:
-    """Weights of the parts in the ensemble's mean: f64[parts], or f64[parts, K] where the class matters."""
-    parts = ensemble.parts
-    usual = np.array([part.weight for part in parts], np.float64)
+def part_weights(ensemble: Ensemble, parts: Sequence[Part]) -> np.ndarray:
+    """Weights of parts in a mean: f64[parts], or f64[parts, K] where they depend on the class."""
     said = np.stack([speaking(part, len(ensemble.classes)) for part in parts])
-    if said.all() and not ensemble.weights_by:
+    usual = np.array([part.weight for part in parts], np.float64)
+    if said.all() and not any(part.name in ensemble.weights_by for part in parts):
         return usual
-    own = np.stack([
-        np.array(ensemble.weights_by[part.name]) if part.name in ensemble.weights_by
-        else np.full(len(ensemble.classes), part.weight)
-        for part in parts
-    ])
-    return np.where(said, own, 0.0)
+    own = [
+        np.broadcast_to(ensemble.weights_by.get(part.name, part.weight), said.shape[1]) for part in parts
+    ]
+    return np.where(said, np.stack(own), 0.0)
 
 
 def unknown_classes(ensemble: Ensemble) -> tuple[str, ...]:
@@ -60,26 +57,33 @@ def fill_unknown(part: Part, table: np.ndarray, classes: int, columns: slice = A
     return np.where(unknown & ~np.isnan(table), 0.0 if number is None else number, table)
 
 
-def blend_by_class(
-    ensemble: Ensemble, merged: np.ndarray, weights: np.ndarray, columns: slice = ALL
-) -> tuple[np.ndarray, np.ndarray]:
-    """f64[n, k] of the parts' f64[parts, n, k] under f64[parts, k], and bool[n]: rows with a class that only
-    parts of weight 0 decide.
-
-    In each row and class the weights of the parts that are there and have a say sum to 1. Where only parts of
-    weight 0 are there, members among them count equally; NaN where no part has a say.
+def equal_weights(ensemble: Ensemble, parts: Sequence[Part]) -> np.ndarray:
+    """Weights for rows, or classes of rows, that only parts of weight 0 have: 1 for each but stackers, in the
+    form of `part_weights`.
     """
-    values = mean(ensemble.mean, merged, weights, ensemble.mean_power)
-    there = np.asarray(present(merged).any(axis=0))
-    nobody = np.isnan(values) & there[:, None]
-    if not nobody.any():
-        return values, np.zeros(len(values), bool)
-    alone = mean(ensemble.mean, merged, _equally(ensemble.parts, ensemble, columns), ensemble.mean_power)
-    lone = nobody & ~np.isnan(alone)
-    return np.where(lone, alone, values), lone.any(axis=1)
+    alike = np.array([0.0 if isinstance(part, Stacker) else 1.0 for part in parts])
+    weights = part_weights(ensemble, parts)
+    if weights.ndim == 1:
+        return alike
+    said = np.stack([speaking(part, len(ensemble.classes)) for part in parts])
+    return np.where(said, alike[:, None], 0.0)
 
 
-def _equally(parts: Sequence[Part], ensemble: Ensemble, columns: slice) -> np.ndarray:
-    """f64[parts, k]: 1 for every member in every class in which it has a say."""
-    rows = [speaking(part, len(ensemble.classes))[columns] * isinstance(part, Member) for part in parts]
-    return np.stack(rows).astype(np.float64)
+def fill_prior(values: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Puts the prior f[K] where a merged table f64[N, K] is NaN.
+
+    Returns  bool[N]: rows that are all prior, and bool[N, K]: cells that are in other rows; None: not one
+    """
+    rows = np.zeros(len(values), bool)
+    cells: np.ndarray | None = None
+    for start in range(0, len(values), BLOCK_ROWS):
+        block = values[start:start + BLOCK_ROWS]
+        lacking = np.isnan(block)
+        whole = lacking.all(axis=1)
+        rows[start:start + BLOCK_ROWS] = whole
+        np.copyto(block, prior, where=lacking)
+        lacking[whole] = False
+        if lacking.any():
+            cells = np.zeros(values.shape, bool) if cells is None else cells
+            cells[start:start + BLOCK_ROWS] = lacking
+    return rows, cells

@@ -55,7 +55,8 @@ class Member:
                   none otherwise
     frames        where the net gives one score per frame: how those of overlapping contexts become rows
                   (kernel.scores.frames.RULES); None = it gives one per row
-    value         what the member is worth to the plan (an out-of-fold score); None = all alike
+    value         what the member is worth to the plan (an out-of-fold score); None = all alike, or by the
+                  classes that it knows
     """
 
     name: str

@@ -162,7 +162,8 @@ def test_members_that_know_everything_blend_to_the_same_bytes_as_without_maps(na
     plain = ensemble(member("a", weight=2.0), member("b"), member("c", weight=0.5), **more)
     own = ensemble(member("a", tuple(range(K)), weight=2.0), member("b"), member("c", weight=0.5), **more)
     by = replace(plain, weights_by={"a": (2.0,) * K})
-    assert part_weights(plain).shape == part_weights(own).shape == (3,) and part_weights(by).shape == (3, K)
+    shapes = [part_weights(whole, whole.parts).shape for whole in (plain, own, by)]
+    assert shapes == [(3,), (3,), (3, K)]
     wanted = blend.blend(plain, board_of(plain, scores), PRIOR).values
     for other in (own, by):
         np.testing.assert_array_equal(blend.blend(other, board_of(other, scores), PRIOR).values, wanted)
@@ -264,7 +265,7 @@ def test_a_stacker_knows_every_class() -> None:
     whole = ensemble(member("a", (0,)), member("b"), stackers=(stacker,))
     assert known_classes(stacker, K).all()
     assert known_classes(whole.members[0], K).tolist() == [True] + [False] * 3
-    assert part_weights(whole)[:, 1].tolist() == [0.0, 1.0, 1.0]
+    assert part_weights(whole, whole.parts)[:, 1].tolist() == [0.0, 1.0, 1.0]
 
 
 def test_memory_is_reserved_for_what_depends_on_the_class() -> None:
