@@ -13,7 +13,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
-from ..errors import HourglassError, NetQuarantined
+from ..errors import BundleError, HourglassError, NetQuarantined
 from ..inference import devices
 from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
@@ -90,6 +90,8 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
     board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
+    bundle = open_bundle(order.bundle, manifest, order.input)
+    _drop_unattached(bundle, nets, heartbeat)
     meter = Meter(cap_bytes=order.limits.ram_bytes)
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)
     limits = _store_limits(order, manifest, nets, rows, cores)
@@ -106,7 +108,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     return Run(
         order=order,
         manifest=manifest,
-        bundle=open_bundle(order.bundle, manifest),
+        bundle=bundle,
         meter=meter,
         journal=journal,
         recorder=recorder,
@@ -179,6 +181,17 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             if saved is not None:
                 board.load(net_id, saved)
     return nets
+
+
+def _drop_unattached(bundle: Bundle, nets: dict[str, NetRun], heartbeat: Heartbeat) -> None:
+    """Nets whose files nobody attached have failed from the start, even where no row will ask for them."""
+    for net in bundle.manifest.nets:
+        if net.file in bundle.manifest.attached and nets[net.id].failed is None:
+            heartbeat.beat()
+            try:
+                bundle.find_attached(net.file)
+            except BundleError as error:
+                nets[net.id].fail(error)
 
 
 def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun], rows: RunRows,

@@ -2,6 +2,7 @@
 
 ensemble  what people write: the ensemble TOML and its rules
 parts     its members and stackers
+attached  files of theirs that lie in other datasets or models
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
@@ -10,6 +11,7 @@ In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes a
 keys.
 """
 from ..errors import SpecError
+from .attached import Attached, Origin, mounts_of
 from .ensemble import (
     LEAST_PROBABILITY,
     MEANS,
@@ -32,6 +34,7 @@ __all__ = [
     "MEANS",
     "NAME",
     "ROW_DEPENDENT_MEANS",
+    "Attached",
     "Cost",
     "Ensemble",
     "FileEntry",
@@ -39,6 +42,7 @@ __all__ = [
     "Manifest",
     "Member",
     "Net",
+    "Origin",
     "Output",
     "Part",
     "SpecError",
@@ -51,6 +55,7 @@ __all__ = [
     "load_ensemble",
     "load_manifest",
     "loads_json",
+    "mounts_of",
     "net_ids",
     "parse_ensemble",
     "read_toml",
