@@ -222,10 +222,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         ))
         papers = replace(papers, kernel=attached.attach(papers.kernel, manifest))
         _write_papers(folder, manifest, papers)
-        bundle_check.check_bundle(bundle)
-        if request.split:
-            attached.check_weights(folder, manifest)
-        mounts.confirm(folder)
+        _check_upload(folder, manifest)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
 
@@ -307,6 +304,14 @@ def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
         (target / notebook.FILE).write_bytes(notebook.make_notebook(source))
     (target / "kernel-metadata.json").write_bytes(dumps_json(papers.kernel))
     metadata.check_kernel(papers.kernel, target)
+
+
+def _check_upload(folder: Path, manifest: Manifest) -> None:
+    """Nothing, when all that was written can be uploaded and the kernel takes it. Raises UploadError."""
+    bundle_check.check_bundle(folder / "bundle")
+    if attached.is_split(manifest):
+        attached.check_weights(folder, manifest)
+    mounts.confirm(folder)
 
 
 def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, modules: Modules,

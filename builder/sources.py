@@ -58,22 +58,14 @@ def find_sources(
     for part in parts:
         module = modules.get(part.name)
         for fold, net_id in zip(part.folds, net_ids(part), strict=True):
-            name = part.weights_file(fold)  # type: ignore[misc]  # One function that both classes share.
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
-            attached = None
-            if part.source is None:
-                path = weights.find_weights(name, folders)
-            else:
-                path = find_copy(part, part.source, fold, [ensemble.resolve().parent, *folders])
-                attached = describe_copy(part, part.source, fold, path) if path is not None else None
+            path, attached = _find_file(part, fold, ensemble.resolve().parent, folders)
             if path is not None:
                 read = partial(weights.load_blob, path, part.family, part.params, module, part)
             elif fill_missing and module is not None:
                 filled.append(net_id)
                 read = partial(fill, part.name)
             else:
-                missing.append(f"{net_id}: {explain_missing(part, fold) if part.source else name}")
+                missing.append(f"{net_id}: {_explain_missing(part, fold)}")
                 continue
             kind = "onnx" if module is None else "safetensors"
             sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read,
@@ -86,10 +78,31 @@ def find_sources(
     return sources, filled
 
 
+def _weights_name(part: Part, fold: int) -> str:
+    """Name of a fold's checkpoint below the weights folders. Raises SpecError."""
+    name: str = part.weights_file(fold)  # type: ignore[misc]  # One function that both classes share.
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
+    return name
+
+
+def _find_file(
+    part: Part, fold: int, beside: Path, folders: Sequence[Path]
+) -> tuple[Path | None, Attached | None]:
+    """The file that a net is made of, None where it is missing; and its entry if it lies elsewhere on Kaggle.
+
+    beside  the TOML's folder
+    """
+    name = _weights_name(part, fold)
+    if part.source is None:
+        return weights.find_weights(name, folders), None
+    path = find_copy(part, part.source, fold, [beside, *folders])
+    return path, describe_copy(part, part.source, fold, path) if path is not None else None
+
+
 def _copy_name(part: Part, origin: Origin, fold: int) -> str:
     """Name of the local copy of an attached file, as the TOML gives it."""
-    weights_file: str = part.weights_file(fold)  # type: ignore[misc]  # One function that both classes share.
-    name = origin.local or part.weights or origin.file or weights_file
+    name = origin.local or part.weights or origin.file or _weights_name(part, fold)
     return name.replace("{fold}", str(fold))
 
 
@@ -126,10 +139,10 @@ def fetch_command(origin: Origin, fold: int, name: str) -> str:
     return f"kaggle datasets download {slug} -f {file}"
 
 
-def explain_missing(part: Part, fold: int) -> str:
-    """What is missing where a part's weights lie elsewhere, and how it is fetched."""
+def _explain_missing(part: Part, fold: int) -> str:
+    """What is missing for a net; where its weights lie elsewhere, how the local copy is fetched."""
     if part.source is None:
-        raise ValueError(part.name)
+        return _weights_name(part, fold)
     name = _copy_name(part, part.source, fold)
     return (f"a local copy of {name}, to be tried and hashed ({fetch_command(part.source, fold, name)}; "
             "`local` in `source` says where it lies)")

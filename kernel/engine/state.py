@@ -90,8 +90,6 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
     board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
-    bundle = open_bundle(order.bundle, manifest, order.input)
-    _drop_unattached(bundle, nets, heartbeat)
     meter = Meter(cap_bytes=order.limits.ram_bytes)
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)
     limits = _store_limits(order, manifest, nets, rows, cores)
@@ -108,7 +106,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     return Run(
         order=order,
         manifest=manifest,
-        bundle=bundle,
+        bundle=_open_bundle(order, manifest, nets, heartbeat),
         meter=meter,
         journal=journal,
         recorder=recorder,
@@ -183,8 +181,10 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
     return nets
 
 
-def _drop_unattached(bundle: Bundle, nets: dict[str, NetRun], heartbeat: Heartbeat) -> None:
-    """Nets whose files nobody attached have failed from the start, even where no row will ask for them."""
+def _open_bundle(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun],
+                 heartbeat: Heartbeat) -> Bundle:
+    """The bundle; nets whose files nobody attached have failed from the start, even where no row asks."""
+    bundle = open_bundle(order.bundle, manifest, order.input)
     for net in bundle.manifest.nets:
         if net.file in bundle.manifest.attached and nets[net.id].failed is None:
             heartbeat.beat()
@@ -192,6 +192,7 @@ def _drop_unattached(bundle: Bundle, nets: dict[str, NetRun], heartbeat: Heartbe
                 bundle.find_attached(net.file)
             except BundleError as error:
                 nets[net.id].fail(error)
+    return bundle
 
 
 def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun], rows: RunRows,
