@@ -226,7 +226,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
+    modules = {p.name: models.build(p.family, dict(p.params), p.outputs(classes)).eval()
                for p in parts if p.family != dry_run.ONNX}
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
@@ -236,6 +236,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     if request.compare is not None:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
+    dry_run.tell_classes(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"

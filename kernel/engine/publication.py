@@ -96,7 +96,9 @@ class Publication:
             count = run.board.count()  # before the blend: nets may go on meanwhile
             merged = blend.blend(run.ensemble, run.board, self._prior, finished)
             try:
-                values = output.apply(merged.values, run.rows.all, run.ensemble.output, merged.prior_rows)
+                values = output.apply(
+                    merged.values, run.rows.all, run.ensemble.output, merged.prior_rows, merged.prior_cells
+                )
                 self._publisher.publish(values, lambda crc: self._announce(crc, merged))
                 run.journal.note_published(count)
                 run.recorder.publications.append(round(run.recorder.now(), 2))

@@ -1,7 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers
+parts     its members and stackers, some with classes of their own
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
@@ -10,6 +10,7 @@ In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes a
 keys.
 """
 from ..errors import SpecError
+from .class_maps import ClassMap
 from .ensemble import (
     LEAST_PROBABILITY,
     MEANS,
@@ -32,6 +33,7 @@ __all__ = [
     "MEANS",
     "NAME",
     "ROW_DEPENDENT_MEANS",
+    "ClassMap",
     "Cost",
     "Ensemble",
     "FileEntry",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
 from .windows import Windows, check_frame_keys, check_no_frame_keys, check_windows
@@ -58,6 +59,8 @@ class Ensemble:
                      (kernel.limits.PROFILES)
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
+    weights_by       CSV file beside the TOML with a column for each member or stacker that weighs differently
+                     by class: lines of a class, or of a group of classes; else its `weight` holds
     row_independent  false where a mean or the metric compares rows: then only complete members count
     max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
     prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
@@ -75,6 +78,7 @@ class Ensemble:
     profile: str = "fat2019"
     mean: str = "geometric"
     mean_power: float = 2.0
+    weights_by: dict[str, tuple[float, ...]] = field(default_factory=dict)
     row_independent: bool = True
     max_seconds: float | None = None
     prior: tuple[float, ...] = ()
@@ -102,12 +106,15 @@ def check(ensemble: Ensemble) -> Ensemble:
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
+        check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
         else:
             check_no_frame_keys(member, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
+        check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
+    check_weights_by(ensemble.weights_by, ensemble.parts, ensemble.classes)
     for name in names:
         require(names.count(name) == 1, f"members: the name {name!r} is used twice")
     for mean in (ensemble.mean, *(part.fold_mean for part in ensemble.parts)):
@@ -253,7 +260,7 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
-        named = _read_class_orders(named, path.parent)
+        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

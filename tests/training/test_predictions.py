@@ -12,7 +12,7 @@ import soundfile
 
 from kernel.errors import SpecError
 from kernel.scores.metrics import lwlrap
-from kernel.spec import Ensemble, Member, Stacker, Windows
+from kernel.spec import Ensemble, Member, Stacker, Windows, load_ensemble
 from training import choose, evaluation, recipe, relabel, score, stackers
 
 CLASSES = ("high", "low", "noise")
@@ -223,3 +223,41 @@ def test_a_failed_shard_is_no_result(scoring, tmp_path):
     (tmp_path / "kernel.py").write_text("import sys; sys.exit('no bundle here')")
     with pytest.raises(SpecError, match="no bundle here"):
         score.score(scoring, ["0.wav"], shards=1, jobs=1)
+
+
+CHOSEN_FROM = """
+name = "e"
+classes = ["a", "b"]
+[frontends.fe]
+preset = "argus"
+[[members]]
+name = "m0"
+family = "simple_cnn"
+frontend = "fe"
+classes_from = "labels.txt"
+classes_map = "map.csv"
+[[members]]
+name = "m1"
+family = "simple_cnn"
+frontend = "fe"
+classes_from = "other.txt"
+"""
+
+
+def test_a_choice_written_elsewhere_finds_the_files_of_its_members(tmp_path):
+    folder = tmp_path / "before"
+    folder.mkdir()
+    (folder / "labels.txt").write_text("x\ny\nz")
+    (folder / "other.txt").write_text("b\na")
+    (folder / "map.csv").write_text("label,class\nz,a\n")
+    (folder / "e.toml").write_text(CHOSEN_FROM)
+    best = choose.Choice(weights={"m0": 1.0, "m1": 0.5}, score=0.5, honest=0.5)
+    (tmp_path / "now" / "deep").mkdir(parents=True)
+    choose.write_choice(folder / "e.toml", best, tmp_path / "now" / "deep" / "chosen.toml")
+    chosen = load_ensemble(tmp_path / "now" / "deep" / "chosen.toml")
+    assert [member.weight for member in chosen.members] == [1.0, 0.5]
+    assert chosen.members[0].classes_map.takes == (2,) and chosen.members[1].classes_from == ("b", "a")
+    (folder / "groups.csv").write_text("class,m0\na,2\n")
+    (folder / "e.toml").write_text('weights_by = "groups.csv"\n' + CHOSEN_FROM)
+    with pytest.raises(SpecError, match="weights_by: what is chosen is one weight per member"):
+        choose.write_choice(folder / "e.toml", best, tmp_path / "now" / "chosen.toml")
