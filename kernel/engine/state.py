@@ -21,6 +21,7 @@ from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, count_tables, open_board
 from ..scores.class_weights import unknown_classes
+from ..scores.frames import Merging
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
 from ..sound.recording import count_idle_bytes
@@ -182,7 +183,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
             if isinstance(part, spec.Member) and part.frames and ensemble.windows is not None:
-                run.windows = WindowRows(part.frames, ensemble.windows, rows, run.is_gone)
+                run.windows = WindowRows(Merging.of(part, ensemble.windows), rows, run.is_gone)
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))

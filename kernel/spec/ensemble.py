@@ -15,7 +15,7 @@ from .attached import check_origin
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
-from .windows import Windows, check_windows
+from .windows import Windows, check_frame_keys, check_no_frame_keys, check_windows
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
@@ -110,6 +110,8 @@ def check(ensemble: Ensemble) -> Ensemble:
         check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
+        else:
+            check_no_frame_keys(member, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
         check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
@@ -136,6 +138,11 @@ def _check_whole(ensemble: Ensemble) -> None:
     _check_name(ensemble.name, "name")
     if ensemble.windows is not None:
         check_windows(ensemble.windows)
+        framed = any(member.frames for member in ensemble.members)
+        require(
+            framed or ensemble.windows.context_every == 1,
+            "windows.context_every: every row needs a context of its own where no member has `frames`",
+        )
     require(bool(ensemble.members), "members: none; add at least one [[members]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
@@ -189,7 +196,9 @@ def _check_class_order(theirs: Collection[str], ours: Collection[str], where: st
 def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
     """The rules of a member whose net gives one score per frame."""
     require_choice(str(member.frames), FRAMES, f"{where}.frames")
-    require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
+    if ensemble.windows is None:
+        raise SpecError(f"{where}.frames: rows are made of frames only with [windows]")
+    check_frame_keys(member, ensemble.windows, where)
     kind = member.view.get("kind", "full")
     require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
     require(not member.view.get("flip"), f"{where}.view.flip: mirrored frames are those of another time")
