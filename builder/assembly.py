@@ -31,6 +31,7 @@ from . import (
     mounts,
     notebook,
     own_fronts,
+    own_steps,
     random_weights,
     weights,
 )
@@ -210,6 +211,7 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
 
 

@@ -19,7 +19,8 @@ from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
 from ..order import Order
 from ..report.recorder import Recorder
-from ..scores.blend import Board, count_tables, open_board
+from ..scores.blend import Board, open_board
+from ..scores.levels import Levels, count_tables, open_levels
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
 from ..sound.recording import count_idle_bytes
@@ -57,6 +58,7 @@ class Run:
     rows: RunRows
     extra_clips: int
     board: Board
+    levels: Levels
     nets: dict[str, NetRun]
     feed: Feed
     cores: Cores
@@ -115,6 +117,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         rows=rows,
         extra_clips=extra,
         board=board,
+        levels=open_levels(ensemble, listed, recorder.error),
         nets=nets,
         feed=feed,
         cores=cores,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Part, Stacker, net_ids
+from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Group, Member, Part, Stacker, net_ids
 from .means import mean, present
 
 BLOCK_VALUES = 1 << 17  # of each part's table that are merged at once: 1 MB, which stays in a core's cache
@@ -151,23 +151,21 @@ def blend(
 
     With `row_independent = false` a part counts only when it is complete: all its nets are in `finished` (net
     ids), or, without that list, cover every row that any net covers. While no part is complete, what is there
-    counts as it is.
+    counts as it is. Whether rows are compared at all is `levels`' to know.
     """
     parts = ensemble.parts
     keep = [True] * len(parts)
     if not ensemble.row_independent:
-        complete = [_is_complete(part, board, finished, parts) for part in parts]
+        complete = [is_complete(part, board, finished, parts) for part in parts]
         keep = complete if any(complete) else keep
     deciding = [part for part in parts if part.weight > 0] or parts
-    read = [member for part in deciding if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
-    # Before the scores are read: nets may go on meanwhile
-    full = _all(complete_rows(part, board) for part in [*deciding, *read])
+    full = full_rows(deciding, ensemble, board)  # before the scores are read: nets may go on meanwhile
     lone, prior_rows = np.zeros((2, board.shape[0]), bool)
     values = np.empty(board.shape)
     for block in _blocks(ensemble, board.shape):
         merged = np.stack([merge_folds(part, board, block) for part in parts])
         merged[[not kept for kept in keep]] = np.nan
-        found, alone = _blend_block(ensemble, parts, merged)
+        found, alone = blend_block(ensemble, parts, merged)
         lone[block[0]] |= alone
         prior_rows[block[0]] |= ~present(found)
         values[block] = found
@@ -179,9 +177,17 @@ def blend(
     )
 
 
+def full_rows(deciding: Iterable[Part], ensemble: Ensemble, board: Board) -> np.ndarray:
+    """bool[N]: rows that every fold of these parts covers, and of the members that their stackers read."""
+    parts = list(deciding)
+    read = [member for part in parts if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
+    return _all(complete_rows(part, board) for part in [*parts, *read])
+
+
 def _means(ensemble: Ensemble) -> set[str]:
     """Every mean that the ensemble uses."""
-    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts)}
+    groups = (group.mean for group in ensemble.groups)
+    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts), *groups}
 
 
 def count_tables(ensemble: Ensemble) -> int:
@@ -209,8 +215,8 @@ def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice,
         yield from ((slice(None), slice(start, start + count)) for start in range(0, classes, count))
 
 
-def _blend_block(
-    ensemble: Ensemble, parts: Sequence[Part], merged: np.ndarray
+def blend_block(
+    ensemble: Ensemble, parts: Sequence[Part | Group], merged: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide."""
     weights = [part.weight for part in parts]
@@ -218,13 +224,13 @@ def _blend_block(
     lone = np.asarray(there.any(axis=0) & ~there[np.asarray(weights) > 0].any(axis=0))
     values = mean(ensemble.mean, merged, weights, ensemble.mean_power)
     if lone.any():
-        equally = [1.0 if isinstance(part, Member) else 0.0 for part in parts]
+        equally = [0.0 if isinstance(part, Stacker) else 1.0 for part in parts]
         alone = mean(ensemble.mean, merged, equally, ensemble.mean_power)
         values = np.where(lone[:, None], alone, values)
     return values, lone
 
 
-def _is_complete(
+def is_complete(
     part: Part, board: Board, finished: Collection[str] | None, parts: Iterable[Part]
 ) -> bool:
     """True when nothing of the part is still to come (see `blend`)."""

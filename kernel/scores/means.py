@@ -111,10 +111,10 @@ def _median(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
 
 def _rank(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
     """Per class, each part's ranks over the rows, in (0, 1], then the arithmetic mean."""
-    return _arithmetic(np.stack([_ranks(part) for part in stack]), weights, power)
+    return _arithmetic(np.stack([ranks(part) for part in stack]), weights, power)
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
+def ranks(scores: np.ndarray) -> np.ndarray:
     """Per class, rank over the present rows / their number: (0, 1], ties share their mean rank, NaN rows stay
     NaN.
     """
@@ -159,6 +159,13 @@ def _vote(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
     return (votes + TIE_SHARE * (share * values).sum(axis=0)) / (1.0 + TIE_SHARE)
 
 
+def _vlom(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
+    """Half the geometric mean, half the root of the mean square. Source:
+    VSydorskyy/BirdCLEF_2025_2nd_place inference_class.py 73.
+    """
+    return (_geometric(stack, weights, power) + _power(stack, weights, 2.0)) / 2
+
+
 # The names stand in kernel.spec, too, which checks ensembles without numpy; a test compares the two.
 MEANS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "geometric": _geometric,
@@ -171,4 +178,5 @@ MEANS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "median": _median,
     "minmax": _minmax,
     "vote": _vote,
+    "vlom": _vlom,
 }

@@ -45,6 +45,9 @@ class Member:
     frames        where the net gives one score per frame: how those of overlapping contexts become rows
                   (kernel.scores.frames.RULES); None = it gives one per row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike
+    steps         what is done to the member's scores before any mean, in order: tables with `kind`
+                  (kernel.scores.steps.STEPS) or with `file = "my_post.py:function"`; stackers read the scores
+                  as they were before
     """
 
     name: str
@@ -65,6 +68,7 @@ class Member:
     activation: str | None = None
     frames: str | None = None
     value: float | None = None
+    steps: tuple[Any, ...] = ()
 
     def named_inputs(self) -> dict[str, Input]:
         """Input name -> Input; a single-input member has the name "x"."""
@@ -92,6 +96,7 @@ class Stacker:
     fold_mean        mean over folds
     weight           weight in the final mean, beside the members
     activation       as for a member
+    steps            as for a member
     """
 
     name: str
@@ -107,6 +112,7 @@ class Stacker:
     fold_mean: str = "geometric"
     weight: float = 1.0
     activation: str | None = None
+    steps: tuple[Any, ...] = ()
 
     weights_file = Member.weights_file
 
