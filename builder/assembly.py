@@ -213,8 +213,15 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
-    own_steps.try_all(request.ensemble, found.here, say)
+    with watched.limited("the trial of the steps on scores"):
+        own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+
+
+def _build_modules(parts: Sequence[Part], classes: int) -> Modules:
+    """The nets of members and stackers, without weights."""
+    return {p.name: models.build(p.family, dict(p.params), p.outputs(classes)).eval()
+            for p in parts if p.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -229,8 +236,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
-        modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
-                   for p in parts if p.family != dry_run.ONNX}
+        modules = _build_modules(parts, classes)
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     costs = _try_parts(ensemble, parts, modules, sources, seconds)
@@ -238,6 +244,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
     dry_run.warn_empty_filters(ensemble, say)
+    dry_run.tell_classes(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"

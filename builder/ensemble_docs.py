@@ -31,6 +31,9 @@ TYPES = (  # How an annotation begins, and what it is to a TOML author.
     ("Output", "table [output]"),
     ("Windows", "table [windows]"),
     ("Small", "table [small]"),
+    ("ClassMap", "CSV file"),
+    ("dict[str, tuple[float", "CSV file"),
+    ("float | str", "number or text"),
     ("tuple[MemberRecipe", "tables [[members]]"),
     ("tuple[StackerRecipe", "tables [[stackers]]"),
     ("tuple[dict", "list of tables"),
@@ -73,7 +76,7 @@ def toml(value: Any) -> str:
 
 def type_name(kind: Any) -> str:
     """A field's type in a TOML author's words; the name of a table of its own in brackets."""
-    annotation = re.sub(r"[a-z.]+\.(?=[A-Z])", "", inspect.formatannotation(kind))
+    annotation = re.sub(r"[a-z_.]+\.(?=[A-Z])", "", inspect.formatannotation(kind))
     return next((name for start, name in TYPES if annotation.startswith(start)), "number or text")
 
 

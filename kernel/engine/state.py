@@ -20,6 +20,7 @@ from ..memory import Meter, peak_resident
 from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, open_board
+from ..scores.class_weights import unknown_classes
 from ..scores.levels import Levels, count_tables, open_levels
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
@@ -90,18 +91,18 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     with recorder.span("clips", device="main", rows=len(order.sample.ids)):
         listed, extra = _list_rows(order, ensemble, journal, heartbeat, recorder)
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
+    _name_unknown_classes(ensemble, recorder)
     board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
     meter = Meter(cap_bytes=order.limits.ram_bytes, beside_bytes=peak_resident(os.getppid()))
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)
-    limits = _store_limits(order, manifest, nets, rows, cores)
     feed = Feed(
         rows=rows,
         longest_s=ensemble.longest_s,
         journal=journal,
         heartbeat=heartbeat,
         meter=meter,
-        limits=limits,
+        limits=_store_limits(order, manifest, nets, rows, cores),
         scratch=order.state / "spill",
         loaders=order.loaders or max(1, order.limits.cores),
     )
@@ -122,6 +123,19 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         feed=feed,
         cores=cores,
     )
+
+
+def _name_unknown_classes(ensemble: spec.Ensemble, recorder: Recorder) -> None:
+    """A fault for classes in which no member has a say: they hold the prior in every row."""
+    names = unknown_classes(ensemble)
+    if names:
+        recorder.fault(
+            "ClassesUnknown",
+            "classes_map",
+            f"no member knows {len(names)} of {len(ensemble.classes)} classes ({', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}): the prior stands there in every row; map labels onto "
+            "them, or give a member `missing` as a number",
+        )
 
 
 def _open_devices(wanted: str, recorder: Recorder, heartbeat: Heartbeat) -> list[devices.Device]:

@@ -115,6 +115,11 @@ def load_stacker(
 
 def _loaded(recipe: Recipe, module: nn.Module, runner: backends.Runner, cost: spec.Cost) -> LoadedNet:
     activate = _choose_activation(recipe.member, module)
+    if activate is ACTIVATIONS["none"] and recipe.own_classes is not None and recipe.own_classes.logits:
+        raise ModelLoadFailed(
+            f'{recipe.member.name}: proxy_scores = "logits", but the net gives probabilities; write '
+            '"probabilities"'
+        )
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=activate, cost=cost)
 
 
@@ -126,7 +131,7 @@ def _choose_activation(part: spec.Part, module: nn.Module) -> Activation:
 
 def _build(part: spec.Part, state: dict[str, torch.Tensor], classes: int) -> nn.Module:
     """The net with its weights. Raises ModelLoadFailed."""
-    module = models.build(part.family, part.params, classes)
+    module = models.build(part.family, part.params, part.outputs(classes))
     try:
         module.load_state_dict(models.rename(part.family, part.params, state))
     except RuntimeError as error:
@@ -226,6 +231,7 @@ def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(answers).all():
         return UNFIT
+    answers = net.recipe.before_activation(answers)
     if net.recipe.member.frames is not None:
         check_frames(answers.shape, len(answers))
         return net.recipe.in_order(np.asarray(net.activate(answers[0]), np.float64))

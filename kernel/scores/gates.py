@@ -10,8 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..spec.strict import require
-from .means import ranks
-from .scaling import FG, YM
+from .scaling import FG, YM, ranks
 from .smoothing import mix
 from .step import Function, Piece, Sheet, Step
 
@@ -26,7 +25,7 @@ def check_shares(**shares: float) -> None:
 
 def act(piece: Piece, where: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """The piece's values with `changed` where the gate acts, bool[n, K], and none has before; it is noted."""
-    where = where & piece.there[:, None] & ~piece.acted
+    where = where & ~piece.acted
     piece.acted[where] = True
     return np.where(where, changed, piece.values)
 
@@ -125,9 +124,7 @@ def _smoothed(table: np.ndarray, recordings: Sequence[np.ndarray], weights: Sequ
     """f64[N, K] with each recording under the kernel, ends repeated."""
     out = table.copy()
     for rows in recordings:
-        values = table[rows]
-        piece = Piece(values=values, there=np.isfinite(values).all(axis=1), rows=rows)
-        out[rows] = mix(piece, weights, "repeat")
+        out[rows] = mix(Piece(values=table[rows], rows=rows), weights, "repeat")
     return out
 
 
@@ -192,7 +189,8 @@ class DampRare(Step):
         columns = sheet.columns(self.groups)
 
         def damp(piece: Piece) -> np.ndarray:
-            usual = piece.values[piece.there].mean(axis=0)
+            there = np.isfinite(piece.values)
+            usual = np.where(there, piece.values, 0.0).sum(axis=0) / np.maximum(1, there.sum(axis=0))
             return np.where(columns & (piece.values < usual + self.margin), piece.values * self.factor,
                             piece.values)
 

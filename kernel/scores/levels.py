@@ -15,7 +15,7 @@ from ..sound.rows import Row
 from ..spec import LEAST_PROBABILITY, MEAN_SCOPES, Ensemble, Group, Part
 from . import blend as folds
 from .blend import Blend, Board
-from .means import present
+from .class_weights import fill_prior, fill_unknown, known_classes, part_weights, speaking
 from .step import Sheet
 from .steps import Bound, Circumstances, Step, bind, build, carry_out
 
@@ -129,16 +129,19 @@ class Levels:
     def _finish(
         self, merged: Blend, tables: dict[str, np.ndarray], whole: bool, lost: np.ndarray | None
     ) -> Blend:
-        """The blend after the steps on [output]."""
+        """The blend after the steps on [output]; scores that are the prior stay as they are."""
         if not self.steps[OUTPUT]:
             return merged
+        prior = np.broadcast_to(merged.prior_rows[:, None], merged.values.shape)
+        if merged.prior_cells is not None:
+            prior = prior | merged.prior_cells
         table = merged.values
-        held = table[merged.prior_rows]
-        table[merged.prior_rows] = np.nan
+        held = table[prior]
+        table[prior] = np.nan
         how = self._how(tables, whole, lost, table)
         table, marked = carry_out(self.steps[OUTPUT], table, self.sheet, how)
         np.clip(table, LEAST_PROBABILITY, 1.0, out=table)
-        table[merged.prior_rows] = held
+        table[prior] = held
         return replace(merged, values=table, full=merged.full & ~marked)
 
     def _how(self, tables: dict[str, np.ndarray], whole: bool, lost: np.ndarray | None,
@@ -160,36 +163,41 @@ class Levels:
         complete = {part.name: folds.is_complete(part, board, finished, parts) for part in parts}
         whole = self.row_independent or any(complete.values())
         full = folds.full_rows(self._deciding(), plain, board)  # before the scores are read
-        marked = np.zeros(board.shape[0], bool)
+        lone, marked = np.zeros((2, board.shape[0]), bool)
+        means: dict[str, np.ndarray] = {}  # what goes into a mean; `tables` is what gates read
         for part in parts:
             table = folds.merge_folds(part, board)
             if whole and not self.row_independent and not complete[part.name]:
                 table = np.full(board.shape, np.nan)
+            table[:, ~known_classes(part, board.shape[1])] = np.nan
             how = self._how(tables, self.row_independent or complete[part.name], lost, table)
-            tables[part.name], unsure = carry_out(self.steps[part.name], table, self.sheet, how)
+            table, unsure = carry_out(self.steps[part.name], table, self.sheet, how)
+            means[part.name] = _fill(part, table)
+            tables[part.name] = np.where(speaking(part, board.shape[1]), means[part.name], np.nan)
             marked |= unsure
-        lone = np.zeros(board.shape[0], bool)
         for group in plain.groups:
             held: list[Any] = [self._named(plain, name) for name in group.members]
-            merged, alone = self._mean(plain, group.mean, group.mean_power, held, tables)
+            merged, alone = _mean(replace(plain, mean=group.mean, mean_power=group.mean_power), held, means)
             how = self._how(tables, whole, lost, merged)
-            tables[group.name], unsure = carry_out(self.steps[group.name], merged, self.sheet, how)
+            means[group.name], unsure = carry_out(self.steps[group.name], merged, self.sheet, how)
+            tables[group.name] = means[group.name]
             marked |= unsure
             lone |= alone
         inside = {name for group in plain.groups for name in group.members}
         top: list[Any] = [held for held in (*parts, *plain.groups) if held.name not in inside]
-        values, alone = self._mean(plain, plain.mean, plain.mean_power, top, tables)
-        prior_rows = ~present(values)
-        values[prior_rows] = prior
+        values, alone = _mean(plain, top, means)
+        prior_rows, prior_cells = fill_prior(values, prior)
         np.clip(values, LEAST_PROBABILITY, 1.0, out=values)
         full &= ~(prior_rows | lone | alone | marked)
-        return Blend(values=values, full=full, prior_rows=prior_rows), whole
+        return Blend(values=values, full=full, prior_rows=prior_rows, prior_cells=prior_cells), whole
 
     def _deciding(self) -> list[Part]:
         """The parts whose scores go into the final table: by weight, or through a gate."""
         ensemble = self.ensemble
         read = {name for several in self.steps.values() for bound in several for name in bound.step.reads()}
-        weighty: list[Any] = [held for held in (*ensemble.parts, *ensemble.groups) if held.weight > 0]
+        every: list[Any] = [*ensemble.parts, *ensemble.groups]
+        weights = part_weights(ensemble, every)
+        weighty = [held for held, one in zip(every, weights, strict=True) if (one > 0).any()]
         counted = {held.name for held in weighty or ensemble.parts} | read
         inside = {name: group for group in ensemble.groups for name in group.members}
         deciding = []
@@ -205,12 +213,35 @@ class Levels:
     def _named(ensemble: Ensemble, name: str) -> Part | Group:
         return next(held for held in (*ensemble.parts, *ensemble.groups) if held.name == name)
 
-    @staticmethod
-    def _mean(ensemble: Ensemble, mean: str, power: float, held: Sequence[Any],
-              tables: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """f64[N, K] of parts and groups, and bool[N]: rows that only those of weight 0 decide."""
-        stack = np.stack([tables[one.name] for one in held])
-        return folds.blend_block(replace(ensemble, mean=mean, mean_power=power), held, stack)
+
+def _fill(part: Part, table: np.ndarray) -> np.ndarray:
+    """A part's table for a mean: what it writes into classes that it does not know, after its steps."""
+    rows = np.isfinite(table).any(axis=1)
+    unknown = ~known_classes(part, table.shape[1])
+    table = np.where(rows[:, None] & unknown, 0.0, table)
+    return fill_unknown(part, table, table.shape[1])
+
+
+def _mean(
+    ensemble: Ensemble, held: Sequence[Any], tables: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """f64[N, K] of parts and groups, and bool[N]: rows that only those of weight 0 decide, wholly or in part.
+
+    A group may lack single classes of a row: then each class is merged for itself.
+    """
+    stack = np.stack([tables[one.name] for one in held])
+    lacking = np.isnan(stack)
+    if (lacking == lacking.any(axis=2, keepdims=True)).all():
+        return folds.blend_block(ensemble, held, stack)
+    if ensemble.mean == "vote":  # it compares classes
+        single = lacking & ~lacking.all(axis=2, keepdims=True)
+        return folds.blend_block(ensemble, held, np.where(single, 0.0, stack))
+    values, lone = np.empty(stack.shape[1:]), np.zeros(stack.shape[1], bool)
+    for k in range(stack.shape[2]):
+        columns = slice(k, k + 1)
+        values[:, columns], alone = folds.blend_block(ensemble, held, stack[..., columns], columns)
+        lone |= alone
+    return values, lone
 
 
 def open_levels(ensemble: Ensemble, rows: Sequence[Row], fault: Fault) -> Levels:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .means import ranks
+from .means import ranks_of_column
 
 PADDING_ROWS = 5  # of padded cMAP: rows in which every class is true and found
 
@@ -79,7 +79,7 @@ def macro_auc_per_class(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     truth, scores = _checked(truth, scores)
     positives = truth.sum(axis=0)
     pairs = positives * (len(truth) - positives)
-    order = ranks(scores) * len(truth)
+    order = np.stack([ranks_of_column(column) for column in scores.T], axis=1) * len(truth)
     above = np.where(truth, order, 0.0).sum(axis=0) - positives * (positives + 1) / 2
     return np.asarray(np.where(pairs > 0, above / np.maximum(1, pairs), np.nan))
 

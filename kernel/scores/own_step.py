@@ -29,8 +29,8 @@ class OwnStep(Step):
 
     file   "my_post.py:fn": the file beside the TOML, and the function in it
     scope  which rows one result depends on: "row" (it is called with any number of them), "recording" (with
-           the rows of one, in time order) or "table" (with all rows). Rows that are missing are left out.
-           `about` has ids and files, a text per row, and classes
+           the rows of one, in time order) or "table" (with all rows). Rows that are missing are left out,
+           single missing scores are 0. `about` has ids and files, a text per row, and classes
     """
 
     formula: ClassVar[str] = "fn(x, about)"
@@ -53,12 +53,13 @@ class OwnStep(Step):
 
     def bind(self, sheet: Sheet) -> Function:
         def call(piece: Piece) -> np.ndarray:
-            rows = piece.rows[piece.there].tolist()
+            there = np.isfinite(piece.values).any(axis=1)
+            rows = piece.rows[there].tolist()
             about = About(ids=tuple(sheet.ids[i] for i in rows), files=tuple(sheet.files[i] for i in rows),
                           classes=sheet.classes)
-            given = _call(self.function, piece.values[piece.there].copy(), about, self.file)
+            given = _call(self.function, np.nan_to_num(piece.values[there]), about, self.file)
             out = np.full(piece.values.shape, np.nan)
-            out[piece.there] = given
+            out[there] = given
             return out
 
         return call

@@ -9,12 +9,23 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import SpecError
-from .means import ranks
+from .means import ranks_of_column
 from .step import Function, Piece, Sheet, Step, logit, only, per_class, sigmoid
 
 FG = "FlorentinGe/Birdclef2026-2ndplace, ensemble inference script"
 Y = "yannan90/birdclef-2026-private-9th-public-2nd-solution, infer_kernel_folds.py"
 YM = "yamayana1974-lab/birdclef-2026-silver"
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """f64[N, K]: within each class the rank of each score / their number, in (0, 1]; ties share their mean
+    rank, missing scores stay NaN.
+    """
+    out = np.full(scores.shape, np.nan)
+    for k in range(scores.shape[1]):
+        there = np.isfinite(scores[:, k])
+        out[there, k] = ranks_of_column(scores[there, k])
+    return out
 
 
 def check_positive(value: float, what: str) -> None:
@@ -47,10 +58,13 @@ class FileTop(Step):
         return self._scale
 
     def _scale(self, piece: Piece) -> np.ndarray:
-        there = piece.values[piece.there]
-        if len(piece.values) % self.only_rows_of or not len(there):
+        if len(piece.values) % self.only_rows_of:
             return piece.values
-        top = np.sort(there, axis=0)[-self.top :].mean(axis=0)
+        ordered = np.sort(piece.values, axis=0)  # NaN comes last
+        count = np.isfinite(ordered).sum(axis=0)
+        place = np.arange(len(ordered))[:, None]
+        counted = (place < count) & (place >= count - self.top)
+        top = np.where(counted, ordered, 0.0).sum(axis=0) / np.maximum(1, counted.sum(axis=0))
         return np.asarray(piece.values * np.clip(top, 0.0, 1.0) ** self.power)
 
 
@@ -148,7 +162,7 @@ class GroupMax(Step):
         def spread(piece: Piece) -> np.ndarray:
             out = piece.values.copy()
             for columns in found:
-                out[:, columns] = piece.values[:, columns].max(axis=1, keepdims=True)
+                out[:, columns] = np.fmax.reduce(piece.values[:, columns], axis=1, keepdims=True)
             return out
 
         return spread
@@ -170,7 +184,7 @@ class SoftmaxShare(Step):
         check_positive(self.temperature, "temperature")
 
         def scale(piece: Piece) -> np.ndarray:
-            z = piece.values / self.temperature
+            z = np.where(np.isnan(piece.values), -np.inf, piece.values / self.temperature)
             e = np.exp(z - z.max(axis=1, keepdims=True))
             return np.asarray(piece.values * e / e.sum(axis=1, keepdims=True))
 
@@ -198,8 +212,8 @@ class Rank(Step):
         def rank(piece: Piece) -> np.ndarray:
             found = ranks(piece.values)
             if self.from_zero:
-                count = int(piece.there.sum())
-                found = (found * count - 1) / (count - 1) if count > 1 else 0.5 * found
+                count = np.isfinite(piece.values).sum(axis=0)
+                found = np.where(count > 1, (found * count - 1) / np.maximum(1, count - 1), 0.5 * found)
             return only(piece.values, columns, found)
 
         return rank

@@ -30,8 +30,10 @@ def smooth(
     recordings  row numbers of each recording in time order
     weights     an odd number of weights >= 0, the middle one, for the row itself, above 0; at the ends of a
                 recording, and beside a row that is left out, those that remain sum to 1
-    left_out    bool[N]: rows that stay as they are and go into no other; None: none
+    left_out    bool[N], or [N, K]: rows, or scores, that stay as they are and go into no other; None: none
     """
+    if left_out is not None and left_out.ndim == 2:
+        return _smooth_cells(values, recordings, weights, ~left_out)
     reach = len(weights) // 2
     counts = np.ones(len(values), bool) if left_out is None else ~left_out
     out = np.array(values, np.float64)
@@ -49,10 +51,34 @@ def smooth(
     return out
 
 
+def _smooth_cells(
+    values: np.ndarray, recordings: Iterable[Sequence[int] | np.ndarray], weights: Sequence[float],
+    counts: np.ndarray,
+) -> np.ndarray:
+    """As `smooth`, where each score counts or not for itself, bool[N, K]."""
+    reach = len(weights) // 2
+    out = np.array(values, np.float64)
+    held = np.where(counts, values, 0.0)
+    for rows in recordings:
+        index = np.asarray(rows, np.intp)
+        total, mass = np.zeros((2, len(index), values.shape[1]))
+        for shift, weight in enumerate(weights, -reach):
+            here = np.arange(max(0, -shift), min(len(index), len(index) - shift))
+            share = weight * counts[index[here + shift]]
+            total[here] += share * held[index[here + shift]]
+            mass[here] += share
+        np.divide(total, mass, out=total, where=counts[index])
+        out[index] = np.where(counts[index], total, out[index])
+    return out
+
+
 def mix(piece: Piece, weights: Sequence[float], ends: str) -> np.ndarray:
     """f64[n, K] of a recording under one kernel."""
     if ends == "cut":
-        return smooth(piece.values, [np.arange(len(piece.values))], weights, ~piece.there)
+        lacking = np.isnan(piece.values)
+        whole = lacking.all(axis=1)
+        left_out = whole if (lacking == whole[:, None]).all() else lacking
+        return smooth(piece.values, [np.arange(len(piece.values))], weights, left_out)
     reach = len(weights) // 2
     total = np.zeros(piece.values.shape)
     for shift, weight in enumerate(weights, -reach):
@@ -212,12 +238,11 @@ class SmoothAdaptive(Step):
 
         def mixed(piece: Piece) -> np.ndarray:
             x = piece.values
-            a = share * (1.0 - np.clip(x.max(axis=1, keepdims=True), 0.0, 1.0))
+            a = share * (1.0 - np.clip(np.fmax.reduce(x, axis=1, keepdims=True), 0.0, 1.0))
             out = (1 - a) * x + a * (piece.beside(-1) + piece.beside(1)) / 2
             if self.ends == "keep":
-                beside = np.zeros(len(x) + 2, bool)
-                beside[1:-1] = piece.there
-                out = np.where((beside[:-2] & beside[2:])[:, None], out, x)
+                there = np.pad(np.isfinite(x), ((1, 1), (0, 0)))
+                out = np.where(there[:-2] & there[2:], out, x)
             return np.asarray(out)
 
         return mixed
@@ -264,10 +289,18 @@ class SmoothEvents(Step):
         return self._flatten
 
     def _flatten(self, piece: Piece) -> np.ndarray:
-        out = np.full(piece.values.shape, np.nan)
-        x = piece.values[piece.there]  # rows beside a missing one are neighbours here
-        if len(x):
-            out[piece.there] = self._of_rows(x)
+        x = piece.values
+        there = np.isfinite(x)
+        if (there == there.any(axis=1, keepdims=True)).all():
+            return self._of_columns(x, there.any(axis=1))
+        columns = [self._of_columns(x[:, [k]], there[:, k]) for k in range(x.shape[1])]
+        return np.concatenate(columns, axis=1)
+
+    def _of_columns(self, x: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """Classes that lack the same rows; rows beside a missing one are neighbours here."""
+        out = np.full(x.shape, np.nan)
+        if there.any():
+            out[there] = self._of_rows(x[there])
         return out
 
     def _of_rows(self, x: np.ndarray) -> np.ndarray:
@@ -301,8 +334,10 @@ class FileLogitMix(Step):
     @staticmethod
     def _mix(piece: Piece) -> np.ndarray:
         z = logit(piece.values)
-        there = z[piece.there]
-        if not len(there):
+        there = np.isfinite(z)
+        known = there.any(axis=0)
+        if not known.any():
             return piece.values
-        most = there.max(axis=0)
-        return sigmoid((z + most + (there.mean(axis=0) - most).mean()) / 2)
+        most = np.fmax.reduce(z, axis=0)
+        usual = np.where(there, z, 0.0).sum(axis=0) / np.maximum(1, there.sum(axis=0))
+        return sigmoid((z + most + (usual - most)[known].mean()) / 2)

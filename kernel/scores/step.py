@@ -62,30 +62,28 @@ class Sheet:
 class Piece:
     """Rows that a step changes at once: of its scope, in time order where that is a recording.
 
-    values  f64[n, K]; NaN in rows that are missing, of which scope "row" has none
-    there   bool[n]: rows that are not missing
+    values  f64[n, K]; NaN where a score is missing: a row, or a class that nothing has scored there yet
     rows    int[n]: their numbers in the whole table
     others  scores f64[N, K] of members and groups by name, for steps with `gate`
     acted   bool[n, K]: where an earlier gate of the same table has changed a score; gates write it
     """
 
     values: np.ndarray
-    there: np.ndarray
     rows: np.ndarray
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     acted: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
 
     def beside(self, shift: int) -> np.ndarray:
-        """f64[n, K]: of each row the one `shift` rows later; where that is missing, the nearest one before it
-        on the way there, at last the row itself.
+        """f64[n, K]: of each score the one `shift` rows later; where that is missing, the nearest one before
+        it on the way there, at last the score itself.
         """
         out = self.values
         count = len(out)
         for step in range(1, abs(shift) + 1):
             at = np.arange(count) + (step if shift > 0 else -step)
             inside = np.clip(at, 0, count - 1)
-            found = (at == inside) & self.there[inside]
-            out = np.where(found[:, None], self.values[inside], out)
+            there = self.values[inside]
+            out = np.where((at == inside)[:, None] & np.isfinite(there), there, out)
         return out
 
 
@@ -108,7 +106,7 @@ class Step:
     goldens: ClassVar[tuple[str, ...]] = ()
 
     def bind(self, sheet: Sheet) -> Function:
-        """The step for a table: piece -> its new values f64[n, K], NaN where a row is missing.
+        """The step for a table: piece -> its new values f64[n, K]; missing ones stay so, whatever it gives.
 
         Raises  SpecError for keys that do not fit the table
         """

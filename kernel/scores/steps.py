@@ -4,8 +4,8 @@ Owns the table `STEPS`, building steps from what an ensemble says, and how each 
 What a step computes is in `scaling`, `smoothing`, `gates`, `priors` and `own_step`; on which table it stands
 is `levels`'.
 
-A row that is missing is NaN, stays missing and goes into no other. A recording of which a row is missing that
-may still come is computed from the others, and its rows are marked: they are not final.
+A score that is missing is NaN, stays missing and goes into no other. A recording of which a row is missing
+that may still come is computed from the others, and its rows are marked: they are not final.
 """
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ import numpy as np
 from ..errors import HourglassError, SpecError, StepFailed, did_you_mean, text_of
 from ..spec import load
 from .gates import DampRare, GateNoise, GateSpike, GateSustained
-from .means import present
 from .own_step import OwnStep
 from .priors import HourPrior, SiteFloor, SiteHourPrior
 from .scaling import Cut, FileTop, GroupMax, Power, Rank, SoftmaxShare, Temperature, ThresholdRemap
@@ -123,10 +122,11 @@ def carry_out(
 
     A step that fails, or leaves 0..1, is left out for the whole table and told; all rows are marked then.
     """
-    there = present(table)
+    there = np.isfinite(table).any(axis=1)
     marked = np.zeros(len(table), bool)
     acted = np.zeros(table.shape if any(bound.step.reads() for bound in steps) else (len(table), 0), bool)
-    waiting = ~there & ~how.final
+    known = np.isfinite(table)
+    waiting = ~known[:, known.any(axis=0)].all(axis=1) & ~how.final
     for bound in steps:
         if not there.any():
             break
@@ -134,15 +134,14 @@ def carry_out(
             marked |= there
             continue
         try:
-            changed = _run(bound, table, there, sheet, how, acted)
+            table = _run(bound, table, there, sheet, how, acted)
         except HourglassError as error:
             how.fault(bound.where, error)
             marked |= there
             continue
         for name in bound.step.reads():  # where the other table has no row, the step has not looked
-            marked |= there & ~present(how.others[name])
+            marked |= there & ~np.isfinite(how.others[name]).any(axis=1)
         marked |= _touched(bound.step, waiting, sheet) & there
-        table = changed
     return table, marked
 
 
@@ -164,17 +163,18 @@ def _run(bound: Bound, table: np.ndarray, there: np.ndarray, sheet: Sheet, how: 
     out = np.full(table.shape, np.nan)
     try:
         for rows in _pieces(bound.step.scope, there, sheet):
-            piece = Piece(values=table[rows], there=there[rows], rows=rows, others=how.others,
+            piece = Piece(values=table[rows], rows=rows, others=how.others,
                           acted=acted[rows] if bound.step.scope != "table" else acted)
             out[rows] = bound.change(piece)
     except (HourglassError, MemoryError):
         raise
     except Exception as error:  # of numbers that nobody thought of: the submission goes without the step
         raise StepFailed(f"{type(error).__name__}: {text_of(error)}; the step is left out") from error
-    low, high = out[there].min(initial=0.0), out[there].max(initial=1.0)
+    known = np.isfinite(table)
+    low, high = out[known].min(initial=0.0), out[known].max(initial=1.0)
     if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):  # NaN fails, too
         raise StepFailed(f"gave {low:.3g} to {high:.3g}, which are no scores in 0..1; the step is left out")
-    out[~there] = np.nan
+    out[~known] = np.nan
     return np.clip(out, 0.0, 1.0, out=out)
 
 

@@ -1,7 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers
+parts     its members and stackers, some with classes of their own
 groups    its groups of members and of classes, and the CSV files that are read into them
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
@@ -10,6 +10,7 @@ strict    the loaders of both: an unknown, missing or mistyped key is an error t
 In: text. Out: frozen dataclasses. Builds nothing: those who build from a table check its own keys.
 """
 from ..errors import SpecError
+from .class_maps import ClassMap
 from .ensemble import (
     LEAST_PROBABILITY,
     MEAN_SCOPES,
@@ -35,6 +36,7 @@ __all__ = [
     "MEAN_SCOPES",
     "NAME",
     "ROW_DEPENDENT_MEANS",
+    "ClassMap",
     "Cost",
     "Ensemble",
     "FileEntry",

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SpecError, did_you_mean
 from .groups import Group, check_class_groups, check_groups, read_beside
+from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
 from .windows import Windows, check_windows
@@ -69,6 +70,8 @@ class Ensemble:
                      (kernel.limits.PROFILES)
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
+    weights_by       CSV file beside the TOML with a column for each member or stacker that weighs differently
+                     by class: lines of a class, or of a group of classes; else its `weight` holds
     row_independent  false where the metric compares rows: then only complete members count, as they do by
                      themselves where a mean or a step has the scope "table"
     max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
@@ -90,6 +93,7 @@ class Ensemble:
     profile: str = "fat2019"
     mean: str = "geometric"
     mean_power: float = 2.0
+    weights_by: dict[str, tuple[float, ...]] = field(default_factory=dict)
     row_independent: bool = True
     max_seconds: float | None = None
     prior: tuple[float, ...] = ()
@@ -119,10 +123,13 @@ def check(ensemble: Ensemble) -> Ensemble:
     for i, member in enumerate(ensemble.members):
         _check_member(member, ensemble.frontends, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
+        check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
+        check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
+    check_weights_by(ensemble.weights_by, ensemble.parts, ensemble.classes)
     check_groups(ensemble.groups, names)
     check_class_groups(ensemble.class_groups, ensemble.classes)
     names += [group.name for group in ensemble.groups]
@@ -260,7 +267,8 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
-        named = read_beside(_read_class_orders(named, path.parent), path.parent)
+        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
+        named = read_beside(named, path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

@@ -12,7 +12,8 @@ from kernel import spec
 from kernel.errors import SpecError
 from kernel.scores import blend, levels
 from kernel.scores.blend import Board
-from kernel.scores.means import mean, ranks
+from kernel.scores.means import mean
+from kernel.scores.scaling import ranks
 from kernel.scores.smoothing import smooth
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
