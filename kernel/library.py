@@ -84,7 +84,8 @@ def score(
         _unpack(where, manifest, place / "code")
         (place / "state" / "manifest.json").write_bytes(text)
         order = _make_order(place, where, folder, allowed, device=device, first=first)
-        _run(place, order, len(ids) if first is None else min(first, len(ids)), progress)
+        rows = len(ids) if first is None else min(first, len(ids))
+        _run(place, order, rows, len(manifest.nets), progress)
         table = _read(place / "working", manifest.ensemble.output.format == "label")
     _warn(table.attrs["report"])
     return table
@@ -190,14 +191,14 @@ def _environment(cores: int, state: Path) -> dict[str, str]:
     }
 
 
-def _run(place: Path, order: dict[str, Any], rows: int, progress: bool) -> None:
+def _run(place: Path, order: dict[str, Any], rows: int, nets: int, progress: bool) -> None:
     """Engines until one finishes.
 
     Raises  what the engine's verdict names, or HourglassError with its last lines
     """
     state = place / "state"
     said = ""
-    with _bar(rows, progress) as show:
+    with _bar(rows, nets, progress) as show:
         for attempt in range(1, ATTEMPTS + 1):
             (state / "run.json").write_text(json.dumps({**order, "attempt": attempt}))
             status, said = _one_life(place, order["limits"]["cores"], show)
@@ -228,36 +229,44 @@ def _one_life(place: Path, cores: int, show: Any) -> tuple[int, str]:
                     status = process.wait(TICK_S)
                     break
                 except subprocess.TimeoutExpired:
-                    show(_scored(place / "state"))
+                    show(_beat(place / "state"))
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        show(_scored(place / "state"))
+        show(_beat(place / "state"))
         told.seek(0)
         return status, "\n".join(told.read().decode("utf-8", "replace").splitlines()[-15:])
 
 
-def _scored(state: Path) -> int:
-    """Rows with a score so far, as the engine's heartbeat says."""
+def _beat(state: Path) -> dict[str, Any]:
+    """What the engine's heartbeat says; nothing while it is not written."""
     try:
-        return int(json.loads((state / "heartbeat.json").read_bytes())["scored_rows"])
-    except (OSError, ValueError, KeyError):
-        return 0  # not written yet
+        beat = json.loads((state / "heartbeat.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return beat if isinstance(beat, dict) else {}
 
 
 @contextmanager
-def _bar(rows: int, wanted: bool) -> Iterator[Any]:
-    """A function that shows a number of rows; silent where there is no tqdm."""
+def _bar(rows: int, nets: int, wanted: bool) -> Iterator[Any]:
+    """A function that shows a heartbeat: scores of nets in rows. Silent where there is no tqdm."""
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without widgets gets the bar as text
+            from tqdm.auto import tqdm
     except ImportError:
         wanted = False
     if not wanted:
-        yield lambda done: None
+        yield lambda beat: None
         return
-    with tqdm(total=rows, unit="row") as bar:
-        yield lambda done: bar.update(max(0, done - bar.n))
+    with tqdm(total=rows * nets, unit="score", desc=f"{rows} rows x {nets} nets", mininterval=1.0) as bar:
+
+        def show(beat: dict[str, Any]) -> None:
+            done = int(beat.get("scores", nets * int(beat.get("scored_rows", 0))))  # older bundles count rows
+            bar.update(max(0, min(done, bar.total) - bar.n))
+
+        yield show
 
 
 def _read(working: Path, labels: bool) -> pd.DataFrame:
