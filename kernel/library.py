@@ -1,8 +1,9 @@
 """The kernel as a function: a bundle and clips in, a table of scores out.
 
-Owns `score`: the input folder that a run wants, the engine's process and what comes of its end. The engine is
-the bundle's own code, verified, in a process of its own, so that its numbers are the kernel's to the last
-digit and a net that ends its process ends no notebook. Nothing watches for a hang: that is the guard's.
+Owns `score`, and `listen`, which draws what a score came from: the input folder that a run wants, the
+engine's process and what comes of its end. The engine is the bundle's own code, verified, in a process of its
+own, so that its numbers are the kernel's to the last digit and a net that ends its process ends no notebook.
+Nothing watches for a hang: that is the guard's.
 """
 import hashlib
 import io
@@ -27,6 +28,7 @@ from . import errors, spec
 from . import limits as profiles
 from .errors import BundleHashMismatch, BundleMissing, HourglassError, SampleMissing, SpecError
 from .rehearsal import fake_kaggle
+from .report import drawing, explanations
 from .run import EXIT_VERDICT
 from .scores import submission
 
@@ -89,6 +91,43 @@ def score(
         table = _read(place / "working", manifest.ensemble.output.format == "label")
     _warn(table.attrs["report"])
     return table
+
+
+def listen(
+    bundle: str | os.PathLike[str], path: str | os.PathLike[str], *, device: str = "auto"
+) -> pd.DataFrame:
+    """What an ensemble hears in one clip, drawn: its spectrogram, its ten best classes over time where the
+    nets tell, and what each member says.
+
+    Returns  the ten best classes: the ensemble's scores and each member's (columns), `.attrs["disagree"]` the
+             members whose own best class is another one; for a recording the windows are the columns
+
+    Raises  what `score` raises; HourglassError without matplotlib
+    """
+    drawing.load_pyplot()  # before anything is scored
+    clip = Path(path).resolve()
+    if not clip.is_file():
+        raise SampleMissing(f"{path}: no such file; give one audio file")
+    ensemble = spec.load_manifest((_find_bundle(Path(bundle)) / "manifest.json").read_bytes()).ensemble
+    names = fake_kaggle.row_ids(clip.name, clip, ensemble)
+    table = score(bundle, clip.parent, names=names, device=device, progress=False)
+    report = table.attrs["report"]
+    if ensemble.windows is not None and ensemble.output.format != "label":
+        best = table.max().sort_values(ascending=False).index[: explanations.CLASSES]
+        shown = table[best].T
+        drawing.draw_windows(clip, names, shown.to_numpy(), list(best), ensemble.windows.seconds)
+        return shown
+    told = [spec.load(explanations.Explanation, row) for row in report.get("explained", ())]
+    if not told:
+        reason = report["broken_rows"].get(names[0]) or "its bundle is older than this; build it again"
+        raise HourglassError(f"{clip}: nothing was heard: {reason}")
+    drawing.draw_told(clip, told[0])
+    found = pd.DataFrame({member.name: member.scores for member in told[0].members}, index=told[0].classes)
+    found.index.name = told[0].row
+    if ensemble.output.format != "label":
+        found.insert(0, "ensemble", table.iloc[0][list(told[0].classes)].to_numpy())
+    found.attrs["disagree"] = {member.name: member.best for member in told[0].dissenters}
+    return found
 
 
 def _check(device: str, first: int | None) -> None:
