@@ -121,9 +121,11 @@ def _draw_members(axes: "Axes", told: Explanation) -> None:
     names = [f"{member.name} (!)" if member in marks else member.name for member in told.members]
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_title("what each member says; (!): its best class is another one", fontsize=9)
+    most = np.nanmax(scores, initial=0.0)
     for column, row in np.argwhere(np.isfinite(scores)):
-        words = f"{scores[column, row]:.2g}"
-        axes.text(column, row, words, ha="center", va="center", fontsize=7, color="grey")
+        score = scores[column, row]
+        colour = "black" if score > 0.6 * most else "white"
+        axes.text(column, row, f"{score:.2g}", ha="center", va="center", fontsize=7, color=colour)
 
 
 def _heat(
