@@ -198,7 +198,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     ensemble = found.here
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
-    parts = ensemble.parts
+    parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
         modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
