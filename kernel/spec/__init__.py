@@ -2,7 +2,7 @@
 
 ensemble  what people write: the ensemble TOML and its rules
 parts     its members and stackers; attached: files of theirs in other datasets
-windows   its table of windows: their length, their names, what lies around them
+windows   its table of windows: their length, their names, what lies around them; dry_run: what is tried
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
 
@@ -11,6 +11,7 @@ keys.
 """
 from ..errors import SpecError
 from .attached import Attached, Origin, mounts_of
+from .dry_run import DryRun
 from .ensemble import (
     LEAST_PROBABILITY,
     MEANS,
@@ -35,6 +36,7 @@ __all__ = [
     "ROW_DEPENDENT_MEANS",
     "Attached",
     "Cost",
+    "DryRun",
     "Ensemble",
     "FileEntry",
     "Input",

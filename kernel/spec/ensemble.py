@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SpecError, did_you_mean
 from .attached import check_origin
+from .dry_run import DryRun, check_dry_run
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
 from .windows import Windows, check_windows
@@ -65,6 +66,7 @@ class Ensemble:
                      empty = uniform
     output           [output]: form of submission.csv
     windows          [windows]: rows are windows of long recordings
+    dry_run          [dry_run]: training recordings that are tried when a version is saved
     """
 
     name: str
@@ -81,6 +83,7 @@ class Ensemble:
     prior: tuple[float, ...] = ()
     output: Output = field(default_factory=Output)
     windows: Windows | None = None
+    dry_run: DryRun | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -129,6 +132,8 @@ def _check_whole(ensemble: Ensemble) -> None:
     _check_name(ensemble.name, "name")
     if ensemble.windows is not None:
         check_windows(ensemble.windows)
+    if ensemble.dry_run is not None:
+        check_dry_run(ensemble.dry_run)
     require(bool(ensemble.members), "members: none; add at least one [[members]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
