@@ -17,7 +17,8 @@ def member(name: str, *known: int, **more: object) -> spec.Member:
 
 def values(*members: spec.Member) -> dict[str, float]:
     whole = spec.Ensemble(name="e", classes=tuple("abcd"), members=members)
-    manifest = spec.Manifest(format=1, bundle="b", version="1", ensemble=whole, wheel=WHEEL, files={}, nets=())
+    keys = {"format": 1, "bundle": "b", "version": "1", "wheel": WHEEL, "files": {}, "nets": ()}
+    manifest = spec.Manifest(ensemble=whole, **keys)  # type: ignore[arg-type]
     return {cost.member: cost.value for cost in net_costs(manifest, gpu=False)}
 
 
