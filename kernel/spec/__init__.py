@@ -1,7 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers, some with classes of their own
+parts     its members and stackers, some with classes of their own; attached: files in other datasets
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
@@ -10,6 +10,7 @@ In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes a
 keys.
 """
 from ..errors import SpecError
+from .attached import Attached, Origin, mounts_of
 from .class_maps import ClassMap
 from .ensemble import (
     LEAST_PROBABILITY,
@@ -34,6 +35,7 @@ __all__ = [
     "NAME",
     "ROW_DEPENDENT_MEANS",
     "ClassMap",
+    "Attached",
     "Cost",
     "Ensemble",
     "FileEntry",
@@ -41,6 +43,7 @@ __all__ = [
     "Manifest",
     "Member",
     "Net",
+    "Origin",
     "Output",
     "Part",
     "SpecError",
@@ -53,6 +56,7 @@ __all__ = [
     "load_ensemble",
     "load_manifest",
     "loads_json",
+    "mounts_of",
     "net_ids",
     "parse_ensemble",
     "read_toml",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .attached import check_origin
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
@@ -163,6 +164,10 @@ def _check_member(member: Member, frontends: Collection[str], where: str) -> Non
                 + did_you_mean(entry.frontend, frontends)
             )
     require(
+        member.output is None or member.family == "onnx",
+        f'{where}.output: {member.output!r}; only a graph (family = "onnx") has outputs to choose from',
+    )
+    require(
         len(member.fold_weights) in (0, len(member.folds)),
         f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
     )
@@ -217,6 +222,8 @@ def _check_part(part: Part, where: str) -> None:
         part.weight >= 0,
         f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean",
     )
+    if part.source is not None:
+        check_origin(part.source, part.folds, f"{where}.source")
     require_choice(part.fold_mean, MEANS, f"{where}.fold_mean")
     if part.activation is not None:
         require_choice(part.activation, ACTIVATIONS, f"{where}.activation")

@@ -43,7 +43,7 @@ def test_every_option_is_in_the_docs(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--notebook", "--competition", "--labels", "--simulate-commit",
-                                    "--repeat-to", "--sample"])
+                                    "--repeat-to", "--sample", "--split"])
 def test_what_needs_more_than_a_line_has_an_example(option: str) -> None:
     assert f"`{option}" in PROSE
 
