@@ -40,6 +40,7 @@ from . import (
     mounts,
     notebook,
     own_fronts,
+    own_steps,
     sources,
     watched,
     weights,
@@ -175,7 +176,16 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
         check_form(request.sample, found.here.output, found.here.classes)
     dry_run.warn_empty_filters(found.here, say)
     found = replace(found, shipped=attached.without_copies(found.shipped))
+    with watched.limited("the trial of the steps on scores"):
+        own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+
+
+def _build_modules(ensemble: Ensemble) -> Modules:
+    """The nets of members and stackers, without weights."""
+    classes = len(ensemble.classes)
+    return {part.name: models.build(part.family, dict(part.params), part.outputs(classes)).eval()
+            for part in ensemble.parts if part.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -190,8 +200,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
-        modules = {p.name: models.build(p.family, dict(p.params), p.outputs(classes)).eval()
-                   for p in parts if p.family != dry_run.ONNX}
+        modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)

@@ -60,8 +60,17 @@ class Member:
                   none otherwise
     frames        where the net gives one score per frame: how those of overlapping contexts become rows
                   (kernel.scores.frames.RULES); None = it gives one per row
+    clips         with `frames`: clip scores that the net gives before its frames, [B, clips + F, K]: 0, 1 (of
+                  the window's own row) or one for each row of a context
+    clip_share    share of the clip scores in a row, the frames have the rest
+    shift_seconds  with `frames`: the frames' maximum is taken so much earlier and later, too, where contexts
+                  hear it; 0 = not
+    shift_share   share of these two in a row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike, or by the
                   classes that it knows
+    steps         what is done to the member's scores before any mean, in order: tables with `kind`
+                  (kernel.scores.steps.STEPS) or with `file = "my_post.py:function"`; stackers read the scores
+                  as they were before
     """
 
     name: str
@@ -87,7 +96,12 @@ class Member:
     weight: float = 1.0
     activation: str | None = None
     frames: str | None = None
+    clips: int = 0
+    clip_share: float = 0.5
+    shift_seconds: float = 0.0
+    shift_share: float = 0.5
     value: float | None = None
+    steps: tuple[Any, ...] = ()
 
     def named_inputs(self) -> dict[str, Input]:
         """Input name -> Input; a single-input member has the name "x"."""
@@ -125,6 +139,7 @@ class Stacker:
     fold_mean        mean over folds
     weight           weight in the final mean, beside the members
     activation       as for a member
+    steps            as for a member
     """
 
     name: str
@@ -141,6 +156,7 @@ class Stacker:
     fold_mean: str = "geometric"
     weight: float = 1.0
     activation: str | None = None
+    steps: tuple[Any, ...] = ()
 
     weights_file = Member.weights_file
 
