@@ -160,26 +160,36 @@ def alone(bundle: Path, given: Path) -> dict[str, float]:
     return spent
 
 
-def compare(folder: Path, recordings: int, rounds: int, model: str) -> None:
-    """Openings, wall time beside the parts alone, and the slow mount."""
-    bundle = build_bundle(folder, "nets", MEL, model, 3)
-    sizes = (recordings, recordings // 3)
-    given = {size: write_input(folder / f"input-{size}", [60.0] * size) for size in sizes}
+def count_openings(bundle: Path, given: Path, folder: Path) -> None:
+    """How often each recording is opened for decoding."""
     opened = folder / "opened.txt"
-    run(bundle, given[recordings], folder / "out", HOURGLASS_OPENED=str(opened))
+    run(bundle, given, folder / "out", HOURGLASS_OPENED=str(opened))
     lines = [line.split() for line in opened.read_text().splitlines()]
     counts = Counter(id for what, id, thread in lines if what == "decode" and thread.startswith("loader"))
     pictures = sum(what == "decode" and not thread.startswith("loader") for what, _, thread in lines)
     most = max(counts.values())
     print(f"decoded by loaders: {len(counts)} recordings, one front end, at most {most} times "
           f"each; {pictures} once more for the report's pictures")
+
+
+def time_alone(bundle: Path, given: Path) -> dict[str, float]:
+    """As `alone`, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.soundscapes", "--alone", str(bundle), str(given)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def compare(folder: Path, recordings: int, rounds: int, model: str) -> None:
+    """Openings, wall time beside the parts alone, and the slow mount."""
+    bundle = build_bundle(folder, "nets", MEL, model, 3)
+    sizes = (recordings, recordings // 3)
+    given = {size: write_input(folder / f"input-{size}", [60.0] * size) for size in sizes}
+    count_openings(bundle, given[recordings], folder)
     whole, further, slow, shares = [], [], [], []
     for _ in range(rounds):
         parts, walls = {}, {}
         for size in sizes:
-            command = [sys.executable, "-m", "benchmarks.soundscapes", "--alone", str(bundle), str(given[size])]
-            told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            parts[size] = json.loads(told)
+            parts[size] = time_alone(bundle, given[size])
             walls[size], report = run(bundle, given[size], folder / "out")
         alone_s = {size: sum(parts[size].values()) for size in sizes}
         first, second = sizes
@@ -190,8 +200,8 @@ def compare(folder: Path, recordings: int, rounds: int, model: str) -> None:
         shares.append({key: seconds / alone_s[first] for key, seconds in parts[first].items()})
     told = ", ".join(f"{key} {statistics.median(share[key] for share in shares):.0%}" for key in shares[0])
     print(f"alone: {told}; the run's nets: {report['device']['path']}")  # type: ignore[index]
-    print(f"whole run / decode + spectra + nets alone: {statistics.median(whole):.3f}; of what {first - second} "
-          f"recordings add, without start and opening of nets: {statistics.median(further):.3f}")
+    print(f"whole run / decode + spectra + nets alone: {statistics.median(whole):.3f}; of what "
+          f"{first - second} recordings add, without start and opening: {statistics.median(further):.3f}")
     print(f"each opening {1000 * SLOW_S:.0f} ms slower: {statistics.median(slow):.3f} of the run")
 
 
