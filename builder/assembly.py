@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 import kernel
-from kernel import models
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
@@ -218,12 +217,6 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
 
 
-def _build_modules(parts: Sequence[Part], classes: int) -> Modules:
-    """The nets of members and stackers, without weights."""
-    return {p.name: models.build(p.family, dict(p.params), p.outputs(classes)).eval()
-            for p in parts if p.family != dry_run.ONNX}
-
-
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     """`bundle/` and `push/` below `request.out`, replaced together at the end; on an error the old ones stay.
 
@@ -236,7 +229,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
-        modules = _build_modules(parts, classes)
+        modules = dry_run.build_modules(parts, classes)
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     costs = _try_parts(ensemble, parts, modules, sources, seconds)
