@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 import kernel
-from kernel import models
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
@@ -32,6 +31,7 @@ from . import (
     mounts,
     notebook,
     own_fronts,
+    own_steps,
     random_weights,
     watched,
     weights,
@@ -214,6 +214,8 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
     dry_run.warn_empty_filters(found.here, say)
+    with watched.limited("the trial of the steps on scores"):
+        own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
 
 
@@ -229,8 +231,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
-        modules = {p.name: models.build(p.family, dict(p.params), p.outputs(classes)).eval()
-                   for p in parts if p.family != dry_run.ONNX}
+        modules = dry_run.build_modules(parts, classes)
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     found = graph_members.settle(found, sources, say)

@@ -19,9 +19,10 @@ from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter, peak_resident
 from ..order import Order
 from ..report.recorder import Recorder
-from ..scores.blend import Board, count_tables, open_board
+from ..scores.blend import Board, open_board
 from ..scores.class_weights import unknown_classes
 from ..scores.frames import Merging
+from ..scores.levels import Levels, count_tables, open_levels
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
 from ..sound.recording import count_idle_bytes
@@ -59,6 +60,7 @@ class Run:
     rows: RunRows
     extra_clips: int
     board: Board
+    levels: Levels
     nets: dict[str, NetRun]
     feed: Feed
     cores: Cores
@@ -95,14 +97,13 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
     meter = Meter(cap_bytes=order.limits.ram_bytes, beside_bytes=peak_resident(os.getppid()))
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)
-    limits = _store_limits(order, manifest, nets, rows, cores)
     feed = Feed(
         rows=rows,
         longest_s=ensemble.longest_s,
         journal=journal,
         heartbeat=heartbeat,
         meter=meter,
-        limits=limits,
+        limits=_store_limits(order, manifest, nets, rows, cores),
         scratch=order.state / "spill",
         loaders=order.loaders or max(1, order.limits.cores),
     )
@@ -118,6 +119,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         rows=rows,
         extra_clips=extra,
         board=board,
+        levels=open_levels(ensemble, listed, recorder.error),
         nets=nets,
         feed=feed,
         cores=cores,

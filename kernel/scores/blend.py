@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Part, Stacker, net_ids
+from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Group, Member, Part, Stacker, net_ids
 from .class_weights import ALL, equal_weights, fill_prior, fill_unknown, part_weights
 from .means import mean, present
 
@@ -157,18 +157,16 @@ def blend(
 
     With `row_independent = false` a part counts only when it is complete: all its nets are in `finished` (net
     ids), or, without that list, cover every row that any net covers. While no part is complete, what is there
-    counts as it is.
+    counts as it is. Whether rows are compared at all is `levels`' to know.
     """
     parts = ensemble.parts
     keep = [True] * len(parts)
     if not ensemble.row_independent:
-        complete = [_is_complete(part, board, finished, parts) for part in parts]
+        complete = [is_complete(part, board, finished, parts) for part in parts]
         keep = complete if any(complete) else keep
     by_part = zip(parts, part_weights(ensemble, parts), strict=True)
     deciding = [part for part, weights in by_part if (weights > 0).any()] or parts
-    read = [member for part in deciding if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
-    # Before the scores are read: nets may go on meanwhile
-    full = _all(complete_rows(part, board) for part in [*deciding, *read])
+    full = full_rows(deciding, ensemble, board)  # before the scores are read: nets may go on meanwhile
     lone = np.zeros(board.shape[0], bool)
     values = np.empty(board.shape)
     for block in _blocks(ensemble, board.shape):
@@ -186,9 +184,17 @@ def blend(
     )
 
 
+def full_rows(deciding: Iterable[Part], ensemble: Ensemble, board: Board) -> np.ndarray:
+    """bool[N]: rows that every fold of these parts covers, and of the members that their stackers read."""
+    parts = list(deciding)
+    read = [member for part in parts if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
+    return _all(complete_rows(part, board) for part in [*parts, *read])
+
+
 def _means(ensemble: Ensemble) -> set[str]:
     """Every mean that the ensemble uses."""
-    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts)}
+    groups = (group.mean for group in ensemble.groups)
+    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts), *groups}
 
 
 def count_tables(ensemble: Ensemble) -> int:
@@ -220,7 +226,7 @@ def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice,
 
 
 def blend_block(
-    ensemble: Ensemble, parts: Sequence[Part], merged: np.ndarray, columns: slice = ALL
+    ensemble: Ensemble, parts: Sequence[Part | Group], merged: np.ndarray, columns: slice = ALL
 ) -> tuple[np.ndarray, np.ndarray]:
     """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide, all of
     them or some class; NaN where no part has a say.
@@ -240,7 +246,7 @@ def blend_block(
     return np.where(lone, alone, values), lone.any(axis=1)
 
 
-def _is_complete(
+def is_complete(
     part: Part, board: Board, finished: Collection[str] | None, parts: Iterable[Part]
 ) -> bool:
     """True when nothing of the part is still to come (see `blend`)."""

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..spec import Ensemble, Member, Part, Stacker
+from ..spec import Ensemble, Group, Member, Part, Stacker
 
 ALL = slice(None)
 BLOCK_ROWS = 1024  # that are looked at at once
 
 
-def known_classes(part: Part, classes: int) -> np.ndarray:
+def known_classes(part: Part | Group, classes: int) -> np.ndarray:
     """bool[K]: the classes that the part's nets know."""
     if isinstance(part, Member) and part.classes_map is not None:
         return np.array(part.classes_map.knows(classes))
     return np.ones(classes, bool)
 
 
-def speaking(part: Part, classes: int) -> np.ndarray:
+def speaking(part: Part | Group, classes: int) -> np.ndarray:
     """bool[K]: the classes in which the part has a say: those it knows; all where `missing` is a number."""
     if isinstance(part, Member) and part.missing_score is not None:
         return np.ones(classes, bool)
     return known_classes(part, classes)
 
 
-def part_weights(ensemble: Ensemble, parts: Sequence[Part]) -> np.ndarray:
+def part_weights(ensemble: Ensemble, parts: Sequence[Part | Group]) -> np.ndarray:
     """Weights of parts in a mean: f64[parts], or f64[parts, K] where they depend on the class."""
     said = np.stack([speaking(part, len(ensemble.classes)) for part in parts])
     usual = np.array([part.weight for part in parts], np.float64)
@@ -57,7 +57,7 @@ def fill_unknown(part: Part, table: np.ndarray, classes: int, columns: slice = A
     return np.where(unknown & ~np.isnan(table), 0.0 if number is None else number, table)
 
 
-def equal_weights(ensemble: Ensemble, parts: Sequence[Part]) -> np.ndarray:
+def equal_weights(ensemble: Ensemble, parts: Sequence[Part | Group]) -> np.ndarray:
     """Weights for rows, or classes of rows, that only parts of weight 0 have: 1 for each but stackers, in the
     form of `part_weights`.
     """

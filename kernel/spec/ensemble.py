@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .groups import Group, check_class_groups, check_groups, read_beside
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
@@ -18,9 +19,15 @@ from .windows import Windows, check_frame_keys, check_no_frame_keys, check_windo
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
-MEANS = ("geometric", "arithmetic", "logit", "rank", "power", "min", "max", "median", "minmax", "vote")
+# Each with its scope: the rows that one result depends on.
+MEAN_SCOPES = {
+    "geometric": "row", "arithmetic": "row", "logit": "row", "rank": "table", "power": "row",
+    "min": "row", "max": "row", "median": "row", "minmax": "table", "vote": "row", "vlom": "row",
+}
 FRAMES = ("average_max", "max_average", "average")  # kernel.scores.frames.RULES, compared by a test too
-ROW_DEPENDENT_MEANS = ("rank", "minmax")  # these compare rows: only complete members may take part
+MEANS = tuple(MEAN_SCOPES)
+# These compare rows: only complete members may take part
+ROW_DEPENDENT_MEANS = tuple(name for name, scope in MEAN_SCOPES.items() if scope == "table")
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
 LEAST_PROBABILITY = 1e-30
@@ -35,13 +42,17 @@ class Output:
     label_column  name of the label column; None or not in the sample = the first column after the id, and a
                   sample whose columns are classes is refused
     labels        class -> text written (default: the class name)
-    smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]
+    smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]: short for a
+                  last step {kind = "smooth", weights = [...]}
+    steps         what is done to the finished table, in order: tables with `kind`
+                  (kernel.scores.steps.STEPS) or with `file = "my_post.py:function"`
     """
 
     format: str = "probabilities"
     label_column: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     smoothing: tuple[float, ...] = ()
+    steps: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +72,16 @@ class Ensemble:
     mean_power       exponent of the mean "power"
     weights_by       CSV file beside the TOML with a column for each member or stacker that weighs differently
                      by class: lines of a class, or of a group of classes; else its `weight` holds
-    row_independent  false where a mean or the metric compares rows: then only complete members count
+    row_independent  false where the metric compares rows: then only complete members count, as they do by
+                     themselves where a mean or a step has the scope "table"
     max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
     prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
                      empty = uniform
     output           [output]: form of submission.csv
     windows          [windows]: rows are windows of long recordings
+    groups           [[groups]]: members with a mean and steps of their own
+    class_groups     group -> its classes, for steps that treat groups of classes differently; or a CSV file
+                     beside the TOML with the columns class and group (or primary_label and class_name)
     """
 
     name: str
@@ -84,6 +99,8 @@ class Ensemble:
     prior: tuple[float, ...] = ()
     output: Output = field(default_factory=Output)
     windows: Windows | None = None
+    groups: tuple[Group, ...] = ()
+    class_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -115,13 +132,16 @@ def check(ensemble: Ensemble) -> Ensemble:
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
         check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
     check_weights_by(ensemble.weights_by, ensemble.parts, ensemble.classes)
+    check_groups(ensemble.groups, names)
+    check_class_groups(ensemble.class_groups, ensemble.classes)
+    names += [group.name for group in ensemble.groups]
     for name in names:
         require(names.count(name) == 1, f"members: the name {name!r} is used twice")
-    for mean in (ensemble.mean, *(part.fold_mean for part in ensemble.parts)):
-        require(
-            mean not in ROW_DEPENDENT_MEANS or not ensemble.row_independent,
-            f"row_independent: the mean {mean!r} compares rows; write row_independent = false",
-        )
+    for i, group in enumerate(ensemble.groups):
+        _check_name(group.name, f"groups[{i}].name")
+        require_choice(group.mean, MEANS, f"groups[{i}].mean")
+        require(group.mean != "power" or group.mean_power != 0,
+                f'groups[{i}].mean_power: 0 has no root; write mean = "geometric", which is its limit')
     return ensemble
 
 
@@ -261,6 +281,7 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
         named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
+        named = read_beside(named, path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

@@ -65,6 +65,9 @@ class Member:
     shift_share   share of these two in a row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike, or by the
                   classes that it knows
+    steps         what is done to the member's scores before any mean, in order: tables with `kind`
+                  (kernel.scores.steps.STEPS) or with `file = "my_post.py:function"`; stackers read the scores
+                  as they were before
     """
 
     name: str
@@ -94,6 +97,7 @@ class Member:
     shift_seconds: float = 0.0
     shift_share: float = 0.5
     value: float | None = None
+    steps: tuple[Any, ...] = ()
 
     def named_inputs(self) -> dict[str, Input]:
         """Input name -> Input; a single-input member has the name "x"."""
@@ -130,6 +134,7 @@ class Stacker:
     fold_mean        mean over folds
     weight           weight in the final mean, beside the members
     activation       as for a member
+    steps            as for a member
     """
 
     name: str
@@ -145,6 +150,7 @@ class Stacker:
     fold_mean: str = "geometric"
     weight: float = 1.0
     activation: str | None = None
+    steps: tuple[Any, ...] = ()
 
     weights_file = Member.weights_file
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from kernel import spec
 from kernel.scores import blend
 from kernel.scores.class_weights import known_classes, part_weights, unknown_classes
+from kernel.scores.levels import open_levels
 from kernel.scores.means import mean
-from kernel.scores.output import apply, smooth
+from kernel.scores.smoothing import smooth
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
 
@@ -203,14 +204,37 @@ def test_until_the_member_that_knows_a_class_has_run_the_prior_stands_there_alon
 def test_the_prior_of_one_class_is_not_smoothed_into_its_neighbours() -> None:
     values = np.array([[0.2, 0.4], [0.6, 0.4], [0.4, 0.4]])
     cells = np.array([[False, False], [True, False], [False, False]])
-    rows = [Row(id=str(i), clip=Clip(id="clip"), start=i) for i in range(3)]
-    out = apply(values, rows, spec.Output(smoothing=(1.0, 2.0, 1.0)), np.zeros(3, bool), cells)
+    out = smooth(values, [[0, 1, 2]], (1.0, 2.0, 1.0), cells)
     np.testing.assert_allclose(out, [[0.2, 0.4], [0.6, 0.4], [0.4, 0.4]])
     plain = smooth(values, [[0, 1, 2]], (1.0, 2.0, 1.0))
     np.testing.assert_array_equal(smooth(values, [[0, 1, 2]], (1.0, 2.0, 1.0), np.zeros((3, 2), bool)), plain)
-    lost = np.array([True, False, False])
-    whole_row = apply(values, rows, spec.Output(smoothing=(1.0, 2.0, 1.0)), lost, cells)
+    lost = cells | np.array([True, False, False])[:, None]
+    whole_row = smooth(values, [[0, 1, 2]], (1.0, 2.0, 1.0), lost)
     np.testing.assert_allclose(whole_row, [[0.2, 0.4], [0.6, 0.4], [0.4, 0.4]])
+
+
+@pytest.mark.parametrize("step", [
+    {"kind": "smooth", "weights": (1.0, 2.0, 1.0)}, {"kind": "file_top", "top": 2},
+    {"kind": "file_logit_mix"}, {"kind": "smooth_events"}, {"kind": "smooth_adaptive"},
+    {"kind": "smooth_local_max"}, {"kind": "rank"},
+    {"kind": "damp_rare", "groups": ("all",)},
+])
+def test_the_prior_of_one_class_goes_through_no_step(step: dict[str, object]) -> None:
+    rows = [Row(id=str(i), clip=Clip(id="clip"), start=i) for i in range(4)]
+    whole = ensemble(member("a", (0, 1, 2)), member("b", (3,)), class_groups={"all": tuple("abcd")},
+                     output=spec.Output(steps=(step,)))
+    a = np.linspace(0.1, 0.7, 4 * K).reshape(4, K)
+    b = np.where(np.arange(4)[:, None] == 2, np.nan, 1.0 - a)  # class d has no score in row 2
+
+    def fault(where: str, error: Exception) -> None:
+        raise AssertionError(f"{where}: {error}")
+
+    levels = open_levels(whole, rows, fault)
+    done = [levels.blend(board_of(whole, {"a.0": a, "b.0": b}), np.full(K, prior), {"a.0", "b.0"}).values
+            for prior in (0.001, 0.999)]
+    assert done[0][2, 3] == 0.001 and done[1][2, 3] == 0.999
+    rest = np.arange(4 * K) != 2 * K + 3
+    np.testing.assert_array_equal(done[0].ravel()[rest], done[1].ravel()[rest])
 
 
 def test_a_class_that_nobody_knows_holds_the_prior_and_is_named() -> None:
