@@ -30,6 +30,7 @@ ENTRY = re.compile(r"^( *)((?:\w+, )*\w+) {2,}(\S.*)$")
 TYPES = (  # How an annotation begins, and what it is to a TOML author.
     ("Output", "table [output]"),
     ("Windows", "table [windows]"),
+    ("Origin", "table source"),
     ("Small", "table [small]"),
     ("ClassMap", "CSV file"),
     ("dict[str, tuple[float", "CSV file"),
@@ -223,6 +224,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "member": lambda: key_table(spec.Member),
     "input": lambda: key_table(spec.Input),
     "stacker": lambda: key_table(spec.Stacker),
+    "origin": lambda: key_table(spec.Origin),
     "output": lambda: key_table(spec.Output),
     "windows": lambda: key_table(spec.Windows),
     "frontend": lambda: key_table(FrontEndKeys, leave_out=("name",)),

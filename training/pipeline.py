@@ -57,7 +57,9 @@ def train(request: TrainRequest) -> model_card.Facts | None:
     folder = request.out or Path("out/train") / (recipe.name + ("_small" if request.small else ""))
     devices, notes = find_devices(request.device)
     ships = recipe.ship and not request.small
-    into = request.into or (request.recipe.resolve().parents[2] if ships else folder)
+    root = request.recipe.resolve().parents[min(2, len(request.recipe.resolve().parents) - 1)]
+    ships = ships and (root / "pyproject.toml").is_file()  # an installed copy is no place for results
+    into = request.into or (root if ships else folder)
     with ExitStack() as stack:
         with closing(Progress()) as progress:
             for note in notes:

@@ -22,8 +22,17 @@ from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe, fill_constants
 from .staging import Intake
 
-__all__ = ["ACTIVATIONS", "LoadedNet", "graph_outputs", "load_graph", "load_net", "load_stacker", "sigmoid",
-           "softmax"]
+__all__ = [
+    "ACTIVATIONS",
+    "LoadedNet",
+    "graph_outputs",
+    "load_graph",
+    "load_net",
+    "load_plain",
+    "load_stacker",
+    "sigmoid",
+    "softmax",
+]
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
@@ -128,6 +137,21 @@ def graph_outputs(net: LoadedNet, store: Arrays, row: Row, names: Sequence[str])
         parts.append(net.module.run(part, names))
     whole = [np.concatenate(answers) for answers in zip(*parts, strict=True)]
     return [answer if answer.ndim == 3 else answer[:, None] for answer in whole]
+
+
+def load_plain(recipe: Recipe, state: dict[str, torch.Tensor], classes: int) -> LoadedNet:
+    """The member's net in plain torch on the CPU, neither recorded nor checked: for a few rows.
+
+    Raises  ModelLoadFailed
+    """
+    recipe, own = fill_constants(recipe, state)
+    module = _build(recipe.member, own, classes).eval().requires_grad_(False)
+
+    def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        return backends.call_net(module, inputs, frames)
+
+    runner = backends.Runner(device=backends.probe("cpu"), path="torch cpu, eager", run=run, exact=run)
+    return _loaded(recipe, module, runner, spec.Cost())
 
 
 def load_stacker(

@@ -13,6 +13,7 @@ from typing import Any
 from ..cache.tiers import Stats
 from ..limits import Limits, Marks
 from ..spec import load
+from .explanations import Explanation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +294,7 @@ class Report(EveryReport):
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes
     meter           where the memory figures were read
     page            "report.html", or why it was not written
+    explained       the uncertain rows again: what each member says of them, and where in time
     """
 
     peak_own_bytes: int
@@ -319,6 +321,7 @@ class Report(EveryReport):
     timeline: tuple[MemoryPoint, ...]
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
+    explained: tuple[Explanation, ...] = ()
     page: str | None = None
     rehearsal: RehearsalReport | None = None
     worst: tuple[ShownRow, ...] | None = None

@@ -257,8 +257,13 @@ def is_complete(
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
 
 
-def merge_folds(part: Part, board: Board, block: tuple[slice, slice] = WHOLE) -> np.ndarray:
-    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is."""
+def merge_folds(
+    part: Part, board: Board, block: tuple[slice | np.ndarray, slice] = WHOLE
+) -> np.ndarray:
+    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is.
+
+    block  a slice of the rows or their numbers int[n], and a slice of the classes
+    """
     stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)])
     if len(stack) == 1:
         merged = stack[0].astype(np.float64)

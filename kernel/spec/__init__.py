@@ -1,7 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers, some with classes of their own
+parts     its members and stackers, some with classes of their own; attached: files in other datasets
 groups    its groups of members and of classes, and the CSV files that are read into them
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
@@ -10,6 +10,7 @@ strict    the loaders of both: an unknown, missing or mistyped key is an error t
 In: text. Out: frozen dataclasses. Builds nothing: those who build from a table check its own keys.
 """
 from ..errors import SpecError
+from .attached import Attached, Origin, mounts_of
 from .class_maps import ClassMap
 from .ensemble import (
     LEAST_PROBABILITY,
@@ -37,6 +38,7 @@ __all__ = [
     "NAME",
     "ROW_DEPENDENT_MEANS",
     "ClassMap",
+    "Attached",
     "Cost",
     "Ensemble",
     "FileEntry",
@@ -45,6 +47,7 @@ __all__ = [
     "Manifest",
     "Member",
     "Net",
+    "Origin",
     "Output",
     "Part",
     "SpecError",
@@ -57,6 +60,7 @@ __all__ = [
     "load_ensemble",
     "load_manifest",
     "loads_json",
+    "mounts_of",
     "net_ids",
     "parse_ensemble",
     "read_toml",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .attached import check_origin
 from .groups import Group, check_class_groups, check_groups, read_beside
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
@@ -250,6 +251,8 @@ def _check_part(part: Part, where: str) -> None:
         part.weight >= 0,
         f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean",
     )
+    if part.source is not None:
+        check_origin(part.source, part.folds, f"{where}.source")
     require_choice(part.fold_mean, MEANS, f"{where}.fold_mean")
     if part.activation is not None:
         require_choice(part.activation, ACTIVATIONS, f"{where}.activation")

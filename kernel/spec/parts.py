@@ -5,6 +5,7 @@ Owns what the keys of [[members]] and [[stackers]] mean. The rules between keys 
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from .attached import Origin
 from .class_maps import RENORMALISE, ClassMap, read_missing
 
 
@@ -34,6 +35,8 @@ class Member:
     inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
     view          {kind = "full", ...}: kernel.inference.views
     weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
+    source        { dataset = "owner/slug" } or { model = "owner/model/framework/variation/version" }: the
+                  weights lie there and not in the bundle
     drop          patterns of tensors in the checkpoint that are left out because nothing reads them, such as
                   ["aux.*"]; any other tensor that the net does not take is an error
     weights_key   which weights to take where a file holds several: a name in it ("state_dict_ema") or a
@@ -79,6 +82,7 @@ class Member:
     inputs: dict[str, Input] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
     weights: str | None = None
+    source: Origin | None = None
     drop: tuple[str, ...] = ()
     weights_key: str | None = None
     classes_from: tuple[str, ...] = ()
@@ -128,6 +132,7 @@ class Stacker:
                      average last
     average_weights  one weight per input for that average ("per_class" only); empty = no average
     weights          file name, as for a member
+    source           as for a member
     drop             as for a member
     weights_key      as for a member
     folds            fold numbers
@@ -144,6 +149,7 @@ class Stacker:
     features: str = "concat"
     average_weights: tuple[float, ...] = ()
     weights: str | None = None
+    source: Origin | None = None
     drop: tuple[str, ...] = ()
     weights_key: str | None = None
     folds: tuple[int, ...] = (0,)
