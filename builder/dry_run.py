@@ -3,7 +3,7 @@
 Owns the trial of front ends, views, finishes and nets: the kernel's own code takes three seconds of synthetic
 sound from waveform to probabilities. Does not judge scores: a member that passes can still be badly trained.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
 from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
-from kernel.spec import Cost, Ensemble, Member, Part, Stacker
+from kernel.spec import Cost, Ensemble, Member, Stacker
 
 from .graph_trial import GraphFailed, Memory, run_graph
 
@@ -49,12 +49,6 @@ class SyntheticClip:
         wave = (0.5 * x / np.abs(x).max()).astype(np.float32)
         array = fe.of_row(wave, row.id)
         return fe.read(array, row) if isinstance(fe, OfRecording) else array
-
-
-def build_modules(parts: Sequence[Part], classes: int) -> dict[str, nn.Module]:
-    """The nets of members and stackers by name, without weights; exported graphs have none."""
-    return {p.name: models.build(p.family, dict(p.params), p.outputs(classes)).eval()
-            for p in parts if p.family != ONNX}
 
 
 def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> dict[str, torch.Tensor]:
