@@ -3,8 +3,6 @@
 ensemble  what people write: the ensemble TOML and its rules
 parts     its members and stackers, some with classes of their own; attached: files in other datasets
 groups    its groups of members and of classes, and the CSV files that are read into them
-windows   its table of windows: their length, their names, what lies around them
-parts     its members and stackers; attached: files of theirs in other datasets
 windows   its table of windows: their length, their names, what lies around them; dry_run: what is tried
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
@@ -40,8 +38,8 @@ __all__ = [
     "MEAN_SCOPES",
     "NAME",
     "ROW_DEPENDENT_MEANS",
-    "ClassMap",
     "Attached",
+    "ClassMap",
     "Cost",
     "DryRun",
     "Ensemble",
