@@ -68,6 +68,8 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--sample", type=Path, metavar="CSV",
         help="the competition's sample submission; an ensemble that writes another form is refused (default: "
         "not checked)")
+    add("--split", action="store_true",
+        help="make two datasets, code and weights, so that a change of code uploads kilobytes (default: one)")
     add("--notebook", action="store_true", help="push a notebook, for competitions that take no script")
     add("--simulate-mount", action="store_true",
         help="prove that the kernel finds the bundle of --out on every mount")
@@ -88,7 +90,7 @@ def read_arguments(arguments: list[str], prog: str = PROG) -> argparse.Namespace
 
 def build(chosen: argparse.Namespace) -> None:
     """Build, then say what was built and how to upload it."""
-    from builder import assembly, machines, metadata, upload
+    from builder import assembly, attached, machines, metadata, upload
     from builder.kaggle_client import name_client
 
     built = assembly.build(
@@ -111,6 +113,7 @@ def build(chosen: argparse.Namespace) -> None:
             compare_tolerance=chosen.compare_tolerance,
             compare_allow=chosen.compare_allow,
             sample=chosen.sample,
+            split=chosen.split,
         )
     )
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())
@@ -118,6 +121,8 @@ def build(chosen: argparse.Namespace) -> None:
         f"{chosen.out / 'bundle'}: bundle {built.manifest.bundle}, "
         f"{len(built.manifest.files) + assembly.OTHER_FILES} files, {size / 1e6:.1f} MB"
     )
+    for line in attached.tell(chosen.out, built.manifest):
+        print(line)
     if built.filled:
         print(
             f"RANDOM WEIGHTS in {len(built.filled)} nets ({', '.join(built.filled[:5])}...): "
@@ -128,6 +133,7 @@ def build(chosen: argparse.Namespace) -> None:
         dataset=built.papers.dataset["id"],
         kernel=built.papers.kernel["id"],
         competition=built.papers.competition,
+        weights=built.papers.weights["id"] if built.papers.weights else None,
     )
     commands = upload.list_commands(checked, name_client(os.environ))
     print("\n".join(["\nTo upload, wait, run and submit, pasted as one block:\n", *commands]))

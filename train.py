@@ -51,6 +51,12 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--threads", type=parse_count, default=2, metavar="N",
         help="torch threads; last digits depend on it (default: 2)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--pseudo", type=Path, metavar="NPZ",
+        help="scores of recordings by training.score: they train as soft labels (default: none)")
+    add("--soundscapes", type=Path, metavar="DIR",
+        help="folder of those recordings, with --pseudo (default: none)")
+    add("--round", type=parse_count, default=1, metavar="N",
+        help="which of the recipe's [[pseudo]] tables is meant, from 1 (default: 1)")
     add("--no-write", action="store_true", help="train only; write no TOML, weights or card")
     return parser
 
@@ -59,6 +65,9 @@ def main(arguments: list[str], prog: str = PROG) -> int:
     """Exit code: 0 done, 2 wrong recipe or data."""
     options = make_parser(prog).parse_args(arguments)
     command = shlex.join(["python", "train.py", str(options.recipe), "--data", str(options.data)])
+    if options.pseudo:
+        command += " " + shlex.join(["--pseudo", str(options.pseudo), "--soundscapes",
+                                     str(options.soundscapes), "--round", str(options.round)])
     try:
         pipeline.train(
             pipeline.TrainRequest(
@@ -71,6 +80,9 @@ def main(arguments: list[str], prog: str = PROG) -> int:
                 device=options.device,
                 write=not options.no_write,
                 command=command,
+                pseudo=options.pseudo,
+                soundscapes=options.soundscapes,
+                round=options.round,
             )
         )
     except HourglassError as error:

@@ -50,6 +50,7 @@ class Engine:
             feed=self.run.feed,
             cores=self.run.cores,
             runtimes=order.state / "runtimes",
+            backend=order.backend,
         )
         self._publication = Publication(self.run)
         self._fatal: BaseException | None = None

@@ -15,7 +15,7 @@ from ..limits import Marks
 from ..report.contents import Report, encode_report
 from ..report.page import encode_page, page
 from ..report.pictures import draw_rows
-from ..scores import blend, output, submission
+from ..scores import blend, submission
 from .explain import add_moments
 from .state import Run
 
@@ -95,10 +95,9 @@ class Publication:
         with run.recorder.span("publish", device="main"):
             finished = {net.net_id for net in run.nets.values() if net.failed or not net.lacking().rows}
             count = run.board.count()  # before the blend: nets may go on meanwhile
-            merged = blend.blend(run.ensemble, run.board, self._prior, finished)
+            merged = run.levels.blend(run.board, self._prior, finished, run.rows.lost)
             try:
-                values = output.apply(merged.values, run.rows.all, run.ensemble.output, merged.prior_rows)
-                self._publisher.publish(values, lambda crc: self._announce(crc, merged))
+                self._publisher.publish(merged.values, lambda crc: self._announce(crc, merged))
                 run.journal.note_published(count)
                 run.recorder.publications.append(round(run.recorder.now(), 2))
             except HourglassError as error:

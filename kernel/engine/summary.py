@@ -24,8 +24,9 @@ from ..report.contents import (
     StoreReport,
 )
 from ..scores import blend
+from ..scores.class_weights import known_classes
 from ..sound.rows import Row
-from ..spec import Member, Part
+from ..spec import Ensemble, Member, Part
 from . import explain, plan
 from .feed import LOADING_S, Feed
 from .net_run import NetRun, Timing
@@ -111,7 +112,23 @@ def _describe_part(part: Part, run: Run) -> MemberReport:
         name=part.name, family=part.family, weight=part.weight, rows=int(scored.sum()),
         seconds=round(sum(net.seconds for net in nets), 3),
         nets_done=sum(not net.failed and not net.lacking().rows for net in nets),
-        nets=tuple(_describe_net(net) for net in nets))
+        nets=tuple(_describe_net(net) for net in nets),
+        weights=_span_of_weights(part, run.ensemble),
+        knows=_count_known(part, len(run.ensemble.classes)),
+        missing=part.missing_score if isinstance(part, Member) else None)
+
+
+def _span_of_weights(part: Part, ensemble: Ensemble) -> tuple[float, float] | None:
+    """Smallest and largest weight of a part that weighs differently by class; None where it does not."""
+    by_class = ensemble.weights_by.get(part.name)
+    return (min(by_class), max(by_class)) if by_class else None
+
+
+def _count_known(part: Part, classes: int) -> tuple[int, int] | None:
+    """How many classes a member with classes of its own knows, and how many there are; None for others."""
+    if not isinstance(part, Member) or part.classes_map is None:
+        return None
+    return int(known_classes(part, classes).sum()), classes
 
 
 def _describe_net(net: NetRun) -> NetReport:

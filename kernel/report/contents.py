@@ -70,7 +70,12 @@ class NetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberReport:
-    """A member or stacker with its nets; `rows` counts those that at least one fold has scored."""
+    """A member or stacker with its nets; `rows` counts those that at least one fold has scored.
+
+    weights  smallest and largest weight, where it depends on the class
+    knows    classes that it knows and classes in all, where its nets have some of their own; missing: its
+             score of the others, None where other members decide them
+    """
 
     name: str
     family: str
@@ -79,6 +84,9 @@ class MemberReport:
     seconds: float
     nets_done: int
     nets: tuple[NetReport, ...]
+    weights: tuple[float, ...] | None = None
+    knows: tuple[int, ...] | None = None
+    missing: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
