@@ -864,16 +864,18 @@ def make_parser() -> "argparse.ArgumentParser":
     add = parser.add_argument
     add("--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)")
     add("--input", metavar="DIR",
-        help="folder with sample_submission.csv and the clips (default: /kaggle/input)")
+        help="folder with sample_submission.csv and clips (default: /kaggle/input)")
     add("--clips", metavar="DIR", help="folder of clips (default: found below the input)")
     add("--working", metavar="DIR",
-        help="folder for submission.csv and report.json (default: /kaggle/working)")
+        help="folder of submission.csv and report.json (default: /kaggle/working)")
     add("--limits", metavar="PROFILE",
         help="fat2019, code-gpu, code-cpu, birdclef-cpu90 (default: bundle's)")
     add("--seconds", type=parse_seconds, help="time budget (default: the profile's)")
     add("--ram", type=parse_bytes, metavar="14GB", help="memory limit (default: the profile's)")
     add("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
     add("--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)")
+    add("--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
+        help="how nets run (default: auto, the fastest that agrees)")
     add("--first", type=parse_count, metavar="N",
         help="predict the first N rows only; the others keep the prior (default: all)")
     add("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
@@ -1791,6 +1793,7 @@ def describe_order(run: "Run", sample: "Sample") -> "dict[str, Any]":
         "loaders": given.loaders,
         "first": given.first,
         "attempt": run.attempts,
+        "backend": given.backend,
     }
 
 

@@ -6,7 +6,7 @@ bundle_check) or formats of weights (weights).
 """
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from kernel.spec import (
     FileEntry,
     Manifest,
     Net,
-    Part,
     Stacker,
     dumps_json,
     load_ensemble,
@@ -36,11 +35,14 @@ from . import (
     code_wheel,
     compare,
     dry_run,
+    graph_members,
     metadata,
     mounts,
     notebook,
     own_fronts,
+    own_steps,
     sources,
+    watched,
     weights,
 )
 from .metadata import PLACEHOLDER_OWNER
@@ -140,18 +142,19 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         ) from error
 
 
-def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
-               found: list[weights.Source], seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
+def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source],
+               seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
     costs: dict[str, Cost] = {}
-    for part in parts:
+    for part in ensemble.parts:
         blob = next(source for source in found if source.member == part.name).read()
-        if isinstance(part, Stacker):
-            cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
-        elif part.family == dry_run.ONNX:
-            cost = dry_run.try_onnx(ensemble, part, blob)
-        else:
-            cost = dry_run.try_member(ensemble, part, blob, modules[part.name])
+        with watched.limited(f"the trial of {part.name!r} on {dry_run.SECONDS:g} s of sound"):
+            if isinstance(part, Stacker):
+                cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
+            elif part.family == dry_run.ONNX:
+                cost = dry_run.try_onnx(ensemble, part, blob)
+            else:
+                cost = dry_run.try_member(ensemble, part, blob, modules[part.name])
         if part.name in seconds:
             cost = replace(cost, seconds_a=seconds[part.name][0], seconds_b=seconds[part.name][1])
         costs[part.name] = cost
@@ -171,8 +174,18 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.warn_empty_filters(found.here, say)
     found = replace(found, shipped=attached.without_copies(found.shipped))
+    with watched.limited("the trial of the steps on scores"):
+        own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+
+
+def _build_modules(ensemble: Ensemble) -> Modules:
+    """The nets of members and stackers, without weights."""
+    classes = len(ensemble.classes)
+    return {part.name: models.build(part.family, dict(part.params), part.outputs(classes)).eval()
+            for part in ensemble.parts if part.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -186,16 +199,18 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
-               for p in parts if p.family != dry_run.ONNX}
+    with watched.limited("the building of the nets, your own files among them,"):
+        modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)
-    costs = _try_parts(ensemble, parts, modules, read, seconds)
+    found = graph_members.settle(found, read, say)
+    ensemble = found.here
+    costs = _try_parts(ensemble, modules, read, seconds)
     if request.compare is not None:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, read, tolerance, allowed, say)
-    dry_run.warn_empty_filters(ensemble, say)
+    dry_run.tell_classes(ensemble, say)
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"

@@ -18,10 +18,23 @@ def _factor(text: str) -> float:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options, each with its default and unit in its help."""
+EXAMPLES = """examples:
+  %(prog)s --bundle out/bundle --clips my_clips
+  %(prog)s --bundle out/bundle --clips my_clips --expect-clips 3361 --expect-hours 9.7 --limits fat2019
+  %(prog)s --bundle out/bundle --clips my_clips --repeat-to 3361 --labels my_labels.csv
+"""
+
+
+def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help.
+
+    prog  the command as it was typed
+    """
     parser = argparse.ArgumentParser(
-        prog="infer_kernel.py --rehearse", description="Run the pushed kernel under its limits."
+        prog=prog,
+        description="Run the pushed kernel under its limits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="the bundle, as it was built (required)")
@@ -40,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where the nets run (default: auto, what works)")
+    add("--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
+        help="how nets run; fp32 is torch in full precision on a GPU too (default: auto, the fastest that "
+        "agrees)")
     add("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
     add("--first", type=parse_count, metavar="N",
         help="predict the first N rows only; the others keep the prior (default: all)")

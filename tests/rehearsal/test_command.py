@@ -242,7 +242,8 @@ def test_a_split_bundle_with_an_attached_file_is_rehearsed_whole(tmp_path: Path,
 def test_a_net_that_depends_on_this_machine_fails_the_rehearsal(tmp_path: Path) -> None:
     (tmp_path / "stats.txt").write_text("1.0")
     text = (TESTS / "ensembles" / "my_net.py").read_text(encoding="utf-8")
-    text += f"\n\nfrom pathlib import Path\nSCALE = float(Path({str(tmp_path / 'stats.txt')!r}).read_text())\n"
+    stats = repr(str(tmp_path / "stats.txt"))
+    text += f"\n\nfrom pathlib import Path\nSCALE = float(Path({stats}).read_text())\n"
     (tmp_path / "my_net.py").write_text(text, encoding="utf-8")
     toml = TINY.read_text(encoding="utf-8").replace('"simple_cnn"', '"my_net.py:MyNet"') \
         .replace("{ base = 4, channels = 1 }", "{}")
