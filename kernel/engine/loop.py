@@ -30,7 +30,7 @@ from .step import StepRunner
 TRIM_EVERY_S = 1.0
 LINE_EVERY_S = 1.0  # figures for the progress, which decides what is printed
 TICK_S = 0.25
-FOLDS_TOGETHER = 16  # most nets whose weights lie on a GPU at once, beside the next one; our choice
+NETS_TOGETHER = 16  # most nets whose weights lie on a GPU at once, beside the next one; our choice
 
 
 class Engine:
@@ -125,11 +125,12 @@ class Engine:
         """Take steps until none is left, time is up, or the device is lost."""
         torch.set_num_threads(max(1, self.run.order.limits.cores))
         try:
-            while (step := self.dispatcher.take(FOLDS_TOGETHER if device.cuda else 1)) is not None:
+            while (step := self.dispatcher.take(NETS_TOGETHER if device.cuda else 1)) is not None:
                 self._await_publication(step)
                 stop = self.dispatcher.stop_of(step)
                 runs = [self.run.nets[net_id] for net_id in step.net_ids]
-                outcomes = self.steps.run_all(step, runs, device, stop, self.dispatcher.guess_next)
+                left_s = self.dispatcher.left_of(step)
+                outcomes = self.steps.run_all(step, runs, device, stop, self.dispatcher.guess_next, left_s)
                 self.dispatcher.finish(step, outcomes)
         except BaseException as error:
             # Handed to the main thread, which ends the process with it; the other devices stop too

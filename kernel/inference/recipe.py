@@ -80,6 +80,14 @@ class Recipe:
     view: views.View
     columns: tuple[int, ...] = ()
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal keys mean that a row's inputs are equal."""
+        stages = tuple(
+            (name, s.fe.key, s.view.key, repr(s.finish.operations)) for name, s in self.stages.items()
+        )
+        return stages, self.timed
+
     def in_order(self, scores: Scores) -> Scores:
         """Probabilities [..., K] of a net with another order of the classes, in the ensemble's order."""
         return scores[..., list(self.columns)] if self.columns else scores

@@ -96,10 +96,7 @@ class Intake:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal keys mean equal batches."""
-        stages = tuple(
-            (name, s.fe.key, s.view.key, repr(s.finish.operations)) for name, s in self.recipe.stages.items()
-        )
-        return stages, self.recipe.timed, self.least, self.min_frames, self.maskable
+        return self.recipe.key, self.least, self.min_frames, self.maskable
 
     @property
     def exact(self) -> bool:
