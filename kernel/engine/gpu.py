@@ -25,6 +25,7 @@ from . import length_groups
 from .batches import BatchedNets, Unsent
 from .feed import Feed
 from .net_run import NetRun
+from .opener import LeftSeconds
 from .seats import Seat
 
 BLOCK_ROWS = 512  # most rows that are made ready together
@@ -36,7 +37,6 @@ ROWS_PER_BATCH = 512  # Source: OsciiArt's FAT2019 solution
 PADDING = 0.02  # share of the computed cells that may be padding
 VALUES_PER_BATCH = 1 << 24  # 64 MB of float32: 131 thousand frames of 128 bins, 6 minutes of waveform
 BLOCK_BYTES = 1 << 28  # of stored arrays that are sent together: some 25 minutes of waveform
-LeftSeconds = Callable[[], float]
 MEMORY_SHARE = 0.5  # of the device that the activations of one batch may take, by the measured bytes per cell
 
 

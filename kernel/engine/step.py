@@ -25,22 +25,15 @@ from ..inference.devices import Device, is_lost
 from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane
+from ..inference.ways import Precision, way_of
 from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import crowds, gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
 from .net_run import NetRun
-from .opener import Opener, Upcoming
+from .opener import Hints, LeftSeconds, Opener, Upcoming
 
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hints:
-    """What a step is told of its surroundings: the net to open ahead, and the seconds that it has."""
-
-    upcoming: Upcoming = lambda: None
-    left_s: gpu.LeftSeconds = lambda: math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +49,7 @@ class StepRunner:
     runtimes: Path
     _openers: dict[str, Opener] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
+    _precisions: dict[str, Precision] = field(default_factory=dict)
 
     def run(self, step: plan.Step, run: NetRun, device: Device, stop: Stop) -> plan.Outcome:
         """Scores of one net on the board and in the journal.
@@ -66,7 +60,7 @@ class StepRunner:
 
     def run_all(
         self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming,
-        left_s: gpu.LeftSeconds = lambda: math.inf,
+        left_s: LeftSeconds = lambda: math.inf,
     ) -> list[plan.Outcome]:
         """Outcome of each net of a step: together on a GPU where they want the same rows, else one by one.
 
@@ -87,7 +81,7 @@ class StepRunner:
         return outcomes
 
     def _run_group(
-        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, hints: "Hints"
+        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, hints: Hints
     ) -> list[plan.Outcome]:
         """Nets over the rows that each of them lacks; several share batches."""
         todo = runs[0].missing()
@@ -125,7 +119,7 @@ class StepRunner:
         ]
 
     def _predict(
-        self, runs: Sequence[NetRun], todo: list[int], device: Device, stop: Stop, hints: "Hints"
+        self, runs: Sequence[NetRun], todo: list[int], device: Device, stop: Stop, hints: Hints
     ) -> None:
         run = runs[0]
         if isinstance(run.part, spec.Stacker):
@@ -164,7 +158,7 @@ class StepRunner:
         todo: list[int],
         device: Device,
         stop: Stop,
-        hints: "Hints",
+        hints: Hints,
     ) -> None:
         """First-level nets that share batches: the first is waited for, the others are opened meanwhile."""
         began = time.monotonic()
@@ -243,8 +237,11 @@ class StepRunner:
 
         wanted = [runtime for runtime in onnx.RUNTIMES if before is None or before.startswith(runtime)]
         candidates = [partial(open_exported, runtime) for runtime in wanted if name is not None]
-        half = before is None or "fp32" not in before
-        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, half)
+        found = self._precisions.setdefault(entry.member, Precision())
+        own = way_of(before)  # it may differ: a fold that half precision could not hold
+        precision = found if own is None else Precision(way=own)
+        found.way = found.way or own
+        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, precision)
         beat()
         return net
 

@@ -183,18 +183,21 @@ def test_folds_in_flight_together_are_all_suspects_and_then_run_one_by_one(
         np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
-def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path) -> None:
-    """The way is journalled before the first score; torch stays torch, fp32 stays fp32."""
-    asked: dict[int, set[bool]] = {1: set(), 2: set()}
+@pytest.mark.parametrize("name", ["fp32", "fp16, channels-last"])
+def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path, name: str) -> None:
+    """The way is journalled before the first score; a restart neither times nor chooses anew."""
+    asked: dict[int, set[str | None]] = {1: set(), 2: set()}
+    way = f"torch cuda, folded, {name}"
 
-    def prepare(module: Any, device: Device, samples: Any, half: bool = True, **more: Any) -> backends.Runner:
-        asked[attempt].add(half)
+    def prepare(
+        module: Any, device: Device, samples: Any, precision: Any = None, **more: Any
+    ) -> backends.Runner:
+        asked[attempt].add(precision.way)
         net = module.eval()
 
         def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
             return backends.call_net(net, inputs, frames)
 
-        way = "torch cuda, folded, fp32"
         return backends.Runner(device=Device(name="cpu", about=""), path=way, run=run, exact=run)
 
     for attempt in (1, 2):
@@ -216,12 +219,12 @@ def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path
 
                 with mock.patch.object(board, "add", check):
                     opened.execute()
-                assert set(seen) == {"torch cuda, folded, fp32"}
+                assert set(seen) == {way}
                 for path in (tmp_path / "state" / "scores").glob("*.npy"):
                     path.unlink()
             else:
                 opened.execute()
-    assert asked == {1: {True}, 2: {False}}
+    assert asked == {1: {None}, 2: {name}}
 
 
 def test_after_a_crash_of_a_net_nothing_is_opened_ahead(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -311,7 +314,9 @@ def test_a_row_that_loses_the_gpu_each_time_costs_its_pair(
             mock.patch.object(gpu, "BLOCKS", 3),
             nullcontext() if attempt == 3 else pytest.raises(RuntimeError, match="assert"),
         ):
-            named.append([crash.ids for crash in opened.run.journal.crashes[attempt - 2:]])
+            # Another net may have been in the opener's hands meanwhile
+            crashes = [crash for crash in opened.run.journal.crashes if crash.kind == "batch"]
+            named.append([crash.ids for crash in crashes[attempt - 2:]])
             opened.execute()
     assert len(named[1][0]) > 1 and "c4.wav" in named[1][0] and named[2] == [("c4.wav",)]
     assert opened.run.journal.quarantined_pairs == {("plain.0", "c4.wav")}
