@@ -29,6 +29,8 @@ class Dispatcher:
     outcomes  of the steps so far
     busy      net ids that run now
     changed   notified whenever a step has ended
+    aside     net ids that a lost device had in hand: they wait for another process
+    devices   that still work
     """
 
     def __init__(self, run: Run, left_s: Callable[[], float], ended: Callable[[], bool]) -> None:
@@ -40,6 +42,8 @@ class Dispatcher:
         self.outcomes: list[plan.Outcome] = []
         self.busy: set[str] = set()
         self.changed = threading.Condition()
+        self.aside: set[str] = set()
+        self.devices = len(run.devices)
         self._ready: dict[str, tuple[list[int], int]] = {}
 
     def take(self, together: int = 1) -> plan.Step | None:
@@ -93,10 +97,10 @@ class Dispatcher:
             left_s=self._left_s(),
             rows=int(np.count_nonzero(self._run.rows.left())),
             uncovered=untried,
-            busy=self.busy,
+            busy=self.busy | self.aside,
             row_independent=self._run.ensemble.row_independent,
             together=together,
-            devices=len(self._run.devices),
+            devices=self.devices,
         )
 
     def _with_stages(self, costs: Sequence[plan.NetCost]) -> list[plan.NetCost]:
@@ -150,10 +154,26 @@ class Dispatcher:
             self._drop_finished()
             self.changed.notify_all()
 
+    def lose_device(self, step: plan.Step) -> bool:
+        """A device is lost in this step: its nets wait for another process. False where it was the last."""
+        with self.changed:
+            if self.devices < 2:
+                return False
+            self.devices -= 1
+            self.busy.difference_update(step.net_ids)
+            self.aside.update(step.net_ids)
+            self.changed.notify_all()
+        return True
+
+    def waits_aside(self) -> bool:
+        """True where a net that a lost device had in hand still lacks rows."""
+        nets = (self._run.nets[net_id] for net_id in self.aside)
+        return any(not net.failed and net.lacking().rows for net in nets)
+
     def remaining_s(self) -> float:
         """Seconds that everything not yet done would take on these devices."""
         with self.changed:
-            return plan.remaining(self._costs, self._todo(), self._speeds) / len(self._run.devices)
+            return plan.remaining(self._costs, self._todo(), self._speeds) / self.devices
 
     def count_untried(self) -> int:
         """Rows to predict that no net has scored or had to pass over.

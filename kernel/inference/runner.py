@@ -1,7 +1,8 @@
 """A net in the way it runs on a device: which precision, and what happens when the fast way fails.
 
 Owns `Runner`: taking a way on the first batch, the fall-back to fp32, rows that overflow. How a net is made
-fast is `backends`, the choice `ways`; how batches reach a device is `staging`; what devices' errors mean is `devices`.
+fast is `backends`, the choice `ways`; how batches reach a device is `staging`; what devices' errors mean is
+`devices`.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field

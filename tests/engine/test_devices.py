@@ -287,6 +287,36 @@ def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
     assert 0 < scored == CLIPS - report["prior_rows"] and report["publications"]
 
 
+def test_one_lost_device_leaves_the_other_working(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    seen: list[str] = []
+
+    def watch(device: Device) -> None:
+        seen.append(device.name)
+        if attempt == 1 and device.name == "cuda:1" and seen.count("cuda:1") > 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    found = stand_ins("cuda:0", "cuda:1")
+    for attempt in (1, 2):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", found, attempt) as opened,
+            computing_on_cpu(watch),
+            pytest.raises(RuntimeError, match="illegal") if attempt == 1 else nullcontext(),
+        ):
+            opened.execute()
+        if attempt == 1:
+            aside = opened.dispatcher.aside
+            whole = {net_id for net_id, values in scores(opened).items() if np.isfinite(values).all()}
+            assert len(aside) == 1 and whole == set(opened.run.nets) - aside
+            report = json.loads((tmp_path / "state" / "report.json").read_bytes())
+            told = [fault for fault in report["faults"] if "the other devices go on" in json.dumps(fault)]
+            assert told and next(iter(aside)) in json.dumps(told)
+    assert {crash.net for crash in opened.run.journal.crashes if crash.kind == "batch"} == aside
+    for net_id, values in scores(opened).items():
+        np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
 def in_flight(place: Path, net: str) -> list[str]:
     """Ids of the rows that the marks on disk name with this net."""
     marks = [json.loads(mark.read_bytes() or "{}") for mark in (place / "state" / "inflight").iterdir()]
