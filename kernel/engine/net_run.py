@@ -234,7 +234,10 @@ class NetRun:
                 self.put(i, np.array([np.nan]))
         for i in np.flatnonzero(sound & ((probs < -ROUNDING) | (probs > 1.0 + ROUNDING)).any(axis=1))[:1]:
             self._check_range(int(numbers[i]), probs[i])
-        sound &= [not self.is_gone(i) for i in numbers.tolist()]
+        sound &= ~self.rows.lost[numbers]
+        passed = self.passed()
+        if passed:
+            sound &= ~np.isin(numbers, passed)
         places, source = self.rows.spread(numbers[sound])
         if len(places):
             self.board.add(self.net_id, places, probs[sound][source])

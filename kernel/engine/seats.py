@@ -45,6 +45,7 @@ class Seat:
     settle  called with a row that the net cannot do, and what it raises there
     intake  how the batches suit its net; one that wants them otherwise leaves unscored. None = not looked at
     gone    whether it has no more part in these batches
+    looked  whether its net was looked at
     was_half  whether a batch has run in half precision, which may have been given up since
     """
 
@@ -54,12 +55,14 @@ class Seat:
     settle: Callable[[Row, BaseException], None]
     intake: Hashable = None
     gone: bool = False
+    looked: bool = False
     was_half: bool = False
 
     def takes_part(self) -> bool:
         """True where the net is there and these batches suit it; it leaves where they do not."""
-        if not self.gone:
+        if not self.gone and not self.looked:
             net = self.attempt(self.opened.result)
+            self.looked = True
             if net is not None and self.intake is not None and net.intake.key != self.intake:
                 self.gone = True
         return not self.gone

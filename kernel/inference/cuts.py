@@ -3,19 +3,12 @@
 Owns `Cuts`, the one specification of a view's passes, and carrying it out on the host. The same values are
 carried out on a device, for many rows at once, by `staging`. Draws nothing (views) and knows no net.
 """
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..sound.source import Source
 from . import distort
-
-
-def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
-    """Random stream of one pass over one row."""
-    digest = hashlib.blake2b(f"{row_id}\0{seed}\0{index}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def pad_value(x: np.ndarray, fe: Source) -> float:
