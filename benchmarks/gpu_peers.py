@@ -70,7 +70,8 @@ def _nets(bundle: Path) -> Iterator[tuple[spec.Member, torch.nn.Module, float]]:
     for entry in manifest.nets:
         if entry.member in members and entry.kind != "onnx":
             member = members[entry.member]
-            net = models.build(member.family, dict(member.params), len(manifest.ensemble.classes))
+            outputs = member.outputs(len(manifest.ensemble.classes))
+            net = models.build(member.family, dict(member.params), outputs)
             net.load_state_dict(models.rename(member.family, dict(member.params), opened.load_state(entry)))
             yield member, net.eval(), manifest.costs.get(member.name, spec.Cost()).gmac_b
 

@@ -6,43 +6,53 @@ bundle_check) or formats of weights (weights).
 """
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import kernel
 from kernel import models
-from kernel.errors import ModelLoadFailed, SpecError, UploadError
+from kernel.errors import SpecError, UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.scores.submission import check_form
-from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
+from kernel.spec import (
+    Attached,
+    Cost,
+    Ensemble,
+    FileEntry,
+    Manifest,
+    Net,
+    Stacker,
+    dumps_json,
+    load_ensemble,
+)
 
 from . import (
+    attached,
     bundle_check,
     code_wheel,
     compare,
     dry_run,
+    graph_members,
     metadata,
     mounts,
     notebook,
     own_fronts,
-    random_weights,
+    own_steps,
+    sources,
+    watched,
     weights,
 )
 from .metadata import PLACEHOLDER_OWNER
-from .staging import check_replaceable, put_in_place, staging
+from .sources import ROOT, Modules
+from .staging import WEIGHTS, check_replaceable, put_in_place, staging
 
-ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 GPU_MACHINE = "NvidiaTeslaT4"  # The default GPU machine (two cards).
 COMPETITIONS = {"fat2019": "freesound-audio-tagging-2019"}  # Profile -> competition to attach.
 OTHER_FILES = 3  # The wheel, the manifest and the metadata, beside nets, graphs and wheels of a back end.
-Modules = Mapping[str, nn.Module]  # By member or stacker; a member that is a graph already has none.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,7 @@ class BuildRequest:
     weights         folder of checkpoints; None: `weights/` beside the TOML, the TOML's folder, `weights/`
                     beside that folder (where training puts them), `weights/` of the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
+    split           code and weights become two datasets
     back_end        "openvino" or "onnxruntime" wheels ride along
     sample          the competition's sample submission, which must want what the ensemble writes
     machine         accelerator of the kernel, "cpu", or None: by the profile
@@ -77,16 +88,21 @@ class BuildRequest:
     compare_tolerance: float | None = None
     compare_allow: bool = False
     sample: Path | None = None
+    split: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Papers:
-    """Both metadata files of an upload, already checked against Kaggle's rules."""
+    """The metadata files of an upload, already checked against Kaggle's rules.
+
+    weights  of the dataset of weights, where the build is split
+    """
 
     slug: str
     competition: str | None
     dataset: dict[str, Any]
     kernel: dict[str, Any]
+    weights: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,59 +112,6 @@ class Built:
     manifest: Manifest
     papers: Papers
     filled: tuple[str, ...]
-
-
-def weights_folders(request: BuildRequest) -> list[Path]:
-    """Folders searched for checkpoints, in order."""
-    if request.weights is not None:
-        if not request.weights.is_dir():
-            raise SpecError(f"--weights {request.weights}: no such folder")
-        return [request.weights]
-    beside = request.ensemble.resolve().parent
-    return list(dict.fromkeys([beside / "weights", beside, beside.parent / "weights", ROOT / "weights"]))
-
-
-def _find_sources(
-    parts: Sequence[Part], modules: Modules, request: BuildRequest
-) -> tuple[list[weights.Source], list[str]]:
-    """Sources of all nets in order, and the ids of those to be filled with random values.
-
-    Raises  ModelLoadFailed listing every checkpoint that is missing
-    """
-    folders = weights_folders(request)
-    sources: list[weights.Source] = []
-    missing: list[str] = []
-    filled: list[str] = []
-    by_name = {part.name: part for part in parts}
-
-    @lru_cache(maxsize=1)  # The folds of a member are alike and follow each other.
-    def fill(name: str) -> weights.Blob:
-        state = random_weights.draw_state(modules[name], by_name[name].family, by_name[name].params)
-        return weights.Blob(weights.to_blob(state, name))
-
-    for part in parts:
-        module = modules.get(part.name)
-        for fold, net_id in zip(part.folds, net_ids(part), strict=True):
-            name = part.weights_file(fold)  # type: ignore[misc]  # One function that both classes share.
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
-            path = weights.find_weights(name, folders)
-            if path is not None:
-                read = partial(weights.load_blob, path, part.family, part.params, module, part)
-            elif request.random_weights and module is not None:
-                filled.append(net_id)
-                read = partial(fill, part.name)
-            else:
-                missing.append(f"{net_id}: {name}")
-                continue
-            kind = "onnx" if module is None else "safetensors"
-            sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read))
-    if missing:
-        raise ModelLoadFailed(
-            "no checkpoint for\n  " + "\n  ".join(missing) + "\nin " + ", ".join(map(str, folders))
-            + "\ngive --weights DIR, or --random-weights to time the ensemble without them"
-        )
-    return sources, filled
 
 
 def _seconds(value: Any) -> float:
@@ -179,18 +142,19 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         ) from error
 
 
-def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
-               sources: list[weights.Source], seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
+def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source],
+               seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
     costs: dict[str, Cost] = {}
-    for part in parts:
-        blob = next(source for source in sources if source.member == part.name).read()
-        if isinstance(part, Stacker):
-            cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
-        elif part.family == dry_run.ONNX:
-            cost = dry_run.try_onnx(ensemble, part, blob)
-        else:
-            cost = dry_run.try_member(ensemble, part, blob, modules[part.name])
+    for part in ensemble.parts:
+        blob = next(source for source in found if source.member == part.name).read()
+        with watched.limited(f"the trial of {part.name!r} on {dry_run.SECONDS:g} s of sound"):
+            if isinstance(part, Stacker):
+                cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
+            elif part.family == dry_run.ONNX:
+                cost = dry_run.try_onnx(ensemble, part, blob)
+            else:
+                cost = dry_run.try_member(ensemble, part, blob, modules[part.name])
         if part.name in seconds:
             cost = replace(cost, seconds_a=seconds[part.name][0], seconds_b=seconds[part.name][1])
         costs[part.name] = cost
@@ -210,7 +174,18 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.warn_empty_filters(found.here, say)
+    found = replace(found, shipped=attached.without_copies(found.shipped))
+    with watched.limited("the trial of the steps on scores"):
+        own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+
+
+def _build_modules(ensemble: Ensemble) -> Modules:
+    """The nets of members and stackers, without weights."""
+    classes = len(ensemble.classes)
+    return {part.name: models.build(part.family, dict(part.params), part.outputs(classes)).eval()
+            for part in ensemble.parts if part.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -224,22 +199,24 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
-               for p in parts if p.family != dry_run.ONNX}
+    with watched.limited("the building of the nets, your own files among them,"):
+        modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
-    sources, filled = _find_sources(parts, modules, request)
-    costs = _try_parts(ensemble, parts, modules, sources, seconds)
+    read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
+                                        request.random_weights)
+    found = graph_members.settle(found, read, say)
+    ensemble = found.here
+    costs = _try_parts(ensemble, modules, read, seconds)
     if request.compare is not None:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
-        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
-    dry_run.warn_empty_filters(ensemble, say)
-    say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
+        compare.check(request.compare, ensemble, modules, read, tolerance, allowed, say)
+    dry_run.tell_classes(ensemble, say)
+    say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
         bundle.mkdir()
-        extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
-        most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
-        nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
+        extra, graphs = _write_back_ends(request, bundle, ensemble, modules, read)
+        nets, files, held = _write_nets(request, folder, read, extra)
         weights.say_conversions(nets, say)
         code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
@@ -248,8 +225,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
             version=kernel.__version__,
             ensemble=found.shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
-            files={**files, **extra},
-            nets=tuple(nets),
+            files=files,
+            nets=nets,
+            attached=held,
             prior=ensemble.prior or (1.0 / classes,) * classes,
             profiles=PROFILES,
             costs=costs,
@@ -257,11 +235,26 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
             frontend_seconds=frontend_seconds,
             random_weights=bool(filled),
         ))
+        papers = replace(papers, kernel=attached.attach(papers.kernel, manifest))
         _write_papers(folder, manifest, papers)
-        bundle_check.check_bundle(bundle)
-        mounts.confirm(folder)
+        _check_upload(folder, manifest)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
+
+
+def _write_nets(
+    request: BuildRequest, folder: Path, read: list[weights.Source], extra: dict[str, FileEntry]
+) -> tuple[tuple[Net, ...], dict[str, FileEntry], dict[str, Attached]]:
+    """The nets, the files of the bundle, and those that lie elsewhere; `extra` is written already."""
+    held = sources.list_attached(read)
+    most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
+    nets, files = weights.write_nets(folder / "bundle", read, packed=len(read) - len(held) > most)
+    files |= extra
+    if request.split:
+        held |= attached.split(folder, files)
+        files = {}
+    sources.lay_links(folder, read)
+    return tuple(nets), files, held
 
 
 def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
@@ -286,7 +279,7 @@ def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
     )
     metadata.check_dataset(papers.dataset)
     metadata.check_kernel(papers.kernel)
-    return papers
+    return replace(papers, weights=attached.describe_weights(papers.dataset)) if request.split else papers
 
 
 def _choose_names(request: BuildRequest, ensemble: str) -> tuple[str, str]:
@@ -313,6 +306,8 @@ def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
     text = dumps_json(manifest)
     (folder / "bundle" / "manifest.json").write_bytes(text)
     (folder / "bundle" / bundle_check.METADATA).write_bytes(dumps_json(papers.dataset))
+    if papers.weights is not None:
+        (folder / WEIGHTS / bundle_check.METADATA).write_bytes(dumps_json(papers.weights))
     profile = asdict(limits(manifest.ensemble.profile))
     value = constant(manifest, hashlib.sha256(text).hexdigest(), profile, papers.slug)
     source = fill_constant((ROOT / SCRIPT).read_text(encoding="utf-8"), value)
@@ -326,8 +321,16 @@ def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
     metadata.check_kernel(papers.kernel, target)
 
 
+def _check_upload(folder: Path, manifest: Manifest) -> None:
+    """Nothing, when all that was written can be uploaded and the kernel takes it. Raises UploadError."""
+    bundle_check.check_bundle(folder / "bundle")
+    if attached.is_split(manifest):
+        attached.check_weights(folder, manifest)
+    mounts.confirm(folder)
+
+
 def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, modules: Modules,
-                     sources: list[weights.Source]) -> tuple[dict[str, FileEntry], dict[str, dict[str, str]]]:
+                     read: list[weights.Source]) -> tuple[dict[str, FileEntry], dict[str, dict[str, str]]]:
     """Files of optional back ends (wheels and exported graphs), and which graph belongs to which net."""
     graphs: dict[str, dict[str, str]] = {}
     if request.back_end:
@@ -337,6 +340,6 @@ def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, mo
     if request.export_onnx:
         from . import onnx_export
 
-        graphs = onnx_export.export(folder, ensemble, modules, sources)
+        graphs = onnx_export.export(folder, ensemble, modules, read)
     return {path.name: FileEntry(bytes=path.stat().st_size, sha256=bundle_check.file_sha256(path))
             for path in sorted(folder.iterdir())}, graphs

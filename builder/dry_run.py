@@ -14,9 +14,11 @@ from torch import nn
 from kernel import models
 from kernel.bundle import parse_state
 from kernel.errors import SpecError, text_of
-from kernel.inference import backends
+from kernel.inference import backends, graph_net
+from kernel.inference.graph_file import describe, list_ports
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe, fill_constants
+from kernel.scores.class_weights import unknown_classes
 from kernel.sound import own
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
@@ -24,11 +26,12 @@ from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
-from .graph_trial import GraphFailed, run_graph
+from .graph_trial import GraphFailed, Memory, run_graph
 
 SECONDS = 3.0
 ROW = Row(id="trial", clip=Clip(id="trial"))
 ONNX = "onnx"
+SPARE = 1.25  # over the memory that one pass of a graph took: runtimes differ a little
 
 
 class SyntheticClip:
@@ -111,7 +114,7 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     except BaseException as error:
         reason = f"{type(error).__name__}: {text_of(error)}"
         raise SpecError(f"member {member.name}: {reason}; correct its net") from error
-    timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
+    timed = run_once(recipe, module, member.outputs(len(ensemble.classes)))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
 
@@ -159,36 +162,70 @@ def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
 def check_back_end(ensemble: Ensemble, back_end: str | None) -> None:
     """Nothing, when the bundle will hold what its members need.
 
-    Raises  SpecError for an ONNX member without the ONNX Runtime wheels
+    Raises  SpecError for an ONNX member without the wheels of a runtime
     """
     for member in ensemble.members:
-        if member.family == ONNX and back_end != "onnxruntime":
+        if member.family == ONNX and back_end is None:
             raise SpecError(
-                f'member {member.name}: family "onnx" needs ONNX Runtime, which the Kaggle image lacks; '
-                "build with --wheels onnxruntime"
+                f'member {member.name}: family "onnx" needs ONNX Runtime or OpenVINO, which the Kaggle image '
+                "lacks; build with --wheels onnxruntime"
             )
 
 
 def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
-    """Cost (unknown) of an ONNX member that runs here and gives one finite value per class.
+    """Memory of an ONNX member that runs here and gives finite values, one per class; its work is unknown.
 
-    Raises  SpecError naming the member
+    Raises  SpecError or ModelLoadFailed naming the member
     """
     try:
         import onnxruntime  # noqa: F401  It runs in a process of its own.
     except ImportError as error:
         raise SpecError(f"member {member.name}: install onnxruntime here, so that the graph can be tried: "
                         "pip install onnxruntime") from error
-    inputs = make_inputs(build_recipe(ensemble, member), nn.Identity())
+    use = graph_net.use_of(member)
+    facts = describe(graph, use.where)
+    memory = Memory()
+    net = graph_net.GraphNet(facts, use, partial(run_graph, graph, memory=memory), "trial")
+    recipe = build_recipe(ensemble, member)
+    inputs = make_inputs(recipe, net)
     try:
-        out = run_graph(graph, {name: value.numpy() for name, value in inputs.items()})
+        out = net(inputs).numpy()
     except GraphFailed as error:
         raise SpecError(
-            f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
-            "dynamic batch and time axes and one output"
+            f"{use.where}: the graph fails on {SECONDS:g} s of sound ({error}); export it with dynamic batch "
+            f"and time axes, or give the view its length. Its inputs: {list_ports(facts.inputs)}"
         ) from error
-    _check_answer(f"member {member.name}", out, len(ensemble.classes), member.frames is not None)
-    return Cost()
+    classes = member.outputs(len(ensemble.classes))
+    framed = member.frames is not None
+    if out.ndim == 3 and not framed:
+        out = out.mean(axis=1)  # Answers of several patches, which the view's merge makes one.
+    try:
+        _check_answer(use.where, out, classes, framed)
+    except SpecError as error:
+        outputs = list_ports(facts.outputs)
+        raise SpecError(
+            f"{error}. Its output {net.answer.name!r} was taken; `output` may name another: {outputs}"
+        ) from error
+    frames = recipe.view.fixed or int(inputs[recipe.timed].shape[-1])
+    return Cost(bytes_b=SPARE * memory.run_bytes / frames, open_bytes=memory.open_bytes)
+
+
+def tell_classes(ensemble: Ensemble, say: Callable[[str], None]) -> None:
+    """Says how many classes each member with classes of its own knows, and which no member knows."""
+    classes = len(ensemble.classes)
+    for member in ensemble.members:
+        if member.classes_map is not None:
+            known = sum(member.classes_map.knows(classes))
+            rest = "the others decide the rest" if member.missing_score is None else (
+                f"{member.missing_score:.3g} stands in the rest")
+            labels = f"{len(set(member.classes_map.takes))} of its {member.classes_map.outputs} labels"
+            say(f"member {member.name}: {labels} speak for {known} of {classes} classes; {rest}")
+    unknown = unknown_classes(ensemble)
+    if unknown:
+        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        say(f"NO MEMBER KNOWS {len(unknown)} of {classes} classes: {shown}; the prior will stand there in "
+            "every row, and the report will call the run degraded. Map labels onto them, or give a member "
+            "`missing` as a number")
 
 
 def warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:

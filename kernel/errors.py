@@ -63,6 +63,10 @@ class ClipQuarantined(ClipError):
     """The clip was in work at two crashes of the engine."""
 
 
+class StepFailed(HourglassError):
+    """A step on the scores failed, or gave what is no score: the submission goes without it."""
+
+
 class SubmissionError(HourglassError):
     """The sample or the output cannot be used."""
 

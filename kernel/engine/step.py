@@ -19,10 +19,10 @@ import torch
 from .. import spec
 from ..bundle import Bundle
 from ..errors import ModelLoadFailed
-from ..inference import onnx
+from ..inference import graph_net, onnx
 from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
-from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
+from ..inference.member import LoadedNet, load_net, load_stacker
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane
 from ..inference.ways import Precision, way_of
@@ -30,6 +30,7 @@ from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import crowds, gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
+from .graph_ways import GraphWays
 from .net_run import NetRun
 from .opener import Hints, LeftSeconds, Opener, Upcoming
 
@@ -41,12 +42,14 @@ class StepRunner:
     """Runs steps; one thread per device may call it at once.
 
     runtimes  folder for back ends that the bundle brings as wheels
+    backend   what `--backend` asks for (kernel.order)
     """
 
     bundle: Bundle
     feed: Feed
     cores: Cores
     runtimes: Path
+    backend: str = "auto"
     _openers: dict[str, Opener] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _precisions: dict[str, Precision] = field(default_factory=dict)
@@ -143,8 +146,17 @@ class StepRunner:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
         todo = run.begin(todo)
-        net = self._open_run(run, device)
+        if self._is_graph(run):
+            ways = GraphWays(bundle=self.bundle, feed=self.feed, cores=self.cores, runtimes=self.runtimes,
+                             backend=self.backend)
+            net = ways.open(run, recipe, todo, stop)
+        else:
+            net = self._open_run(run, device)
         run.path = net.runner.path
+        if self.backend in onnx.RUNTIMES and not run.path.startswith(self.backend):
+            why = "; ".join(net.runner.notes) or "the bundle holds no graph of it: build with --export onnx"
+            told = f"runs as {run.path} although {self.backend} was asked for ({why})"
+            run.rows.recorder.fault("BackendNotUsed", run.net_id, told)
         run.journal.choose(run.net_id, net.runner.path)
         run.setup_s = time.monotonic() - began
         _follow([run], CpuSchedule(run, net, self.cores, self.feed, stop).predict(_suspects_first(run, todo)))
@@ -208,7 +220,7 @@ class StepRunner:
             torch.set_default_dtype(torch.float32)
 
     def _open_net(self, run: NetRun, recipe: Recipe, device: Device) -> LoadedNet:
-        """The net, ready to run: an ONNX member as its graph, others in torch or as a graph that agrees.
+        """The net, ready to run: in torch or as a graph that agrees.
 
         The heart beats between reading, building and recording: on a slow machine each can take its time. A
         way that an earlier engine of this run took is taken again.
@@ -220,25 +232,21 @@ class StepRunner:
         before = run.journal.choice(run.net_id)
         manifest = self.bundle.manifest
         cost = manifest.costs.get(entry.member, spec.Cost())
-        if entry.kind == "onnx":
-            data = self.bundle.read_net(entry)
-            return load_graph(
-                recipe, onnx.open_graph(data, onnx.ONNX, self.bundle, self.runtimes, False), cost
-            )
         state = self.bundle.load_state(entry)
         beat()
         name = manifest.graphs.get(entry.id, {}).get("onnx")
 
-        def open_exported(runtime: str) -> onnx.GraphNet:
+        def open_exported(runtime: str) -> graph_net.GraphNet:
             beat()
-            return onnx.open_graph(
+            return graph_net.open_graph(
                 self.bundle.read_file(str(name)), runtime, self.bundle, self.runtimes, True
             )
 
-        wanted = [runtime for runtime in onnx.RUNTIMES if before is None or before.startswith(runtime)]
+        way = before or ("" if self.backend == "auto" else self.backend)
+        wanted = [runtime for runtime in onnx.RUNTIMES if not way or way.startswith(runtime)]
         candidates = [partial(open_exported, runtime) for runtime in wanted if name is not None]
         found = self._precisions.setdefault(entry.member, Precision())
-        own = way_of(before)  # it may differ: a fold that half precision could not hold
+        own = way_of(before) or ("fp32" if "fp32" in way else None)  # of a fold that half does not suit, too
         precision = found if own is None else Precision(way=own)
         found.way = found.way or own
         net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, precision)

@@ -13,6 +13,7 @@ from typing import Any
 from ..cache.tiers import Stats
 from ..limits import Limits, Marks
 from ..spec import load
+from .explanations import Explanation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,12 @@ class NetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberReport:
-    """A member or stacker with its nets; `rows` counts those that at least one fold has scored."""
+    """A member or stacker with its nets; `rows` counts those that at least one fold has scored.
+
+    weights  smallest and largest weight, where it depends on the class
+    knows    classes that it knows and classes in all, where its nets have some of their own; missing: its
+             score of the others, None where other members decide them
+    """
 
     name: str
     family: str
@@ -78,6 +84,9 @@ class MemberReport:
     seconds: float
     nets_done: int
     nets: tuple[NetReport, ...]
+    weights: tuple[float, ...] | None = None
+    knows: tuple[int, ...] | None = None
+    missing: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +294,7 @@ class Report(EveryReport):
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes
     meter           where the memory figures were read
     page            "report.html", or why it was not written
+    explained       the uncertain rows again: what each member says of them, and where in time
     """
 
     peak_own_bytes: int
@@ -311,6 +321,7 @@ class Report(EveryReport):
     timeline: tuple[MemoryPoint, ...]
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
+    explained: tuple[Explanation, ...] = ()
     page: str | None = None
     rehearsal: RehearsalReport | None = None
     worst: tuple[ShownRow, ...] | None = None

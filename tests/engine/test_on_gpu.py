@@ -219,7 +219,8 @@ def test_half_precision_against_fp32_in_every_published_ensemble(name: str) -> N
     ensemble = spec.load_ensemble(REPOSITORY / "ensembles" / f"{name}.toml")
     for member in ensemble.members:
         try:
-            module = models.build(member.family, dict(member.params), len(ensemble.classes)).eval()
+            outputs = member.outputs(len(ensemble.classes))
+            module = models.build(member.family, dict(member.params), outputs).eval()
         except SpecError as error:
             pytest.skip(str(error))
         recipe = replace(build_recipe(ensemble, member))
