@@ -94,9 +94,15 @@ class Runner:
     def _choose(self, inputs: Inputs, frames: torch.Tensor | None) -> None:
         """The fastest way that agrees with fp32 on the first rows, from now on."""
         base = self.path.removesuffix(f", {ways.EXACT}")
-        chosen = ways.choose(
-            self.ways, self.exact, inputs, frames, self.probabilities, self.precision, self.device, self.notes
-        )
+        given = self.probabilities, self.precision, self.device, self.notes
+        try:
+            chosen = ways.choose(self.ways, self.exact, inputs, frames, *given)
+        except Exception as error:
+            if not is_out_of_memory(error) or len(next(iter(inputs.values()))) > 1:
+                raise
+            # A second copy of the weights is too much: the row itself may still fit
+            self.notes.append(f"no memory to try other ways ({str(error)[:80]}); fp32 is used")
+            chosen = None
         self.ways = ()
         if chosen is not None:
             self.run = chosen.run

@@ -95,6 +95,18 @@ def test_a_way_that_fails_is_named_and_full_memory_tries_again_later() -> None:
     assert found.path.endswith("folded, fp16") and "scalar type" in found.notes[0]
 
 
+def test_where_no_memory_is_left_for_a_trial_of_one_row_it_runs_in_fp32() -> None:
+    def build() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found = runner_of()
+    found.ways = [ways.Way(name="fp16", build=build)]
+    with pytest.raises(torch.OutOfMemoryError):
+        found(ONES)
+    assert np.array_equal(found({"x": torch.zeros(1, 1)}), np.ones((1, 2))) and not found.ways
+    assert found.path.endswith("folded, fp32") and "no memory" in found.notes[0]
+
+
 def test_probabilities_agree_as_logarithms() -> None:
     exact = torch.full((2, 206), 1e-5)
     exact[:, 0] = 0.9
