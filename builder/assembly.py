@@ -155,9 +155,9 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
 
 def _build_modules(ensemble: Ensemble) -> Modules:
     """The nets of members and stackers, without weights."""
-    classes = len(ensemble.classes)
-    return {part.name: models.build(part.family, dict(part.params), part.outputs(classes)).eval()
-            for part in ensemble.parts if part.family != dry_run.ONNX}
+    with watched.limited("the building of the nets, your own files among them,"):
+        return {p.name: models.build(p.family, dict(p.params), p.outputs(len(ensemble.classes))).eval()
+                for p in ensemble.parts if p.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -171,8 +171,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = costs_file.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    with watched.limited("the building of the nets, your own files among them,"):
-        modules = _build_modules(ensemble)
+    modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)
@@ -214,10 +213,10 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
 
 def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: list[weights.Source],
              say: Callable[[str], None]) -> None:
-    """What the training code gave for some clips, where it is at hand, against what the kernel gives."""
+    """Tells how far the ensemble is from --compare. Raises SpecError where that is too far."""
     if request.compare is not None:
-        tolerance, allowed = request.compare_tolerance, request.compare_allow
-        compare.check(request.compare, ensemble, modules, read, tolerance, allowed, say)
+        compare.check(request.compare, ensemble, modules, read, request.compare_tolerance,
+                      request.compare_allow, say)
 
 
 def _write_nets(
