@@ -203,7 +203,8 @@ def watch_memory(folder: Path, hours: float) -> None:
     for part in (hours / 12, hours):
         given = write_input(folder / f"input-{part:g}", [part * 3600])
         _, report = run(bundle, given, folder / f"out-{part:g}")
-        peaks.append(float(report.get("peak_own_bytes") or report["peak_ram_bytes"]))  # type: ignore[arg-type]
+        peak = report.get("peak_own_bytes") or report["peak_ram_bytes"]
+        peaks.append(float(peak))  # type: ignore[arg-type]
     arrays = hours * 3600 / 5 * 8 * 41 * 4
     print(f"peak with {hours:g} h / with {hours / 12:g} h: {peaks[1] / peaks[0]:.3f} "
           f"({(peaks[1] - peaks[0]) / 1e6:+.0f} MB, {arrays / 1e6:.0f} MB of them stored arrays)")

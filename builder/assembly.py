@@ -174,7 +174,9 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.check_back_end(found.here, request.back_end)
     dry_run.warn_empty_filters(found.here, say)
+    dry_run.tell_classes(found.here, say)
     found = replace(found, shipped=attached.without_copies(found.shipped))
     with watched.limited("the trial of the steps on scores"):
         own_steps.try_all(request.ensemble, found.here, say)
@@ -201,16 +203,14 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
         modules = _build_modules(ensemble)
-    dry_run.check_back_end(ensemble, request.back_end)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)
     found = graph_members.settle(found, read, say)
     ensemble = found.here
     costs = _try_parts(ensemble, modules, read, seconds)
     if request.compare is not None:
-        tolerance, allowed = request.compare_tolerance, request.compare_allow
-        compare.check(request.compare, ensemble, modules, read, tolerance, allowed, say)
-    dry_run.tell_classes(ensemble, say)
+        compare.check(request.compare, ensemble, modules, read, request.compare_tolerance,
+                      request.compare_allow, say)
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
