@@ -54,8 +54,7 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where the nets run (default: auto, what works)")
     add("--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
-        help="how nets run; fp32 is torch in full precision on a GPU too (default: auto, the fastest that "
-        "agrees)")
+        help="how nets run (default: auto, the fastest that agrees)")
     add("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
     add("--first", type=parse_count, metavar="N",
         help="predict the first N rows only; the others keep the prior (default: all)")
@@ -64,9 +63,8 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
         help="rows of the hidden test set, FAT2019: 3361 (default: as many as --clips gives)")
     add("--expect-hours", type=_factor, metavar="HOURS",
         help="hours of audio in the hidden test set, FAT2019: 9.7 (default: by the clips' mean length)")
-    add("--repeat-to", type=parse_count, metavar="N",
-        help="repeat the clips up to this number, cut or repeated to --expect-hours if that is given: a "
-        "full-size run from few clips (default: each clip once)")
+    add("--repeat-to", type=parse_count, metavar="N", help="repeat the clips up to this number, cut or repeated "
+        "to --expect-hours if given: a full-size run from few clips (default: each clip once)")
     add("--slowdown", type=_factor, default=SLOWDOWN, metavar="FACTOR",
         help=f"how many times slower the other machine is (default: {SLOWDOWN:g})")
     add("--labels", type=Path, metavar="CSV",
