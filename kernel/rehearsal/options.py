@@ -63,8 +63,8 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
         help="rows of the hidden test set, FAT2019: 3361 (default: as many as --clips gives)")
     add("--expect-hours", type=_factor, metavar="HOURS",
         help="hours of audio in the hidden test set, FAT2019: 9.7 (default: by the clips' mean length)")
-    add("--repeat-to", type=parse_count, metavar="N", help="repeat the clips up to this number, cut or repeated "
-        "to --expect-hours if given: a full-size run from few clips (default: each clip once)")
+    add("--repeat-to", type=parse_count, metavar="N", help="repeat the clips up to this number, cut or "
+        "repeated to --expect-hours if given: a full-size run from few clips (default: each clip once)")
     add("--slowdown", type=_factor, default=SLOWDOWN, metavar="FACTOR",
         help=f"how many times slower the other machine is (default: {SLOWDOWN:g})")
     add("--labels", type=Path, metavar="CSV",
