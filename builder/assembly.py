@@ -14,6 +14,7 @@ from typing import Any
 import kernel
 from kernel import models
 from kernel.errors import SpecError, UploadError
+from kernel.inference.onnx import RUNTIMES
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.scores.submission import check_form
@@ -63,7 +64,7 @@ class BuildRequest:
                     beside that folder (where training puts them), `weights/` of the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
     split           code and weights become two datasets
-    back_end        "openvino" or "onnxruntime" wheels ride along
+    back_end        "openvino" or "onnxruntime" wheels ride along, or those of "both"
     sample          the competition's sample submission, which must want what the ensemble writes
     machine         accelerator of the kernel, "cpu", or None: by the profile
     compare         .npz of what the training code gave; beyond the tolerance (None: the usual ones) the build
@@ -336,7 +337,8 @@ def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, mo
     if request.back_end:
         from . import backend_wheels
 
-        backend_wheels.collect(request.back_end, folder)
+        for name in RUNTIMES if request.back_end == "both" else (request.back_end,):
+            backend_wheels.collect(name, folder)
     if request.export_onnx:
         from . import onnx_export
 

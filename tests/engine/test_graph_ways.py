@@ -33,6 +33,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips, and a bundle of one graph that hears a second at a time."""
     where = tmp_path_factory.mktemp("graphs")
     graphs.build(where, graphs.wave_graph(), 'output = "label"')
+    return make_input(where)
+
+
+def make_input(where: Path) -> Path:
+    """The clips of WAVES as the input of a run."""
     (where / "in" / "test").mkdir(parents=True)
     names = [f"c{i}.wav" for i in range(len(WAVES))]
     for name, wave in zip(names, WAVES, strict=True):
