@@ -7,8 +7,8 @@ EfficientNet-B0 as exported graphs. Four figures:
 
 - how often a recording is opened for decoding, per front end;
 - the wall time of a whole run over that of decoding, spectra and nets alone, each with all cores and nothing
-  beside it, in one process; and the same without the seconds before the first net, which a short run does not
-  outweigh;
+  beside it, in one process; and the same of what two thirds of the recordings add, since a short run does not
+  outweigh its start and the opening of its nets;
 - the same run on a mount where every opening takes 20 ms longer;
 - the peak of memory for recordings of --hours and of a twelfth of that.
 """
@@ -115,12 +115,6 @@ def run(bundle: Path, given: Path, working: Path, **environment: str) -> tuple[f
     return wall, report
 
 
-def start_seconds(report: dict[str, object]) -> float:
-    """Seconds before the first net began."""
-    stages = {stage["name"]: stage for stage in report["stages"]}  # type: ignore[attr-defined]
-    return min(float(stage["start_s"]) for name, stage in stages.items() if name.startswith(("level", "net")))
-
-
 def alone(bundle: Path, given: Path) -> dict[str, float]:
     """Wall seconds of decoding, spectra and nets, one after the other on all cores."""
     import onnxruntime
@@ -166,10 +160,8 @@ def alone(bundle: Path, given: Path) -> dict[str, float]:
     return spent
 
 
-def compare(folder: Path, recordings: int, rounds: int, model: str) -> None:
-    """Openings, wall time beside the parts alone, and the slow mount."""
-    bundle = build_bundle(folder, "nets", MEL, model, 3)
-    given = write_input(folder / "input", [60.0] * recordings)
+def count_openings(bundle: Path, given: Path, folder: Path) -> None:
+    """How often each recording is opened for decoding."""
     opened = folder / "opened.txt"
     run(bundle, given, folder / "out", HOURGLASS_OPENED=str(opened))
     lines = [line.split() for line in opened.read_text().splitlines()]
@@ -178,21 +170,38 @@ def compare(folder: Path, recordings: int, rounds: int, model: str) -> None:
     most = max(counts.values())
     print(f"decoded by loaders: {len(counts)} recordings, one front end, at most {most} times "
           f"each; {pictures} once more for the report's pictures")
-    whole, own, slow, parts = [], [], [], []
+
+
+def time_alone(bundle: Path, given: Path) -> dict[str, float]:
+    """As `alone`, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.soundscapes", "--alone", str(bundle), str(given)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def compare(folder: Path, recordings: int, rounds: int, model: str) -> None:
+    """Openings, wall time beside the parts alone, and the slow mount."""
+    bundle = build_bundle(folder, "nets", MEL, model, 3)
+    sizes = (recordings, recordings // 3)
+    given = {size: write_input(folder / f"input-{size}", [60.0] * size) for size in sizes}
+    count_openings(bundle, given[recordings], folder)
+    whole, further, slow, shares = [], [], [], []
     for _ in range(rounds):
-        command = [sys.executable, "-m", "benchmarks.soundscapes", "--alone", str(bundle), str(given)]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        parts.append(json.loads(told))
-        total = sum(parts[-1].values())
-        wall, report = run(bundle, given, folder / "out")
-        whole.append(wall / total)
-        own.append((wall - start_seconds(report)) / total)
-        late, _ = run(bundle, given, folder / "out", HOURGLASS_SLOW_S=str(SLOW_S))
-        slow.append(late / wall)
-    shares = {key: statistics.median(p[key] / sum(p.values()) for p in parts) for key in parts[0]}
-    print("alone: " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
-    print(f"whole run / decode + spectra + nets alone: {statistics.median(whole):.3f}; without its start "
-          f"{statistics.median(own):.3f}")
+        parts, walls = {}, {}
+        for size in sizes:
+            parts[size] = time_alone(bundle, given[size])
+            walls[size], report = run(bundle, given[size], folder / "out")
+        alone_s = {size: sum(parts[size].values()) for size in sizes}
+        first, second = sizes
+        whole.append(walls[first] / alone_s[first])
+        further.append((walls[first] - walls[second]) / (alone_s[first] - alone_s[second]))
+        late, _ = run(bundle, given[recordings], folder / "out", HOURGLASS_SLOW_S=str(SLOW_S))
+        slow.append(late / walls[recordings])
+        shares.append({key: seconds / alone_s[first] for key, seconds in parts[first].items()})
+    told = ", ".join(f"{key} {statistics.median(share[key] for share in shares):.0%}" for key in shares[0])
+    print(f"alone: {told}; the run's nets: {report['device']['path']}")  # type: ignore[index]
+    print(f"whole run / decode + spectra + nets alone: {statistics.median(whole):.3f}; of what "
+          f"{first - second} recordings add, without start and opening: {statistics.median(further):.3f}")
     print(f"each opening {1000 * SLOW_S:.0f} ms slower: {statistics.median(slow):.3f} of the run")
 
 
@@ -203,8 +212,7 @@ def watch_memory(folder: Path, hours: float) -> None:
     for part in (hours / 12, hours):
         given = write_input(folder / f"input-{part:g}", [part * 3600])
         _, report = run(bundle, given, folder / f"out-{part:g}")
-        peak = report.get("peak_own_bytes") or report["peak_ram_bytes"]
-        peaks.append(float(peak))  # type: ignore[arg-type]
+        peaks.append(float(report.get("peak_own_bytes") or report["peak_ram_bytes"]))  # type: ignore
     arrays = hours * 3600 / 5 * 8 * 41 * 4
     print(f"peak with {hours:g} h / with {hours / 12:g} h: {peaks[1] / peaks[0]:.3f} "
           f"({(peaks[1] - peaks[0]) / 1e6:+.0f} MB, {arrays / 1e6:.0f} MB of them stored arrays)")
@@ -216,14 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=12.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="efficientnet_b0", help="a timm model")
-    parser.add_argument("--quick", action="store_true", help="12 recordings, 1 round, 1 hour")
+    parser.add_argument("--quick", action="store_true", help="24 recordings, 1 round, 1 hour")
     parser.add_argument("--alone", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.alone:
         print(json.dumps(alone(*given.alone)))
         return
     if given.quick:
-        given.recordings = 12
+        given.recordings = 24
         given.rounds = 1
         given.hours = 1.0
     print(describe_machine("torch", "onnxruntime", "soundfile"))

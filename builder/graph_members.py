@@ -110,8 +110,8 @@ def tell(member: Member, facts: GraphFacts) -> list[str]:
         lines.append(f'output {answer.name!r} comes out of a {inside} inside the graph: write activation = '
                      f'"none", or it is done a second time ({member.activation or "sigmoid"})')
     if facts.precision != "fp32":
-        lines.append(f"an {facts.precision} graph: two runtimes may differ by {AGREEMENT_HALF} on it, on fp32 "
-                     f"by {AGREEMENT_FP32}; compare its scores with those of the graph that it was made of")
+        lines.append(f"an {facts.precision} graph: two runtimes may differ by {AGREEMENT_HALF} on it, on "
+                     f"fp32 by {AGREEMENT_FP32}; compare its scores with those of the fp32 graph")
     if "frames" in member.view:
         lines.append(f"a pass has {member.view['frames']} frames (view {member.view['kind']!r})")
     return lines

@@ -301,3 +301,15 @@ def test_argus_end_to_end(case: dict[str, Any], argus_net: torch.nn.Module) -> N
         logits = argus_net(finish(["delta", {"kind": "scale", "divide": 100}], ARGUS)(torch.from_numpy(cuts)))
     got = view.merge(logits.numpy(), sigmoid)
     assert np.abs(got - np.array(case["probabilities"])).max() <= END_TO_END.get("tolerance", 1e-4)
+
+
+def test_the_middle_and_beside_it():
+    """The row's own window out of a context, and the same moved in time; beyond the ends there are zeros."""
+    fe = front_end({"rate": 100, "n_fft": 64, "hop": 10, "mels": 4})
+    wave = np.arange(1, 1001, dtype=np.float32)  # 10 s around a window of 5 s
+    view = build({"kind": "positions", "frames": 500, "domain": "wave", "shifts": [0, -250, 125, 300]}, fe)
+    cuts = view.cut_wave(wave, "r")
+    assert view.count(1000) == len(cuts) == 4
+    for cut, first in zip(cuts[:3], (250, 0, 375), strict=True):
+        np.testing.assert_array_equal(cut, wave[first:first + 500])
+    np.testing.assert_array_equal(cuts[3], np.append(wave[550:], np.zeros(50, np.float32)))
