@@ -5,7 +5,6 @@ beside the target, checked as an upload, and moved into place. Does not know Kag
 bundle_check) or formats of weights (weights).
 """
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import kernel
 from kernel import models
-from kernel.errors import SpecError, UploadError
+from kernel.errors import UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.scores.submission import check_form
@@ -34,6 +33,7 @@ from . import (
     bundle_check,
     code_wheel,
     compare,
+    costs_file,
     dry_run,
     graph_members,
     metadata,
@@ -114,34 +114,6 @@ class Built:
     filled: tuple[str, ...]
 
 
-def _seconds(value: Any) -> float:
-    """A measured cost; ValueError for what is none."""
-    seconds = float(value)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{seconds} is no number of seconds")
-    return seconds
-
-
-def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """Measured costs of a rehearsal's report.json.
-
-    First member -> seconds (a, b per frame), then front end -> seconds per second of audio.
-    Raises  SpecError when the file holds no costs
-    """
-    if path is None:
-        return {}, {}
-    try:
-        costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
-                   for k, v in costs["members"].items()}
-        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SpecError(
-            f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
-            "give the report.json of a rehearsal"
-        ) from error
-
-
 def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source],
                seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
@@ -197,7 +169,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     found = _find_own_files(request, say)
     ensemble = found.here
     papers = _make_papers(request, ensemble)
-    seconds, frontend_seconds = _measured(request.costs)
+    seconds, frontend_seconds = costs_file.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
