@@ -61,7 +61,7 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--random-weights", action="store_true", help="fill members without weights, to time an ensemble")
     add("--costs", type=Path, metavar="JSON",
         help="report.json of a rehearsal: its seconds enter the manifest (default: estimated from the nets)")
-    add("--wheels", choices=("openvino", "onnxruntime"),
+    add("--wheels", choices=("openvino", "onnxruntime", "both"),
         help="ship this back end's wheels (default: none, plain torch)")
     add("--export", choices=("onnx",), help="ship every net as a graph too (default: none)")
     add("--compare", type=Path, metavar="PAIRS.npz",

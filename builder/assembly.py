@@ -13,6 +13,7 @@ from typing import Any
 import kernel
 from kernel import models
 from kernel.errors import UploadError
+from kernel.inference.onnx import RUNTIMES
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.scores.submission import check_form
@@ -63,7 +64,7 @@ class BuildRequest:
                     beside that folder (where training puts them), `weights/` of the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
     split           code and weights become two datasets
-    back_end        "openvino" or "onnxruntime" wheels ride along
+    back_end        "openvino" or "onnxruntime" wheels ride along, or those of "both"
     sample          the competition's sample submission, which must want what the ensemble writes
     machine         accelerator of the kernel, "cpu", or None: by the profile
     compare         .npz of what the training code gave; beyond the tolerance (None: the usual ones) the build
@@ -146,7 +147,9 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.check_back_end(found.here, request.back_end)
     dry_run.warn_empty_filters(found.here, say)
+    dry_run.tell_classes(found.here, say)
     found = replace(found, shipped=attached.without_copies(found.shipped))
     with watched.limited("the trial of the steps on scores"):
         own_steps.try_all(request.ensemble, found.here, say)
@@ -172,14 +175,12 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     seconds, frontend_seconds = costs_file.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     modules = _build_modules(ensemble)
-    dry_run.check_back_end(ensemble, request.back_end)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)
     found = graph_members.settle(found, read, say)
     ensemble = found.here
     costs = _try_parts(ensemble, modules, read, seconds)
     _compare(request, ensemble, modules, read, say)
-    dry_run.tell_classes(ensemble, say)
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
@@ -313,7 +314,8 @@ def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, mo
     if request.back_end:
         from . import backend_wheels
 
-        backend_wheels.collect(request.back_end, folder)
+        for name in RUNTIMES if request.back_end == "both" else (request.back_end,):
+            backend_wheels.collect(name, folder)
     if request.export_onnx:
         from . import onnx_export
 

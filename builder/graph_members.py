@@ -12,6 +12,7 @@ from kernel.inference import graph_net
 from kernel.inference.finish import Finish
 from kernel.inference.graph_file import GraphFacts, Port, describe, list_ports
 from kernel.inference.recipe import Recipe, build_recipe
+from kernel.inference.runner import AGREEMENT_FP32, AGREEMENT_HALF
 from kernel.spec import Ensemble, Member
 
 from .code_wheel import OwnFiles
@@ -108,6 +109,9 @@ def tell(member: Member, facts: GraphFacts) -> list[str]:
     if inside is not None and member.activation != "none":
         lines.append(f'output {answer.name!r} comes out of a {inside} inside the graph: write activation = '
                      f'"none", or it is done a second time ({member.activation or "sigmoid"})')
+    if facts.precision != "fp32":
+        lines.append(f"an {facts.precision} graph: two runtimes may differ by {AGREEMENT_HALF} on it, on "
+                     f"fp32 by {AGREEMENT_FP32}; compare its scores with those of the fp32 graph")
     if "frames" in member.view:
         lines.append(f"a pass has {member.view['frames']} frames (view {member.view['kind']!r})")
     return lines

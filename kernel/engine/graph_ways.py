@@ -198,7 +198,9 @@ class GraphWays:
 
 
 def _apart(first: np.ndarray, second: np.ndarray) -> float:
-    """Largest difference over the largest value or 1; infinite where shapes differ, NaN beside a number."""
+    """Largest difference over the largest value or 1; infinite or NaN where only one is no number."""
     if first.shape != second.shape:
         return np.inf
-    return float(np.abs(first - second).max() / max(1.0, np.abs(first).max()))
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    largest = np.abs(first[np.isfinite(first)]).max(initial=1.0)
+    return float(np.abs(np.subtract(first, second, where=~same, out=np.zeros_like(first))).max() / largest)

@@ -37,6 +37,8 @@ __all__ = [
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
+TILE_FRAMES = 1024
+TILE_S = 10.0  # about as long as TILE_FRAMES of most spectrograms
 TRIAL_S = 3.0  # of sound on which a graph is tried
 
 
@@ -199,8 +201,10 @@ def _build(part: spec.Part, state: dict[str, torch.Tensor], classes: int) -> nn.
     return module
 
 
-def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
+def tiled(net: LoadedNet, frames: int | None = None) -> LoadedNet:
     """The same net reading a clip in tiles: for a forward that would not fit into memory at full length.
+
+    frames  of a tile; None = TILE_FRAMES, of a wave TILE_S seconds
 
     Raises  MemoryError when the view has fixed cuts already, so nothing smaller is possible
     """
@@ -209,6 +213,8 @@ def tiled(net: LoadedNet, frames: int = 1024) -> LoadedNet:
         raise MemoryError("the forward of this row does not fit and its view cannot be cut smaller")
     stages = dict(recipe.stages)
     stage = stages[recipe.timed]
+    usual = TILE_FRAMES if stage.fe.bins > 1 else round(TILE_S * stage.fe.rate)
+    frames = frames or usual
     view = views.Tiles(fe=stage.view.fe, frames=frames, step=frames)
     stages[recipe.timed] = replace(stage, view=view)
     return replace(net, recipe=replace(recipe, stages=stages, view=view))

@@ -33,6 +33,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips, and a bundle of one graph that hears a second at a time."""
     where = tmp_path_factory.mktemp("graphs")
     graphs.build(where, graphs.wave_graph(), 'output = "label"')
+    return make_input(where)
+
+
+def make_input(where: Path) -> Path:
+    """The clips of WAVES as the input of a run."""
     (where / "in" / "test").mkdir(parents=True)
     names = [f"c{i}.wav" for i in range(len(WAVES))]
     for name, wave in zip(names, WAVES, strict=True):
@@ -194,3 +199,27 @@ def test_a_torch_net_that_was_to_run_as_a_graph_is_named(
     faults = [fault for fault in opened.run.recorder.faults if fault.code == "BackendNotUsed"]
     assert {fault.where for fault in faults} == {"plain.0", "plain.1", "tiled.0"}
     assert "build with --export onnx" in faults[0].message
+
+
+def test_rows_of_which_an_engine_died_are_not_tried_before_their_turn(place: Path, tmp_path: Path) -> None:
+    with engine(place, tmp_path / "s") as opened:
+        journal, tried = opened.run.journal, list[list[str]]()
+        journal.suspect_pairs = {("m.0", "c1.wav")}
+        flight = journal.flight
+
+        def watch(kind: str, ids: Any, *nets: str) -> Any:
+            if kind == "batch" and len(ids) > 1:
+                tried.append(list(ids))
+            return flight(kind, ids, *nets)
+
+        with mock.patch.object(journal, "flight", watch):
+            opened.execute()
+        assert len(tried) == 1 and len(tried[0]) == graph_ways.TRIAL_ROWS and "c1.wav" not in tried[0]
+        assert np.isfinite(opened.run.board.get("m.0")).all()
+
+
+def test_answers_that_are_no_numbers_under_both_runtimes_are_alike() -> None:
+    nan, one = np.array([[np.nan, 2.0, np.inf]]), np.array([[1.0, 2.0, np.inf]])
+    assert graph_ways._apart(nan, nan) == 0.0 and graph_ways._apart(one, one + 2e-5) == pytest.approx(1e-5)
+    assert not graph_ways._apart(nan, one) <= 1.0 and not graph_ways._apart(one, nan) <= 1.0
+    assert graph_ways._apart(one, one[:, :2]) == np.inf

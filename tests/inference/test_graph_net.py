@@ -14,7 +14,7 @@ from kernel import spec
 from kernel.errors import ModelLoadFailed, SpecError
 from kernel.inference import graph_net
 from kernel.inference.graph_file import describe
-from kernel.inference.member import LoadedNet, graph_outputs, load_graph, predict_alone
+from kernel.inference.member import LoadedNet, graph_outputs, load_graph, predict_alone, tiled
 from kernel.inference.recipe import build_recipe
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
@@ -194,3 +194,30 @@ def test_bytes_that_are_no_graph_are_a_sentence() -> None:
             describe(bytes(spoilt), "m")
         except ModelLoadFailed:
             pass
+
+
+def test_a_wave_that_does_not_fit_is_read_in_tiles_of_seconds() -> None:
+    """1,024 samples, which are many frames of a spectrogram, would be an eighth of a second."""
+    net = tiled(load(graphs.patches_graph(), output="scores", activation="none"))
+    assert net.recipe.view.fixed == 10 * RATE
+    wave = draw_wave(15 * RATE)
+    tiles = np.pad(wave, 5 * RATE // 2).reshape(2, -1)
+    want = np.mean([graphs.run_patches_graph(tile)[0] for tile in tiles], axis=(0, 1))
+    assert np.allclose(predict_alone(net, Waves(wave), ROW), want, atol=1e-6)
+
+
+def test_a_graph_of_frames_gives_one_score_per_frame() -> None:
+    """[batch, samples] -> [batch, frames, K], as a member's key `frames` wants it."""
+    nodes = [graphs.helper.make_node("Reshape", ["wave", "shape"], ["parts"]),
+             graphs.helper.make_node("MatMul", ["parts", "w"], ["y"])]
+    graph = graphs.model(nodes, [graphs.port("wave", ["batch", "samples"])],
+                         [graphs.port("y", ["batch", "frames", 3])],
+                         shape=np.array([0, -1, 400], np.int64), w=graphs.draw(400, 3))
+    member = replace(MEMBER, frames="average")
+    windows = spec.Windows(seconds=1.0)
+    ensemble = spec.check(replace(ensemble_of(MEMBER), members=(member,), windows=windows))
+    net = load_graph(build_recipe(ensemble, member),
+                     graph_net.load_net(graph, pytest.importorskip("onnxruntime"), 2, 1), spec.Cost())
+    wave = draw_wave(RATE)
+    got = predict_alone(net, Waves(wave), ROW)
+    assert np.allclose(got, sigmoid(wave.reshape(20, 400) @ graphs.draw(400, 3)), atol=1e-6)
