@@ -233,3 +233,13 @@ def test_a_blend_that_cannot_go_piece_by_piece_is_reserved_whole(means: tuple[st
     members = (member, replace(member, name="b"))
     whole = spec.Ensemble(name="e", classes=("x", "y"), members=members, frontends={"f": {}}, mean=means[0])
     assert blend.count_tables(whole) == tables
+
+
+def test_a_row_is_whole_without_members_of_weight_zero_and_not_without_the_others() -> None:
+    scores = RNG.uniform(0.1, 0.9, (2, K)).astype(np.float32)
+    gone = scores.copy()
+    gone[1] = np.nan
+    whole = ensemble([member("a"), member("b", 0.0)])
+    prior = np.full(K, 0.1)
+    assert blend.blend(whole, board_of({"a.0": scores, "b.0": gone}), prior).full.tolist() == [True, True]
+    assert blend.blend(whole, board_of({"a.0": gone, "b.0": scores}), prior).full.tolist() == [True, False]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernel import spec
 from kernel.scores import blend
-from kernel.scores.class_weights import known_classes, part_weights, unknown_classes
+from kernel.scores.class_weights import fill_prior, known_classes, part_weights, unknown_classes
 from kernel.scores.levels import open_levels
 from kernel.scores.means import mean
 from kernel.scores.smoothing import smooth
@@ -306,3 +306,14 @@ def test_memory_is_reserved_for_what_depends_on_the_class() -> None:
     assert blend.count_tables(ensemble(member("a", (0,)), member("b"))) == 3
     both = ensemble(member("a", (0,)), member("b", fold_mean="vote"), mean="rank", row_independent=False)
     assert blend.count_tables(both) == 14
+
+
+def test_the_prior_is_filled_in_row_after_row_of_a_long_table() -> None:
+    values = np.full((2500, K), 0.5)
+    values[[0, 1023, 1024, 2499]] = np.nan
+    values[[5, 1030, 2100], [1, 2, 3]] = np.nan
+    rows, cells = fill_prior(values, PRIOR)
+    assert np.flatnonzero(rows).tolist() == [0, 1023, 1024, 2499] and cells is not None
+    assert np.argwhere(cells).tolist() == [[5, 1], [1030, 2], [2100, 3]]
+    assert (values[[0, 1023, 1024, 2499]] == PRIOR).all() and values[2100].tolist() == [0.5, 0.5, 0.5, 0.1]
+    assert fill_prior(np.full((3, K), 0.5), PRIOR)[1] is None

@@ -141,3 +141,11 @@ def test_a_constant_class_keeps_its_value_under_minmax():
 def test_wrong_means_are_named(call, text):
     with pytest.raises(SpecError, match=text):
         call()
+
+
+def test_certain_probabilities_count_as_a_quadrillionth_from_certain_in_a_mean_of_logits() -> None:
+    stack = np.array([[[0.0, 1.0]], [[0.5, 0.5]]])
+    least = 1e-15**0.5  # the odds of half the logit of 1e-15
+    found = mean("logit", stack)[0]
+    np.testing.assert_allclose(found[0], least / (1 + least), rtol=1e-3)
+    np.testing.assert_allclose(1 - found[1], least / (1 + least), rtol=1e-1)
