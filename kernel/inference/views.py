@@ -31,7 +31,7 @@ class View:
     """Base of all views; a view is a value bound to one front end.
 
     merge         "mean" of probabilities, "logit_mean" (mean of logits, then the activation), "max" of
-                  probabilities
+                  probabilities, "attention" (mean in which a pass counts as much as its own probability)
     pass_weights  weight of each pass in a mean, in order; empty = all alike
     flip          chance 0..1 that a pass is mirrored in time
     domain        "frames" = cut the front end's array; "wave" = cut the waveform before the front end,

@@ -128,6 +128,8 @@ def run_commit(
     competition = root / fake_kaggle.COMPETITION
     fake_kaggle.write_sample(competition, ids, ensemble)
     (competition / "test").mkdir()
+    if ensemble.dry_run is not None:
+        fake_kaggle.lay_training(competition / ensemble.dry_run.clips, chosen.clips)
     print("[rehearsal] as at 'Save Version': three rows in the sample, an empty test folder", flush=True)
     code, _ = run_kernel(command, root, working, run_limits)
     path = working / "submission.csv"

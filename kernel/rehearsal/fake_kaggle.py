@@ -83,6 +83,12 @@ def lay_bundle(root: Path, bundle: Path, attached: Path | None = None) -> None:
             link(path, root / path.relative_to(place))
 
 
+def lay_training(folder: Path, clips: Path) -> None:
+    """The clips once more, as the competition's training recordings."""
+    for path in find_audio(clips):
+        link(path, folder / path.relative_to(clips))
+
+
 def lay_clips(
     root: Path,
     clips: Path,

@@ -208,7 +208,7 @@ def count_tables(ensemble: Ensemble) -> int:
     by_class = part_weights(ensemble, ensemble.parts).ndim == 2  # which cells are prior, and more weights
     if not whole:
         return 3 if by_class else 2
-    return 3 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
+    return 4 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
 
 
 def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

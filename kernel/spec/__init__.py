@@ -3,7 +3,7 @@
 ensemble  what people write: the ensemble TOML and its rules
 parts     its members and stackers, some with classes of their own; attached: files in other datasets
 groups    its groups of members and of classes, and the CSV files that are read into them
-windows   its table of windows: their length, their names, what lies around them
+windows   its table of windows: their length, their names, what lies around them; dry_run: what is tried
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
 
@@ -12,6 +12,7 @@ In: text. Out: frozen dataclasses. Builds nothing: those who build from a table 
 from ..errors import SpecError
 from .attached import Attached, Origin, mounts_of
 from .class_maps import ClassMap
+from .dry_run import DryRun
 from .ensemble import (
     LEAST_PROBABILITY,
     MEAN_SCOPES,
@@ -37,9 +38,10 @@ __all__ = [
     "MEAN_SCOPES",
     "NAME",
     "ROW_DEPENDENT_MEANS",
-    "ClassMap",
     "Attached",
+    "ClassMap",
     "Cost",
+    "DryRun",
     "Ensemble",
     "FileEntry",
     "Group",

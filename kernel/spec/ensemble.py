@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SpecError, did_you_mean
 from .attached import check_origin
+from .dry_run import DryRun, check_dry_run
 from .groups import Group, check_class_groups, check_groups, read_beside
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
@@ -83,6 +84,7 @@ class Ensemble:
     groups           [[groups]]: members with a mean and steps of their own
     class_groups     group -> its classes, for steps that treat groups of classes differently; or a CSV file
                      beside the TOML with the columns class and group (or primary_label and class_name)
+    dry_run          [dry_run]: training recordings that are tried when a version is saved
     """
 
     name: str
@@ -102,6 +104,7 @@ class Ensemble:
     windows: Windows | None = None
     groups: tuple[Group, ...] = ()
     class_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dry_run: DryRun | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -163,6 +166,8 @@ def _check_whole(ensemble: Ensemble) -> None:
             framed or ensemble.windows.context_every == 1,
             "windows.context_every: every row needs a context of its own where no member has `frames`",
         )
+    if ensemble.dry_run is not None:
+        check_dry_run(ensemble.dry_run)
     require(bool(ensemble.members), "members: none; add at least one [[members]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(

@@ -44,7 +44,8 @@ def test_every_option_is_in_the_docs(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--notebook", "--competition", "--labels", "--simulate-commit",
-                                    "--repeat-to", "--sample", "--split"])
+                                    "--repeat-to", "--sample", "--split",
+                                    "--dry-run-clips"])
 def test_what_needs_more_than_a_line_has_an_example(option: str) -> None:
     assert f"`{option}" in PROSE
 

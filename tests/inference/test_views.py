@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kernel import models
 from kernel.errors import SpecError
 from kernel.inference import distort
+from kernel.inference.answers import keep
 from kernel.inference.finish import build as finish
 from kernel.inference.views import MERGES, VIEWS, build, keys
 from kernel.sound.frontends import build as front_end
@@ -230,13 +231,21 @@ def test_merges() -> None:
         "mean": sigmoid(logits).mean(axis=0),
         "logit_mean": sigmoid(logits.mean(axis=0)),
         "max": sigmoid(logits).max(axis=0),
+        "attention": (sigmoid(logits) ** 2).sum(axis=0) / sigmoid(logits).sum(axis=0),
     }
-    assert set(want) <= set(MERGES)
+    assert set(want) == set(MERGES)
     for rule, value in want.items():
         got = build({"kind": "full", "merge": rule}, ARGUS).merge(logits, sigmoid)
         assert got.dtype == np.float64 and np.allclose(got, value, atol=1e-12)
     weighted = build({"kind": "positions", "pass_weights": [1, 0, 3]}, ARGUS).merge(logits, sigmoid)
     assert np.allclose(weighted, (sigmoid(logits[0]) + 3 * sigmoid(logits[2])) / 4)
+
+
+def test_a_pass_that_says_nothing_has_no_attention() -> None:
+    view = build({"kind": "full", "merge": "attention"}, ARGUS)
+    assert np.array_equal(view.merge(np.zeros((3, 2)), keep), [0.0, 0.0])
+    patches = np.array([[[0.9, 0.0], [0.1, 0.0]], [[0.0, 0.5], [0.0, 0.5]]])  # two passes of two answers each
+    assert np.allclose(view.merge(patches, keep), [0.82, 0.5])
 
 
 def test_too_few_pass_weights_are_an_error() -> None:
