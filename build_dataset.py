@@ -13,9 +13,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder import staging, watched
 from kernel.errors import HourglassError
+
+if TYPE_CHECKING:
+    from builder import assembly
 
 PROG = "build_dataset.py"
 EXAMPLES = """examples:
@@ -90,8 +94,7 @@ def read_arguments(arguments: list[str], prog: str = PROG) -> argparse.Namespace
 
 def build(chosen: argparse.Namespace) -> None:
     """Build, then say what was built and how to upload it."""
-    from builder import assembly, attached, machines, metadata, upload
-    from builder.kaggle_client import name_client
+    from builder import assembly
 
     built = assembly.build(
         assembly.BuildRequest(
@@ -116,6 +119,14 @@ def build(chosen: argparse.Namespace) -> None:
             split=chosen.split,
         )
     )
+    tell(built, chosen)
+
+
+def tell(built: assembly.Built, chosen: argparse.Namespace) -> None:
+    """What was built, and how to upload it."""
+    from builder import assembly, attached, machines, metadata, upload
+    from builder.kaggle_client import name_client
+
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())
     print(
         f"{chosen.out / 'bundle'}: bundle {built.manifest.bundle}, "

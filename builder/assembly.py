@@ -5,7 +5,6 @@ beside the target, checked as an upload, and moved into place. Does not know Kag
 bundle_check) or formats of weights (weights).
 """
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import kernel
 from kernel import models
-from kernel.errors import SpecError, UploadError
+from kernel.errors import UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.scores.submission import check_form
@@ -34,6 +33,7 @@ from . import (
     bundle_check,
     code_wheel,
     compare,
+    costs_file,
     dry_run,
     graph_members,
     metadata,
@@ -114,34 +114,6 @@ class Built:
     filled: tuple[str, ...]
 
 
-def _seconds(value: Any) -> float:
-    """A measured cost; ValueError for what is none."""
-    seconds = float(value)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{seconds} is no number of seconds")
-    return seconds
-
-
-def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """Measured costs of a rehearsal's report.json.
-
-    First member -> seconds (a, b per frame), then front end -> seconds per second of audio.
-    Raises  SpecError when the file holds no costs
-    """
-    if path is None:
-        return {}, {}
-    try:
-        costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
-                   for k, v in costs["members"].items()}
-        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SpecError(
-            f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
-            "give the report.json of a rehearsal"
-        ) from error
-
-
 def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source],
                seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
@@ -183,9 +155,9 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
 
 def _build_modules(ensemble: Ensemble) -> Modules:
     """The nets of members and stackers, without weights."""
-    classes = len(ensemble.classes)
-    return {part.name: models.build(part.family, dict(part.params), part.outputs(classes)).eval()
-            for part in ensemble.parts if part.family != dry_run.ONNX}
+    with watched.limited("the building of the nets, your own files among them,"):
+        return {p.name: models.build(p.family, dict(p.params), p.outputs(len(ensemble.classes))).eval()
+                for p in ensemble.parts if p.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -197,19 +169,16 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     found = _find_own_files(request, say)
     ensemble = found.here
     papers = _make_papers(request, ensemble)
-    seconds, frontend_seconds = _measured(request.costs)
+    seconds, frontend_seconds = costs_file.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    with watched.limited("the building of the nets, your own files among them,"):
-        modules = _build_modules(ensemble)
+    modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)
     found = graph_members.settle(found, read, say)
     ensemble = found.here
     costs = _try_parts(ensemble, modules, read, seconds)
-    if request.compare is not None:
-        tolerance, allowed = request.compare_tolerance, request.compare_allow
-        compare.check(request.compare, ensemble, modules, read, tolerance, allowed, say)
+    _compare(request, ensemble, modules, read, say)
     dry_run.tell_classes(ensemble, say)
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
@@ -240,6 +209,14 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         _check_upload(folder, manifest)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
+
+
+def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: list[weights.Source],
+             say: Callable[[str], None]) -> None:
+    """Tells how far the ensemble is from --compare. Raises SpecError where that is too far."""
+    if request.compare is not None:
+        compare.check(request.compare, ensemble, modules, read, request.compare_tolerance,
+                      request.compare_allow, say)
 
 
 def _write_nets(

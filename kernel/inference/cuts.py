@@ -3,7 +3,6 @@
 Owns `Cuts`, the one specification of a view's passes, and carrying it out on the host. The same values are
 carried out on a device, for many rows at once, by `staging`. Knows no net.
 """
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,6 @@ import numpy as np
 
 from ..sound.source import Source
 from . import distort
-
-
-def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
-    """Random stream of one pass over one row."""
-    digest = hashlib.blake2b(f"{row_id}\0{seed}\0{index}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def pad_value(x: np.ndarray, fe: Source) -> float:

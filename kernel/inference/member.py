@@ -21,6 +21,7 @@ from .answers import ACTIVATIONS, Activate, check_frames, sigmoid, softmax
 from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe, fill_constants
 from .staging import Intake
+from .ways import Precision
 
 __all__ = [
     "ACTIVATIONS",
@@ -93,18 +94,18 @@ def load_net(
     device: Device,
     cost: spec.Cost,
     candidates: Iterable[Callable[[], graph_net.GraphNet]] = (),
-    half: bool = True,
+    precision: Precision | None = None,
 ) -> LoadedNet:
     """The member's net, filled and prepared; `candidates` are the same net as exported graphs.
 
-    half  allow half precision on a GPU
+    precision  on a GPU: what the member's nets have agreed on, None = nothing yet
 
     Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
     """
     recipe, own = fill_constants(recipe, state)
     module = _build(recipe.member, own, classes)
     samples = _draw_samples(recipe, module)
-    runner = backends.prepare(module, device, samples, half=half, candidates=candidates)
+    runner = backends.prepare(module, device, samples, precision=precision, candidates=candidates)
     return _loaded(recipe, module, runner, cost)
 
 

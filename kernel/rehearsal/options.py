@@ -3,7 +3,7 @@
 Owns its options, their defaults and units. What they do is command's.
 """
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..units import parse_bytes, parse_count, parse_seconds
@@ -60,6 +60,19 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
     add("--first", type=parse_count, metavar="N",
         help="predict the first N rows only; the others keep the prior (default: all)")
     add("--strict", action="store_true", help="exit 1 when anything was degraded")
+    _add_expected(add)
+    add("--labels", type=Path, metavar="CSV",
+        help="fname and labels of the clips: lwlrap, and the worst predictions (default: no score)")
+    add("--sample", type=Path, metavar="CSV",
+        help="the competition's sample submission: refuse an ensemble that writes another form (default: "
+        "sample_submission.csv in --clips or beside it, if there is one)")
+    add("--simulate-commit", action="store_true",
+        help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips")
+    return parser
+
+
+def _add_expected(add: Callable[..., object]) -> None:
+    """The options of the forecast: what the hidden test set holds, and on what machine."""
     add("--expect-clips", type=parse_count, metavar="N",
         help="rows of the hidden test set, FAT2019: 3361 (default: as many as --clips gives)")
     add("--expect-hours", type=_factor, metavar="HOURS",
@@ -69,14 +82,6 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
         "full-size run from few clips (default: each clip once)")
     add("--slowdown", type=_factor, default=SLOWDOWN, metavar="FACTOR",
         help=f"how many times slower the other machine is (default: {SLOWDOWN:g})")
-    add("--labels", type=Path, metavar="CSV",
-        help="fname and labels of the clips: lwlrap, and the worst predictions (default: no score)")
-    add("--sample", type=Path, metavar="CSV",
-        help="the competition's sample submission: refuse an ensemble that writes another form (default: "
-        "sample_submission.csv in --clips or beside it, if there is one)")
-    add("--simulate-commit", action="store_true",
-        help="first run with an empty test folder, as at 'Save Version', then rehearse on --clips")
-    return parser
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -72,8 +72,8 @@ class Ensemble:
                      (kernel.limits.PROFILES)
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
-    weights_by       CSV file beside the TOML with a column for each member or stacker that weighs differently
-                     by class: lines of a class, or of a group of classes; else its `weight` holds
+    weights_by       CSV file beside the TOML with a column for each member, stacker or group that weighs
+                     differently by class: lines of a class, or of a group of classes; else its `weight` holds
     row_independent  false where the metric compares rows: then only complete members count, as they do by
                      themselves where a mean or a step has the scope "table"
     max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
@@ -135,8 +135,8 @@ def check(ensemble: Ensemble) -> Ensemble:
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
         check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
-    check_weights_by(ensemble.weights_by, ensemble.parts, ensemble.classes)
     check_groups(ensemble.groups, names)
+    check_weights_by(ensemble.weights_by, [*ensemble.parts, *ensemble.groups], ensemble.classes)
     check_class_groups(ensemble.class_groups, ensemble.classes)
     names += [group.name for group in ensemble.groups]
     for name in names:
@@ -288,8 +288,8 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
-        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
         named = read_beside(named, path.parent)
+        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

@@ -4,7 +4,6 @@ not taken.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -277,17 +276,6 @@ def test_probabilities_agree_as_logarithms() -> None:
     runner.probabilities = True
     assert np.array_equal(runner({"x": torch.zeros(2, 1)}), exact.numpy()) and not runner.half
     assert "log-probabilities" in runner.notes[0]
-
-
-def test_half_precision_must_be_faster() -> None:
-    def slow(x: Any, f: Any) -> torch.Tensor:
-        time.sleep(0.02)
-        return torch.ones(len(x["x"]), 2)
-
-    runner = half_runner(slow)
-    runner.timed = True
-    runner({"x": torch.zeros(2, 1)})
-    assert not runner.half and "took" in runner.notes[0]
 
 
 @pytest.mark.parametrize(("name", "params"), CASES)

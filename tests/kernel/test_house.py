@@ -26,8 +26,9 @@ SELF = Path(__file__).resolve().relative_to(REPOSITORY).as_posix()
 PAGE = "docs/architecture.md"
 # Papers that are not in this repository: a comment states the fact itself, or names a public source.
 ELSEWHERE = re.compile(
-    r"\bDESIGN\b|seed-systems|reliability\.md|frontends-2026|kaggle\.md|style\.md|\.\./shared"
-    r"|(?<!docs/)soundscapes\.md|(?<!docs/)\bperformance\.md \d"
+    r"\bDESIGN\b|seed-systems|reliability\.md|frontends-2026|reference/soundscapes\.md|kaggle\.md|style\.md"
+    r"|\.\./shared"
+    r"|(?<!docs/)\bperformance\.md \d"
 )
 COMMAND = re.compile(r"(?:^|[\s`])(?:\.venv/bin/)?python (-m )?([\w./]+)")
 TARGET = re.compile(r"(?:^|`)make ([a-z]+)(?=`|\s+#|\s*$| [A-Z]+=)", re.MULTILINE)

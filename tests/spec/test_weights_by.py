@@ -17,7 +17,7 @@ HEAD = "class,group,a,b\n"
 
 def read(folder: Path, text: str) -> dict[str, tuple[float, ...]]:
     (folder / "w.csv").write_text(text)
-    return read_weights_by(folder / "w.csv", CLASSES, USUAL, "weights_by = 'w.csv'")
+    return read_weights_by(folder / "w.csv", CLASSES, {}, USUAL, "weights_by = 'w.csv'")
 
 
 def test_a_class_before_its_group_before_the_usual_weight(tmp_path: Path) -> None:
@@ -47,7 +47,8 @@ def test_lines_may_stand_in_any_order(tmp_path: Path) -> None:
     ("class,group,aa\ntit,,1\n", r"column 'aa' is no member"),
     ("class,tpo\ntit,1\n", r"column 'tpo' is no member; did you mean 'top'"),
     ("class,a,a\ntit,1,1\n", r"a column stands twice"),
-    ("group,a\nbirds,1\n", r"give `class`, `group` where there are any, and members"),
+    ("group,a\nbirds,1\n", r"no class is of group 'birds'; give lines of its classes, or the key"),
+    ("a,b\n1,1\n", r"give `class`, `group` where there are any, and members"),
     ("class,group\ntit,birds\n", r"give `class`, `group` where there are any, and members"),
     (HEAD + "tits,,1,1\n", r"line 2: class 'tits' is not in `classes`; did you mean 'tit'"),
     (HEAD + "tit,,1\n", r"line 2: 3 cells, the header has 4"),
@@ -63,6 +64,23 @@ def test_lines_may_stand_in_any_order(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SpecError, match="weights_by = 'w.csv': .*" + message):
         read(tmp_path, text)
+
+
+def test_groups_of_classes_may_be_known_already(tmp_path: Path) -> None:
+    groups = {"tit": "birds", "thrush": "birds", "cricket": "insects", "no class of ours": "fish"}
+    (tmp_path / "w.csv").write_text("group,a\nbirds,3\n")
+    found = read_weights_by(tmp_path / "w.csv", CLASSES, groups, USUAL, "here")
+    assert found == {"a": (3.0, 3.0, 1.0, 1.0)}
+    (tmp_path / "w.csv").write_text("class,group,a\n,birds,3\ntit,birds,5\nfrog,insects,\n,insects,7\n")
+    found = read_weights_by(tmp_path / "w.csv", CLASSES, groups, USUAL, "here")
+    assert found == {"a": (5.0, 3.0, 7.0, 7.0)}
+    for text, message in (
+        ("class,group,a\ntit,insects,5\n", "class 'tit' is of group 'insects', class_groups says 'birds'"),
+        ("group,a\nfish,1\n", "no class is of group 'fish'"),
+    ):
+        (tmp_path / "w.csv").write_text(text)
+        with pytest.raises(SpecError, match=message):
+            read_weights_by(tmp_path / "w.csv", CLASSES, groups, USUAL, "here")
 
 
 TOML = """
@@ -122,3 +140,28 @@ def test_a_class_that_nobody_weighs_is_refused(tmp_path: Path) -> None:
 def test_numbers_are_checked_too(tmp_path: Path, table: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ensemble_of(tmp_path, "", TOML.replace('"w.csv"', table))
+
+
+GROUPED = TOML.partition("[[stackers]]")[0] + """
+[[members]]
+name = "c"
+family = "simple_cnn"
+frontend = "fe"
+[[groups]]
+name = "pair"
+members = ["a", "b"]
+weight = 3
+"""
+
+
+def test_groups_of_members_may_weigh_by_groups_of_classes(tmp_path: Path) -> None:
+    toml = GROUPED.replace("[frontends.fe]", '[class_groups]\nbirds = ["tit", "thrush"]\n[frontends.fe]')
+    ensemble = ensemble_of(tmp_path, "group,pair\nbirds,0\n", toml)
+    assert ensemble.weights_by == {"pair": (0.0, 0.0, 3.0, 3.0)}
+
+
+@pytest.mark.parametrize("lines", ["class,c,pair\nfrog,0,0\n", "class,a,b,c\nfrog,0,0,0\n"])
+def test_a_class_that_no_group_and_no_other_member_weighs_is_refused(tmp_path: Path, lines: str) -> None:
+    with pytest.raises(SpecError, match="class 'frog': every member that knows it has weight 0"):
+        ensemble_of(tmp_path, lines, GROUPED)
+    assert ensemble_of(tmp_path, lines.replace("0,0", "1,0"), GROUPED).weights_by
