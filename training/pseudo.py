@@ -150,16 +150,19 @@ def soften(scores: np.ndarray, spans: Spans, turn: PseudoRound) -> np.ndarray:
     return scores
 
 
-def merge(labels: np.ndarray, spans: Spans, count: int) -> np.ndarray:
-    """f64[R, K], the labels of chunks of `count` rows from each row on: the largest of those there are.
+def merge(labels: np.ndarray, spans: Spans, count: int, places: np.ndarray | None = None) -> np.ndarray:
+    """f64[R, K], the labels of chunks of `count` windows from each row on: the largest of those there are.
 
+    places  int[R], number of each row's window in its recording; None = one after the other
     Source: tom99763/BirdClef-2026-Codebase scripts/gen_pseudo_ns 133.
     """
     out = labels.copy()
     for span in spans:
         part = labels[span]
-        for later in range(1, min(count, len(part))):
-            out[span][:-later] = np.maximum(out[span][:-later], part[later:])
+        at = np.arange(len(part)) if places is None else places[span]
+        for later in range(1, count):
+            _, here, there = np.intersect1d(at + later, at, return_indices=True)
+            out[span][here] = np.maximum(out[span][here], part[there])
     return out
 
 
@@ -192,7 +195,8 @@ def read(path: Path, folder: Path, classes: Sequence[str], turn: PseudoRound) ->
                             scores[:, [known.index(name) for name in classes]])
     spans = _spans(rows)
     count = round(turn.seconds / cut.seconds) if turn.seconds else 1
-    labels = merge(soften(scores, spans, turn), spans, count)
+    places = np.array([round((row.start or 0) / max(1, row.window)) for row in rows])
+    labels = merge(soften(scores, spans, turn), spans, count, places)
     worth = np.asarray(SAMPLINGS[turn.sampling](labels, spans), np.float64)
     kept = np.flatnonzero(labels.any(axis=1) & (worth > 0))
     kept = kept[[rows[i].clip.error is None for i in kept]]

@@ -182,7 +182,7 @@ def score(
     """
     parts = split(scoring, ids, shards)
     files = [keep / f"{_name_part(scoring, part)}.npy" if keep else None for part in parts]
-    found = [np.load(file) if file and file.exists() else None for file in files]
+    found = [_read_part(file) for file in files]
     open_parts = [i for i, values in enumerate(found) if values is None]
     # Each shard is a process of its own already: threads wait for them.
     with backend or parallel_config(backend="threading"):
@@ -195,6 +195,14 @@ def score(
                 write_atomically(file, _npy(values))
     places = {id: i for i, id in enumerate(id for part in parts for id in part)}
     return np.concatenate([values for values in found if values is not None])[[places[id] for id in ids]]
+
+
+def _read_part(file: Path | None) -> np.ndarray | None:
+    """A shard that is done; None where it is not, or its file is no such."""
+    try:
+        return None if file is None else np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _npy(values: np.ndarray) -> bytes:

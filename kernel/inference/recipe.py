@@ -168,12 +168,19 @@ def open_source(ensemble: spec.Ensemble, name: str) -> Source:
             f"frontends.{name}: piece_seconds = {fe.piece_seconds:g} and windows.seconds = "
             f"{ensemble.windows.seconds:g} must be equal where scope = {fe.scope!r}; correct one of them"
         )
-    if ensemble.windows.context_seconds:
+    if ensemble.windows.context_seconds and not _is_context_heard(ensemble):
         raise SpecError(
-            f"frontends.{name}: scope = {fe.scope!r} and windows.context_seconds do not go together; give "
-            "the front end context_frames, or scope = \"window\""
+            f"frontends.{name}: scope = {fe.scope!r} and windows.context_seconds do not go together where no "
+            "member hears a context; give the front end context_frames, or scope = \"window\""
         )
     return fe.of_recording()
+
+
+def _is_context_heard(ensemble: spec.Ensemble) -> bool:
+    """True where a member hears contexts; one whose front end looks at whole recordings hears the window."""
+    used = {entry.frontend for member in ensemble.members for entry in member.named_inputs().values()}
+    fes = [own.open_front_end(ensemble.frontends[name], name) for name in used]
+    return any(isinstance(fe, own.OwnFrontEnd) or fe.scope == "window" for fe in fes)
 
 
 def _check_keeps_time(member: spec.Member, fe: Source) -> None:

@@ -21,7 +21,7 @@ from kernel.spec.ensemble import Ensemble
 from tests.helpers import REPOSITORY
 from tests.helpers.graphs import wave_graph
 
-PAGE = (REPOSITORY / "docs" / "soundscapes.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs/soundscapes.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"`(my_birds/[\w.]+)`[^\n]*\n\n```\w*\n(.*?)```", PAGE, re.DOTALL))
 SEVEN = re.findall(r"```toml\n(.*?)```", PAGE.partition("## Seven lines")[2], re.DOTALL)[0]
 COMMANDS = [line for line in PAGE.splitlines() if line.startswith("python ") and "out" in line]

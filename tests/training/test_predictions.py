@@ -195,6 +195,9 @@ def test_shards_that_are_done_are_not_run_again(scoring, tmp_path):
     assert len(kept) == 6
     kernel.write_text(STUB.replace("broken = ", "assert len(rows) == 2 and rows[1][0] == '6.wav'\nbroken = "))
     check_scores(score.score(scoring, ids, shards=7, jobs=1, keep=tmp_path / "parts"))
+    (tmp_path / "parts" / min(kept)).write_bytes(b"no array")
+    kernel.write_text(STUB)
+    check_scores(score.score(scoring, ids, shards=7, jobs=1, keep=tmp_path / "parts"))
 
 
 def test_a_shard_holds_whole_recordings(scoring):

@@ -141,6 +141,13 @@ def test_chunks_of_rows_have_the_largest_labels_and_end_where_the_recording_does
         (0, 80_000), (40_000, 96_000), (80_000, 120_000)]  # the last one is a window, with zeros behind
 
 
+def test_a_chunk_over_a_gap_has_no_label_from_behind_its_end(scored, tmp_path):
+    scores = np.array([[0.2, 0, 0], [0.9, 0, 0]])
+    write_scores(tmp_path / "gap.npz", ["a_5", "a_15"], scores)  # a_10 had no score
+    found = pseudo.read(tmp_path / "gap.npz", scored / "scapes", CLASSES, turn(seconds=10.0))
+    np.testing.assert_allclose(found.labels[:, 0], [0.2, 0.9])
+
+
 def test_classes_in_another_order_are_put_right_and_others_refused(scored):
     found = pseudo.read(scored / "scores.npz", scored / "scapes", ("low", "high", "noise"), turn())
     assert found.labels[:, 1].max() == pytest.approx(0.6) and not found.labels[:, 0].any()
