@@ -184,7 +184,6 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
-        bundle.mkdir()
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, read)
         nets, files, held = _write_nets(request, folder, read, extra)
         weights.say_conversions(nets, say)
@@ -207,7 +206,6 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         ))
         papers = replace(papers, kernel=attached.attach(papers.kernel, manifest))
         _write_papers(folder, manifest, papers)
-        _check_upload(folder, manifest)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
 
@@ -280,7 +278,7 @@ def _choose_names(request: BuildRequest, ensemble: str) -> tuple[str, str]:
 
 
 def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
-    """Manifest, metadata and the files to push."""
+    """Manifest, metadata and the files to push, checked as an upload."""
     text = dumps_json(manifest)
     (folder / "bundle" / "manifest.json").write_bytes(text)
     (folder / "bundle" / bundle_check.METADATA).write_bytes(dumps_json(papers.dataset))
@@ -297,6 +295,7 @@ def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
         (target / notebook.FILE).write_bytes(notebook.make_notebook(source))
     (target / "kernel-metadata.json").write_bytes(dumps_json(papers.kernel))
     metadata.check_kernel(papers.kernel, target)
+    _check_upload(folder, manifest)
 
 
 def _check_upload(folder: Path, manifest: Manifest) -> None:
@@ -311,6 +310,7 @@ def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, mo
                      read: list[weights.Source]) -> tuple[dict[str, FileEntry], dict[str, dict[str, str]]]:
     """Files of optional back ends (wheels and exported graphs), and which graph belongs to which net."""
     graphs: dict[str, dict[str, str]] = {}
+    folder.mkdir()
     if request.back_end:
         from . import backend_wheels
 

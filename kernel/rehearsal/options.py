@@ -26,10 +26,7 @@ EXAMPLES = """examples:
 
 
 def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentParser:
-    """The options, each with its default and unit in its help.
-
-    prog  the command as it was typed
-    """
+    """The options, each with its default and unit in its help; `prog` is the command as it was typed."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Run the pushed kernel under its limits.",
