@@ -30,12 +30,9 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
 
     prog  the command as it was typed
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Run the pushed kernel under its limits.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Run the pushed kernel under its limits."
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=about, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="the bundle, as it was built (required)")
     add("--attached", type=Path, metavar="DIR",
