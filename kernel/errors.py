@@ -63,6 +63,10 @@ class ClipQuarantined(ClipError):
     """The clip was in work at two crashes of the engine."""
 
 
+class EmbeddingFailed(ClipError):
+    """A graph has no vectors for this row: its heads pass over it, the other members decide it."""
+
+
 class SubmissionError(HourglassError):
     """The sample or the output cannot be used."""
 

@@ -60,6 +60,11 @@ class Order:
     first: int | None
     attempt: int
 
+    @property
+    def runtimes(self) -> Path:
+        """Folder for back ends that the bundle brings as wheels."""
+        return self.state / "runtimes"
+
 
 def load_order(text: bytes) -> Order:
     """The order in the bytes of run.json.

@@ -50,7 +50,8 @@ class Engine:
             bundle=self.run.bundle,
             feed=self.run.feed,
             cores=self.run.cores,
-            runtimes=order.state / "runtimes",
+            runtimes=order.runtimes,
+            embeddings=self.run.embeddings,
         )
         self._publication = Publication(self.run)
         self._fatal: BaseException | None = None

@@ -6,6 +6,7 @@ Owns `Run` and the set-up: devices, rows, recipes, board, store. Runs nothing (s
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,14 +15,17 @@ from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
 from ..errors import HourglassError, NetQuarantined
-from ..inference import devices
+from ..inference import devices, onnx
+from ..inference.embeddings import Embeddings
+from ..inference.graph_net import GraphNet, GraphUse
+from ..inference.graph_net import load_net as load_graph_net
 from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter
 from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, count_tables, open_board
 from ..sound.clips import find_clips
-from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
+from ..sound.loading import LONGEST_WHOLE_S, count_graph_bytes, count_work_bytes
 from ..sound.recording import count_idle_bytes
 from ..sound.rows import Row, clip_ids, list_rows
 from ..sound.scopes import OfRecording
@@ -58,6 +62,7 @@ class Run:
     extra_clips: int
     board: Board
     nets: dict[str, NetRun]
+    embeddings: Embeddings
     feed: Feed
     cores: Cores
 
@@ -103,10 +108,11 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         scratch=order.state / "spill",
         loaders=order.loaders or max(1, order.limits.cores),
     )
+    bundle = open_bundle(order.bundle, manifest)
     return Run(
         order=order,
         manifest=manifest,
-        bundle=open_bundle(order.bundle, manifest),
+        bundle=bundle,
         meter=meter,
         journal=journal,
         recorder=recorder,
@@ -116,9 +122,24 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         extra_clips=extra,
         board=board,
         nets=nets,
+        embeddings=_open_embeddings(ensemble, bundle, nets, feed.loaders, order.runtimes),
         feed=feed,
         cores=cores,
     )
+
+
+def _open_embeddings(ensemble: spec.Ensemble, bundle: Bundle, nets: dict[str, NetRun], loaders: int,
+                     runtimes: Path) -> Embeddings:
+    """The embeddings of all nets, whose graphs are opened when a net wants one."""
+
+    def open_graph(file: str, use: GraphUse) -> GraphNet:
+        runtime = onnx.find_runtime(onnx.ONNX, bundle, runtimes)
+        return load_graph_net(bundle.read_file(file), runtime, callers=loaders, use=use)
+
+    made = Embeddings(ensemble, open_graph)
+    for recipe in {id(run.recipe): run.recipe for run in nets.values() if run.recipe is not None}.values():
+        made.connect(recipe)
+    return made
 
 
 def _open_devices(wanted: str, recorder: Recorder, heartbeat: Heartbeat) -> list[devices.Device]:
@@ -210,7 +231,8 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
         clip = max(clip, fe.max_bytes(int(stored_s * fe.rate) + 1))
         for row in stored:
             rate = max(fe.rate, *rates) if row.clip.unread else fe.rate
-            work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s))
+            graph = count_graph_bytes(fe, min(stored_s, manifest.ensemble.longest_s))
+            work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s) + graph)
     return StoreLimits(
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),

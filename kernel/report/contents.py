@@ -7,12 +7,13 @@ the sandbox enforces, "truth" holds a row's labels. A field that is None by defa
 absent from the file. Times are seconds since the guard's start, sizes are bytes.
 """
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..cache.tiers import Stats
 from ..limits import Limits, Marks
 from ..spec import load
+from .embedding_work import EmbeddingReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +285,7 @@ class Report(EveryReport):
     clip_notes      row id -> remarks (salvaged, shortened)
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes
     meter           where the memory figures were read
+    embeddings      name -> what its graph did
     page            "report.html", or why it was not written
     """
 
@@ -311,6 +313,7 @@ class Report(EveryReport):
     timeline: tuple[MemoryPoint, ...]
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
+    embeddings: dict[str, EmbeddingReport] = field(default_factory=dict)
     page: str | None = None
     rehearsal: RehearsalReport | None = None
     worst: tuple[ShownRow, ...] | None = None
@@ -334,5 +337,5 @@ def encode_report(report: Report | BareReport) -> bytes:
 
 def _present(part: Any) -> dict[str, Any]:
     """Key -> value of a dataclass, without the parts that are absent."""
-    optional = {field.name for field in fields(part) if field.default is None}
+    optional = {own.name for own in fields(part) if own.default is None}
     return {name: value for name, value in vars(part).items() if value is not None or name not in optional}

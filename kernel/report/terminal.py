@@ -37,6 +37,11 @@ def run_table(report: Report) -> str:
             f"{m.name:<28}{m.nets_done:>2}/{len(m.nets):<2}{m.rows:>8}{m.seconds:>10.1f}{m.weight:>8.2f}"
             for m in report.members
         ),
+        *(
+            f"embedding {name}: {work.rows} rows, {work.passes} passes, {work.vectors} vectors in "
+            f"{seconds_text(work.seconds)} | read by {work.nets} nets | {work.path}"
+            for name, work in report.embeddings.items()
+        ),
         f"store {hits} | RAM {gigabytes(store.ram_bytes)}, disk {gigabytes(store.disk_bytes)}",
     ]
     if report.random_weights:

@@ -2,6 +2,7 @@
 
 ensemble  what people write: the ensemble TOML and its rules
 parts     its members and stackers
+embeddings  what a graph makes of a row, and the heads that read it
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
@@ -10,6 +11,7 @@ In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes a
 keys.
 """
 from ..errors import SpecError
+from .embeddings import Embedding, with_heads
 from .ensemble import (
     LEAST_PROBABILITY,
     MEANS,
@@ -33,6 +35,7 @@ __all__ = [
     "NAME",
     "ROW_DEPENDENT_MEANS",
     "Cost",
+    "Embedding",
     "Ensemble",
     "FileEntry",
     "Input",
@@ -54,4 +57,5 @@ __all__ = [
     "net_ids",
     "parse_ensemble",
     "read_toml",
+    "with_heads",
 ]

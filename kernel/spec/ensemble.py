@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .embeddings import Embedding, check_embeddings, with_heads
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
 from .windows import Windows, check_windows
@@ -52,6 +53,7 @@ class Ensemble:
     members          [[members]]: the first-level nets
     frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.sound.frontends'
                      keys
+    embeddings       [embeddings.NAME]: what a graph makes of a front end's array, for [[heads]] to read
     stackers         [[stackers]]: second-level nets
     about            one sentence for the dataset's page
     profile          limits it runs under: fat2019, code-gpu, code-cpu or birdclef-cpu90
@@ -70,6 +72,7 @@ class Ensemble:
     classes: tuple[str, ...]
     members: tuple[Member, ...]
     frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    embeddings: dict[str, Embedding] = field(default_factory=dict)
     stackers: tuple[Stacker, ...] = ()
     about: str = ""
     profile: str = "fat2019"
@@ -99,8 +102,10 @@ def check(ensemble: Ensemble) -> Ensemble:
     """
     _check_whole(ensemble)
     names = [part.name for part in ensemble.parts]
+    check_embeddings(ensemble.embeddings, ensemble.frontends)
+    sources = {**ensemble.frontends, **ensemble.embeddings}
     for i, member in enumerate(ensemble.members):
-        _check_member(member, ensemble.frontends, f"members[{i}]")
+        _check_member(member, sources, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
@@ -128,7 +133,7 @@ def _check_whole(ensemble: Ensemble) -> None:
     _check_name(ensemble.name, "name")
     if ensemble.windows is not None:
         check_windows(ensemble.windows)
-    require(bool(ensemble.members), "members: none; add at least one [[members]]")
+    require(bool(ensemble.members), "members: none; add at least one [[members]] or [[heads]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
         ensemble.mean != "power" or ensemble.mean_power != 0,
@@ -236,7 +241,7 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
     Raises  SpecError
     """
     try:
-        named = dict(data)
+        named = with_heads(data)
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
