@@ -27,6 +27,7 @@ from . import (
     code_wheel,
     compare,
     dry_run,
+    graph_members,
     metadata,
     mounts,
     notebook,
@@ -179,11 +180,11 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
         ) from error
 
 
-def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
-               sources: list[weights.Source], seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
+def _try_parts(ensemble: Ensemble, modules: Modules, sources: list[weights.Source],
+               seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
     costs: dict[str, Cost] = {}
-    for part in parts:
+    for part in ensemble.parts:
         blob = next(source for source in sources if source.member == part.name).read()
         if isinstance(part, Stacker):
             cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
@@ -210,6 +211,7 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.warn_empty_filters(found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
 
 
@@ -228,11 +230,12 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
                for p in parts if p.family != dry_run.ONNX}
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
-    costs = _try_parts(ensemble, parts, modules, sources, seconds)
+    found = graph_members.settle(found, sources, say)
+    ensemble = found.here
+    costs = _try_parts(ensemble, modules, sources, seconds)
     if request.compare is not None:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
-    dry_run.warn_empty_filters(ensemble, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"

@@ -14,7 +14,8 @@ from torch import nn
 from kernel import models
 from kernel.bundle import parse_state
 from kernel.errors import SpecError, text_of
-from kernel.inference import backends
+from kernel.inference import backends, graph_net
+from kernel.inference.graph_file import describe, list_ports
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe, fill_constants
 from kernel.sound import own
@@ -159,35 +160,48 @@ def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
 def check_back_end(ensemble: Ensemble, back_end: str | None) -> None:
     """Nothing, when the bundle will hold what its members need.
 
-    Raises  SpecError for an ONNX member without the ONNX Runtime wheels
+    Raises  SpecError for an ONNX member without the wheels of a runtime
     """
     for member in ensemble.members:
-        if member.family == ONNX and back_end != "onnxruntime":
+        if member.family == ONNX and back_end is None:
             raise SpecError(
-                f'member {member.name}: family "onnx" needs ONNX Runtime, which the Kaggle image lacks; '
-                "build with --wheels onnxruntime"
+                f'member {member.name}: family "onnx" needs ONNX Runtime or OpenVINO, which the Kaggle image '
+                "lacks; build with --wheels onnxruntime"
             )
 
 
 def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
-    """Cost (unknown) of an ONNX member that runs here and gives one finite value per class.
+    """Cost (unknown) of an ONNX member that runs here and gives finite values, one per class.
 
-    Raises  SpecError naming the member
+    Raises  SpecError or ModelLoadFailed naming the member
     """
     try:
         import onnxruntime  # noqa: F401  It runs in a process of its own.
     except ImportError as error:
         raise SpecError(f"member {member.name}: install onnxruntime here, so that the graph can be tried: "
                         "pip install onnxruntime") from error
-    inputs = make_inputs(build_recipe(ensemble, member), nn.Identity())
+    use = graph_net.use_of(member)
+    facts = describe(graph, use.where)
+    net = graph_net.GraphNet(facts, use, partial(run_graph, graph), "trial")
+    inputs = make_inputs(build_recipe(ensemble, member), net)
     try:
-        out = run_graph(graph, {name: value.numpy() for name, value in inputs.items()})
+        out = net(inputs).numpy()
     except GraphFailed as error:
         raise SpecError(
-            f"member {member.name}: the graph fails on {SECONDS:g} s of sound ({error}); export it with "
-            "dynamic batch and time axes and one output"
+            f"{use.where}: the graph fails on {SECONDS:g} s of sound ({error}); export it with dynamic batch "
+            f"and time axes, or give the view its length. Its inputs: {list_ports(facts.inputs)}"
         ) from error
-    _check_answer(f"member {member.name}", out, len(ensemble.classes), member.frames is not None)
+    classes = len(ensemble.classes)
+    framed = member.frames is not None
+    if out.ndim == 3 and not framed:
+        out = out.mean(axis=1)  # Answers of several patches, which the view's merge makes one.
+    try:
+        _check_answer(use.where, out, classes, framed)
+    except SpecError as error:
+        outputs = list_ports(facts.outputs)
+        raise SpecError(
+            f"{error}. Its output {net.answer.name!r} was taken; `output` may name another: {outputs}"
+        ) from error
     return Cost()
 
 

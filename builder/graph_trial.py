@@ -1,19 +1,20 @@
-"""A user's ONNX graph, run once in a process of its own that has a time limit.
+"""A user's ONNX graph, run in a process of its own that has a time limit.
 
 Owns that process: a graph may loop for ever or end the process it runs in, and the build is told so in a
 sentence. Run as a script, this file is that process. Whether the answer fits the member is dry_run's.
 """
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SECONDS = 120.0  # For loading the runtime and a pass over one cut; a pass of the largest nets takes seconds.
-GRAPH, INPUTS, ANSWER = "net.onnx", "inputs.npz", "answer.npy"
+GRAPH, INPUTS, WANTED, ANSWERS = "net.onnx", "inputs.npz", "wanted.json", "answers.npz"
 REFUSED = 3  # Exit code of the process when the runtime refused the graph; its output says why.
 
 
@@ -21,8 +22,9 @@ class GraphFailed(Exception):
     """The graph gave no tensor; the message says why."""
 
 
-def run_graph(graph: bytes, inputs: Mapping[str, np.ndarray], seconds: float = SECONDS) -> np.ndarray:
-    """The first output of an ONNX graph on the CPU.
+def run_graph(graph: bytes, inputs: Mapping[str, np.ndarray], wanted: Sequence[int] = (0,),
+              seconds: float = SECONDS) -> list[np.ndarray]:
+    """Outputs of an ONNX graph on the CPU, those at the places `wanted` among all.
 
     inputs   by name; a single one may have any name in the graph
     Raises   GraphFailed: refused, not a tensor of numbers, too slow, or it ended its process
@@ -32,6 +34,7 @@ def run_graph(graph: bytes, inputs: Mapping[str, np.ndarray], seconds: float = S
         (folder / GRAPH).write_bytes(graph)
         arrays: dict[str, Any] = dict(inputs)
         np.savez(folder / INPUTS, **arrays)
+        (folder / WANTED).write_text(json.dumps(list(wanted)))
         command = [sys.executable, "-P", str(Path(__file__).resolve()), made]
         try:
             done = subprocess.run(
@@ -47,14 +50,14 @@ def run_graph(graph: bytes, inputs: Mapping[str, np.ndarray], seconds: float = S
             how = f"exit code {done.returncode} {last}".strip()
             raise GraphFailed(f"the process that ran it ended with {how}")
         try:
-            answer: np.ndarray = np.load(folder / ANSWER, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with np.load(folder / ANSWERS, allow_pickle=False) as held:
+                return [held[str(place)] for place in wanted]
+        except (OSError, ValueError, KeyError) as error:
             raise GraphFailed(f"the process that ran it left no answer ({error})") from error
-    return answer
 
 
 def _answer(folder: Path) -> None:
-    """Run the graph of `folder` and leave its answer there."""
+    """Run the graph of `folder` and leave its answers there."""
     import onnxruntime
 
     # Bytes, not the path: a graph by path may read other files of this machine as its weights.
@@ -64,11 +67,15 @@ def _answer(folder: Path) -> None:
     names = [entry.name for entry in session.get_inputs()]
     if len(names) != 1 or len(inputs) != 1:
         names = list(inputs)  # Several inputs go by name; a single one may have any name.
-    out = session.run(None, dict(zip(names, inputs.values(), strict=True)))[0]
-    if not isinstance(out, np.ndarray) or out.dtype.kind not in "fiub":
-        found = f"holds {out.dtype}" if isinstance(out, np.ndarray) else f"is a {type(out).__name__}"
-        raise TypeError(f"its first output {found}, expected a tensor of numbers")
-    np.save(folder / ANSWER, out, allow_pickle=False)
+    wanted = json.loads((folder / WANTED).read_text())
+    every = [entry.name for entry in session.get_outputs()]
+    outs = session.run([every[place] for place in wanted], dict(zip(names, inputs.values(), strict=True)))
+    for place, out in zip(wanted, outs, strict=True):
+        if not isinstance(out, np.ndarray) or out.dtype.kind not in "fiub":
+            found = f"holds {out.dtype}" if isinstance(out, np.ndarray) else f"is a {type(out).__name__}"
+            which = f"its output {every[place]!r}" if len(every) > 1 else "its first output"
+            raise TypeError(f"{which} {found}, expected a tensor of numbers")
+    np.savez(folder / ANSWERS, **{str(place): out for place, out in zip(wanted, outs, strict=True)})
 
 
 if __name__ == "__main__":

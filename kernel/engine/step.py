@@ -17,7 +17,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle
 from ..errors import ModelLoadFailed
-from ..inference import onnx
+from ..inference import graph_net, onnx
 from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
 from ..inference.embeddings import Embeddings, sources_of
@@ -212,16 +212,16 @@ class StepRunner:
         cost = manifest.costs.get(entry.member, spec.Cost())
         if entry.kind == "onnx":
             data = self.bundle.read_net(entry)
-            return load_graph(
-                recipe, onnx.open_graph(data, onnx.ONNX, self.bundle, self.runtimes, False), cost
-            )
+            use = graph_net.use_of(recipe.member)
+            graph = graph_net.open_graph(data, onnx.ONNX, self.bundle, self.runtimes, False, use)
+            return load_graph(recipe, graph, cost)
         state = self.bundle.load_state(entry)
         beat()
         name = manifest.graphs.get(entry.id, {}).get("onnx")
 
-        def open_exported(runtime: str) -> onnx.GraphNet:
+        def open_exported(runtime: str) -> graph_net.GraphNet:
             beat()
-            return onnx.open_graph(
+            return graph_net.open_graph(
                 self.bundle.read_file(str(name)), runtime, self.bundle, self.runtimes, True
             )
 

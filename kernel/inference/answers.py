@@ -49,6 +49,13 @@ MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
 }
 
 
+def flat(answers: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([P n, K], [P n]): several answers per pass [P, n, K] as passes of their own, each with its weight."""
+    if answers.ndim < 3:
+        return answers, weights
+    return answers.reshape(-1, answers.shape[2]), np.repeat(weights, answers.shape[1])
+
+
 @torch.inference_mode()
 def merge_passes(
     rule: str, activate: Activate, answers: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor, count: int

@@ -1,7 +1,7 @@
 """The ways to run a net on a device: torch on a CPU, torch on CUDA, an exported graph.
 
 Owns the choice among them: every fast way is checked against plain eager fp32 torch before it is believed,
-and the report says which one ran. Which devices there are is `devices`, the graph runtimes are `onnx`, the
+and the report says which one ran. Which devices there are is `devices`, graphs are `graph_net`, the
 net as it then runs is a `runner`. Does not group rows, cut views or turn logits into probabilities.
 """
 import copy
@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import models
 from .devices import Device, probe
-from .onnx import GraphNet
+from .graph_net import GraphNet
 from .runner import AGREEMENT_FP32, AGREEMENT_HALF, Inputs, Run, Runner
 
 __all__ = [

@@ -16,7 +16,7 @@ from ..sound.frontends import FrontEnd
 from ..sound.own import OwnFrontEnd
 from ..sound.source import Source
 from ..spec import load
-from .answers import MERGES, Activate
+from .answers import MERGES, Activate, flat
 from .cuts import Cuts, Warps, generator, pad_time, pad_value
 
 __all__ = ["MERGES", "VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
@@ -111,12 +111,13 @@ class View:
         return 0.0 if self.domain == "wave" else pad_value(x, self.fe)
 
     def merge(self, logits: np.ndarray, activate: Activate) -> np.ndarray:
-        """f64[K] probabilities of one row from logits f[P, K]; `activate` makes logits [n, K] probabilities.
+        """f64[K] probabilities of one row from logits f[P, K], or f[P, n, K] where each pass has n answers;
+        `activate` makes logits [n, K] probabilities.
 
         Raises  SpecError when pass_weights has fewer values than passes
         """
-        logits = np.asarray(logits, np.float64)
-        return MERGES[self.merge_rule](logits, self._checked_weights(len(logits)), activate)
+        weights = self._checked_weights(len(logits))
+        return MERGES[self.merge_rule](*flat(np.asarray(logits, np.float64), weights), activate)
 
     def shares(self, passes: int) -> np.ndarray:
         """f64[passes], the share of each pass in a mean. Raises SpecError when pass_weights has too few."""

@@ -161,6 +161,10 @@ def _check_member(member: Member, frontends: Collection[str], where: str) -> Non
                 + did_you_mean(entry.frontend, frontends)
             )
     require(
+        member.output is None or member.family == "onnx",
+        f'{where}.output: {member.output!r}; only a graph (family = "onnx") has outputs to choose from',
+    )
+    require(
         len(member.fold_weights) in (0, len(member.folds)),
         f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
     )

@@ -24,7 +24,9 @@ class Member:
 
     name          unique, used in files and reports
     family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
-    params        constructor values of the family
+    params        constructor values of the family; of a graph: values of inputs that stay the same, such as
+                  {sr = 16000} ("frames" = the length of the pass), and min_frames, its shortest input
+    output        family "onnx": name of the output that answers; None = the graph's first
     frontend      name in [frontends], for a net with one input
     finish        steps of kernel.inference.finish for that input, in order: names or tables with `kind`
     inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
@@ -50,6 +52,7 @@ class Member:
     name: str
     family: str
     params: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
     frontend: str | None = None
     finish: tuple[Any, ...] = ()
     inputs: dict[str, Input] = field(default_factory=dict)
