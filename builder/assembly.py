@@ -27,6 +27,7 @@ from . import (
     code_wheel,
     compare,
     dry_run,
+    embeddings,
     graph_members,
     metadata,
     mounts,
@@ -181,8 +182,9 @@ def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[s
 
 
 def _try_parts(ensemble: Ensemble, modules: Modules, sources: list[weights.Source],
-               seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
+               seconds: dict[str, tuple[float, float]], graphs: embeddings.Graphs) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
+    connect = embeddings.open_here(ensemble, graphs).connect
     costs: dict[str, Cost] = {}
     for part in ensemble.parts:
         blob = next(source for source in sources if source.member == part.name).read()
@@ -191,7 +193,7 @@ def _try_parts(ensemble: Ensemble, modules: Modules, sources: list[weights.Sourc
         elif part.family == dry_run.ONNX:
             cost = dry_run.try_onnx(ensemble, part, blob)
         else:
-            cost = dry_run.try_member(ensemble, part, blob, modules[part.name])
+            cost = dry_run.try_member(ensemble, part, blob, modules[part.name], connect)
         if part.name in seconds:
             cost = replace(cost, seconds_a=seconds[part.name][0], seconds_b=seconds[part.name][1])
         costs[part.name] = cost
@@ -230,9 +232,11 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
                for p in parts if p.family != dry_run.ONNX}
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
+    held = embeddings.read_graphs(ensemble, weights_folders(request))
     found = graph_members.settle(found, sources, say)
+    found = replace(found, here=embeddings.settle(found.here, held, say))
     ensemble = found.here
-    costs = _try_parts(ensemble, modules, sources, seconds)
+    costs = _try_parts(ensemble, modules, sources, seconds, held)
     if request.compare is not None:
         tolerance, allowed = request.compare_tolerance, request.compare_allow
         compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
@@ -240,6 +244,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     with staging(request.out) as folder:
         bundle = folder / "bundle"
         bundle.mkdir()
+        shipped = embeddings.ship(found.shipped, ensemble, held, bundle)
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
         most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
         nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
@@ -249,7 +254,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
             format=FORMAT,
             bundle="",
             version=kernel.__version__,
-            ensemble=found.shipped,
+            ensemble=shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
             files={**files, **extra},
             nets=tuple(nets),

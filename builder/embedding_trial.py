@@ -101,7 +101,7 @@ def _run(folder: Path) -> dict[str, object]:
         for part in made:
             for output, name in zip(part, names, strict=True):
                 if not np.isfinite(output).all():
-                    raise ModelLoadFailed(f"{where}: output {name!r} holds NaN or infinity for a chirp in noise")
+                    raise ModelLoadFailed(f"{where}: output {name!r} holds NaN or infinity for a chirp")
     return {"values": values, **told}
 
 

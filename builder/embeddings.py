@@ -3,6 +3,7 @@
 Owns what the builder fills in of [embeddings.NAME], and the open graphs on this machine. How a graph is tried
 is embedding_trial's, what vectors are is kernel.inference's.
 """
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,8 @@ def settle(ensemble: Ensemble, graphs: Graphs, say: Callable[[str], None]) -> En
     try:
         import onnxruntime  # noqa: F401  It runs in a process of its own.
     except ImportError as error:
-        raise SpecError("embeddings: install onnxruntime here, so that their graphs can be tried: pip install "
-                        "onnxruntime") from error
+        raise SpecError("embeddings: install onnxruntime here, so that their graphs can be tried: pip "
+                        "install onnxruntime") from error
     return replace(ensemble, embeddings={
         name: _settle_one(ensemble, name, embedding, graphs[name], say)
         for name, embedding in ensemble.embeddings.items()})
@@ -65,6 +66,10 @@ def _settle_one(ensemble: Ensemble, name: str, embedding: Embedding, graph: byte
                 say: Callable[[str], None]) -> Embedding:
     where = f"embeddings.{name}"
     facts = describe(graph, where)
+    digest = hashlib.sha256(graph).hexdigest()
+    if embedding.sha256 not in (None, digest):
+        raise SpecError(f"{where}.sha256: {embedding.sha256[:12]}..., but {embedding.graph} has "
+                        f"{digest[:12]}...; take the right file, or leave the key out")
     for output in embedding.output:
         facts.output(output, where)
     member = graph_members.settle_member(ensemble, graph_member(name, embedding), facts)
@@ -84,6 +89,7 @@ def _settle_one(ensemble: Ensemble, name: str, embedding: Embedding, graph: byte
         embedding,
         view=member.view,
         values=trial.values,
+        sha256=digest,
         per_second=embedding.per_second or round(max(per_s, 1 / long_s), 3),
         bytes_a=embedding.bytes_a or float(max(0, round(trial.bytes[0] - slope * short_s))),
         bytes_b=embedding.bytes_b or float(round(slope)),

@@ -23,8 +23,8 @@ MARK = "_half"
 def halve(graph: bytes, where: str = "graph", keep: Sequence[str] = ()) -> bytes:
     """The same graph with fp16 weights; values beyond fp16's range are cut to it.
 
-    keep    patterns of weights that stay in fp32, such as the matrices of a Fourier transform: what is rounded
-            there is noise under a logarithm
+    keep    patterns of weights that stay in fp32, such as the matrices of a Fourier transform: what is
+            rounded there is noise under a logarithm
     Raises  ModelLoadFailed when the bytes are no ONNX graph, or hold no fp32 weight
     """
     import onnx

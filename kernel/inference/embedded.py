@@ -41,7 +41,8 @@ class Embedded:
         self.view = view
         self.rate = fe.rate
         self.dtype = np.dtype(embedding.stored)
-        told = repr((embedding.graph, embedding.output, embedding.finish, embedding.stored, fe.key, view.key))
+        told = repr((embedding.graph, embedding.output, embedding.finish, embedding.stored,
+                     embedding.sha256, fe.key, view.key))
         self.key = f"embedding-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
         self.run: Run | None = None
 
@@ -90,14 +91,16 @@ class Embedded:
         if len({len(output) for output in flat}) != 1:
             raise EmbeddingFailed(
                 f"embedding {self.name}: its outputs {list(self.embedding.output)} give "
-                f"{[len(output) for output in flat]} vectors for one row; outputs that stand beside each other "
-                "have as many: choose others"
+                f"{[len(output) for output in flat]} vectors for one row; outputs that stand beside each "
+                "other have as many: choose others"
             )
         vectors = np.concatenate(flat, axis=1)
         known = self.embedding.values
         if known is not None and vectors.shape[1] != known:
-            raise EmbeddingFailed(f"embedding {self.name}: the graph gave vectors of {vectors.shape[1]} values, "
-                                  f"not {known}; correct `values` or `output`")
+            raise EmbeddingFailed(
+                f"embedding {self.name}: the graph gave vectors of {vectors.shape[1]} values, not {known}; "
+                "correct `values` or `output`"
+            )
         with np.errstate(over="ignore"):
             stored = np.array(vectors.T[None], dtype=self.dtype, order="C")
         if not np.isfinite(stored).all():

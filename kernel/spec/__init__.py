@@ -11,7 +11,7 @@ In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes a
 keys.
 """
 from ..errors import SpecError
-from .embeddings import Embedding, with_heads
+from .embeddings import Embedding, check_embeddings, with_heads
 from .ensemble import (
     LEAST_PROBABILITY,
     MEANS,
@@ -49,6 +49,7 @@ __all__ = [
     "Wheel",
     "Windows",
     "check",
+    "check_embeddings",
     "dumps_json",
     "load",
     "load_ensemble",

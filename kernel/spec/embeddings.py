@@ -28,6 +28,7 @@ class Embedding:
     stored      dtype in which the vectors are kept: "float32" or "float16"
     values      of a vector; left out = found by the builder
     per_second  vectors of a second of audio, for planning; left out = measured by the builder
+    sha256      of the graph, in hex; left out = found by the builder
     bytes_a, bytes_b  memory that the graph takes for a row of s seconds beside its answer, a + b x s; left
                 out = measured by the builder
     """
@@ -40,12 +41,15 @@ class Embedding:
     stored: str = "float32"
     values: int | None = None
     per_second: float | None = None
+    sha256: str | None = None
     bytes_a: float | None = None
     bytes_b: float | None = None
 
 
-def with_heads(data: Mapping[str, Any]) -> dict[str, Any]:
+def with_heads(data: Mapping[str, Any], form: type = Member) -> dict[str, Any]:
     """The tables of an ensemble with every [[heads]] as one more of [[members]], after the others.
+
+    form    the dataclass whose keys a member has: a recipe's members have others
 
     Raises  SpecError naming the key of the head
     """
@@ -58,7 +62,7 @@ def with_heads(data: Mapping[str, Any]) -> dict[str, Any]:
     require(isinstance(heads, list), "heads: expected tables [[heads]]")
     require(isinstance(embeddings, Mapping), "embeddings: expected tables [embeddings.NAME]")
     named["members"] = [*named.get("members", []), *(
-        _as_member(head, embeddings, f"heads[{i}]") for i, head in enumerate(heads))]
+        _as_member(head, embeddings, form, f"heads[{i}]") for i, head in enumerate(heads))]
     return named
 
 
@@ -74,7 +78,7 @@ def _with_output_lists(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "embeddings": read}
 
 
-def _as_member(head: Any, embeddings: Collection[str], where: str) -> dict[str, Any]:
+def _as_member(head: Any, embeddings: Collection[str], form: type, where: str) -> dict[str, Any]:
     """The table of a member that reads the head's embedding."""
     if not isinstance(head, Mapping):
         raise SpecError(f"{where}: expected a table, got {head!r}")
@@ -82,12 +86,12 @@ def _as_member(head: Any, embeddings: Collection[str], where: str) -> dict[str, 
         require(key not in head, f"{where}.{key}: a head reads an embedding; name it in `embedding`")
     require("embedding" in head, f"{where}.embedding: missing; name a table of [embeddings]")
     if head["embedding"] not in embeddings:
-        raise SpecError(f"{where}.embedding: {head['embedding']!r} is not in [embeddings]; "
-                        + (did_you_mean(str(head["embedding"]), embeddings) if embeddings else "there is none"))
+        near = did_you_mean(str(head["embedding"]), embeddings) if embeddings else "there is none"
+        raise SpecError(f"{where}.embedding: {head['embedding']!r} is not in [embeddings]; {near}")
     table = {key: value for key, value in head.items() if key != "embedding"}
     classes_from = table.get("classes_from")
     plain = {**table, "classes_from": []} if isinstance(classes_from, str) else table  # a file, read later
-    load(Member, {**plain, "frontend": head["embedding"]}, where)  # its messages name the head
+    load(form, {**plain, "frontend": head["embedding"]}, where)  # its messages name the head
     return {**table, "frontend": head["embedding"]}
 
 
