@@ -888,17 +888,13 @@ def make_parser() -> "argparse.ArgumentParser":
         "--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)"
     )
     parser.add_argument(
-        "--input",
-        metavar="DIR",
-        help="folder with sample_submission.csv and the clips (default: /kaggle/input)",
+        "--input", metavar="DIR", help="folder with sample_submission.csv and clips (default: /kaggle/input)"
     )
     parser.add_argument(
         "--clips", metavar="DIR", help="folder of clips (default: found below the input)"
     )
     parser.add_argument(
-        "--working",
-        metavar="DIR",
-        help="folder for submission.csv and report.json (default: /kaggle/working)",
+        "--working", metavar="DIR", help="folder of submission.csv and report.json (default: /kaggle/working)"
     )
     parser.add_argument(
         "--limits", metavar="PROFILE", help="fat2019, code-gpu, code-cpu, birdclef-cpu90 (default: bundle's)"
@@ -910,6 +906,10 @@ def make_parser() -> "argparse.ArgumentParser":
     parser.add_argument("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)"
+    )
+    parser.add_argument(
+        "--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
+        help="how nets run (default: auto, the fastest that agrees)"
     )
     parser.add_argument(
         "--first",
@@ -1866,6 +1866,7 @@ def describe_order(run: "Run", sample: "Sample") -> "dict[str, Any]":
         "loaders": given.loaders,
         "first": given.first,
         "attempt": run.attempts,
+        "backend": given.backend,
     }
 
 

@@ -34,6 +34,7 @@ from . import (
     notebook,
     own_fronts,
     random_weights,
+    watched,
     weights,
 )
 from .metadata import PLACEHOLDER_OWNER
@@ -188,12 +189,13 @@ def _try_parts(ensemble: Ensemble, modules: Modules, sources: list[weights.Sourc
     costs: dict[str, Cost] = {}
     for part in ensemble.parts:
         blob = next(source for source in sources if source.member == part.name).read()
-        if isinstance(part, Stacker):
-            cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
-        elif part.family == dry_run.ONNX:
-            cost = dry_run.try_onnx(ensemble, part, blob)
-        else:
-            cost = dry_run.try_member(ensemble, part, blob, modules[part.name], connect)
+        with watched.limited(f"the trial of {part.name!r} on {dry_run.SECONDS:g} s of sound"):
+            if isinstance(part, Stacker):
+                cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
+            elif part.family == dry_run.ONNX:
+                cost = dry_run.try_onnx(ensemble, part, blob)
+            else:
+                cost = dry_run.try_member(ensemble, part, blob, modules[part.name], connect)
         if part.name in seconds:
             cost = replace(cost, seconds_a=seconds[part.name][0], seconds_b=seconds[part.name][1])
         costs[part.name] = cost
@@ -228,8 +230,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     papers = _make_papers(request, ensemble)
     seconds, frontend_seconds = _measured(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
-               for p in parts if p.family != dry_run.ONNX}
+    with watched.limited("the building of the nets, your own files among them,"):
+        modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
+                   for p in parts if p.family != dry_run.ONNX}
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
     held = embeddings.read_graphs(ensemble, weights_folders(request))

@@ -133,6 +133,8 @@ VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
         "centre and padding: frames at the edges read {there} there, {here} here",
     ),
     "trim_db": ((None, 60.0, 40.0, 30.0, 20.0), "trim: silent ends are cut at {there} dB there, {here} here"),
+    "trim_edges": (("zeros", "reflect"), "trim: frames at the wave's ends read {there} there, {here} here "
+                   "(zeros: librosa >= 0.9)"),
     "power": ((2.0, 1.0), "power: magnitudes to the power {there} there, {here} here"),
     "norm": (
         ("none", "clip", "z", "minmax", "z_minmax"),
@@ -187,7 +189,7 @@ def key_causes(here: Mapping[str, Any]) -> Iterator[Cause]:
     """Each single change of a front end's keys; `here` are all its keys."""
     for key, (values, words) in VALUES.items():
         for value in values:
-            if here[key] != value:
+            if here[key] != value and not (key == "trim_edges" and here["trim_db"] is None):
                 changed = {key: value, **COMPANIONS.get((key, value), {})}
                 if key == "norm" and here["stored"] == "uint8":
                     changed["stored"] = "float32"

@@ -25,11 +25,12 @@ from kernel.sound.scopes import OfRecording
 from kernel.sound.source import Source
 from kernel.spec import Cost, Ensemble, Member, Stacker
 
-from .graph_trial import GraphFailed, run_graph
+from .graph_trial import GraphFailed, Memory, run_graph
 
 SECONDS = 3.0
 ROW = Row(id="trial", clip=Clip(id="trial"))
 ONNX = "onnx"
+SPARE = 1.25  # over the memory that one pass of a graph took: runtimes differ a little
 
 
 class SyntheticClip:
@@ -180,7 +181,7 @@ def check_back_end(ensemble: Ensemble, back_end: str | None) -> None:
 
 
 def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
-    """Cost (unknown) of an ONNX member that runs here and gives finite values, one per class.
+    """Memory of an ONNX member that runs here and gives finite values, one per class; its work is unknown.
 
     Raises  SpecError or ModelLoadFailed naming the member
     """
@@ -191,8 +192,10 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
                         "pip install onnxruntime") from error
     use = graph_net.use_of(member)
     facts = describe(graph, use.where)
-    net = graph_net.GraphNet(facts, use, partial(run_graph, graph), "trial")
-    inputs = make_inputs(build_recipe(ensemble, member), net)
+    memory = Memory()
+    net = graph_net.GraphNet(facts, use, partial(run_graph, graph, memory=memory), "trial")
+    recipe = build_recipe(ensemble, member)
+    inputs = make_inputs(recipe, net)
     try:
         out = net(inputs).numpy()
     except GraphFailed as error:
@@ -211,7 +214,8 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
         raise SpecError(
             f"{error}. Its output {net.answer.name!r} was taken; `output` may name another: {outputs}"
         ) from error
-    return Cost()
+    frames = recipe.view.fixed or int(inputs[recipe.timed].shape[-1])
+    return Cost(bytes_b=SPARE * memory.run_bytes / frames, open_bytes=memory.open_bytes)
 
 
 def warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:

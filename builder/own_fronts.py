@@ -17,6 +17,8 @@ from kernel.sound.own import OwnFrontEnd, open_front_end
 from kernel.spec import Ensemble
 from kernel.spec.own_files import imports_of, with_siblings
 
+from . import watched
+
 TRIALS = (("silence", 3.0), ("0.1 s", 0.1), ("3 s", 3.0), ("20 s", 20.0))
 HOLD_S = 1.0  # a call that keeps the interpreter longer is named
 TICK_S = 0.005
@@ -162,7 +164,8 @@ def try_all(path: Path, here: Ensemble, shipped: Ensemble, say: Callable[[str], 
         try:
             fe = open_front_end(table, name)
             if isinstance(fe, OwnFrontEnd):
-                trial = try_own(fe)
+                with watched.limited(f"the trial of front end {name!r}"):
+                    trial = try_own(fe)
                 say(trial.tell(name))
                 known[name] = {"frames_per_second": round(trial.frames_per_second, 3), **known[name]}
         except SpecError as error:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
@@ -20,6 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE_S = 10.0  # After a signal, for what has to be put back; then the command is killed.
 ECHO_S = 1.0  # A terminal gives Ctrl-C to both processes, so that it arrives twice.
 DIED = 1
+GAVE_UP = 70  # Exit code of a process that has said itself why it ends: EX_SOFTWARE of sysexits.h.
+OWN_CODE_S = 600.0  # What a user's own file may take for one trial.
 
 
 class Ended(KeyboardInterrupt):
@@ -91,6 +93,29 @@ class _Watch:
             os.kill(self.child, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def limited(what: str, seconds: float | None = None) -> Iterator[None]:
+    """Ends the command with a sentence where `what`, which runs code of the user's, has not returned in time.
+
+    From another thread and without an exception: code that loops for ever may hear of none.
+    """
+    seconds = OWN_CODE_S if seconds is None else seconds
+
+    def give_up() -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"OwnCodeHung: {what} has not returned after {seconds:g} s, and nothing was built; "
+                        "look for a loop that does not end, a wait for input, or a download\n".encode())
+        os._exit(GAVE_UP)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def run(work: Callable[[], int], clean: Callable[[], None]) -> int:
     """Exit code of `work`, or 1 with a sentence when its process ended without giving one.
 
@@ -138,6 +163,8 @@ def _tell_death(status: int, asked: int) -> int:
         line += ", and stopped in the middle of its work"
     else:
         ended = os.waitstatus_to_exitcode(status)
+        if ended == GAVE_UP:
+            return DIED
         how = f"with exit code {ended}" if ended >= 0 else f"by signal {signal.Signals(-ended).name}"
         line = (f"CommandDied: the process ended {how} before its work was done: a file of yours left it "
                 "(os._exit), a library crashed, or the system ended it (SIGKILL: out of memory)")

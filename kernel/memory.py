@@ -146,6 +146,7 @@ class Meter:
     root       where /proc and /sys lie (tests give a made-up tree)
     cap_bytes  configured limit; counted against our own process tree unless a cgroup is at least as tight
     host       second source of (total, used) bytes of the host, after /proc/meminfo
+    beside_bytes  what counts against `cap_bytes` beside our own process tree: the guard that started us
 
     Source: formulas of Ray (#42508, #43071: page cache is no pressure), the walk of DuckDB and ComfyUI (every
     parent counts), JDK-8292083 (a limit above MemTotal is none).
@@ -156,8 +157,10 @@ class Meter:
         root: Path = Path("/"),
         cap_bytes: int | None = None,
         host: Callable[[], tuple[int, int]] = _psutil_memory,
+        beside_bytes: int = 0,
     ) -> None:
         self.cap_bytes = cap_bytes
+        self.beside_bytes = beside_bytes
         self.levels = find_levels(root)
         self._host = host
         self._proc = str(root / "proc")
@@ -200,7 +203,8 @@ class Meter:
         if host is not None:  # a limit above the host's memory is none
             found = [bound for bound in found if bound.limit <= host.limit] + [host]
         if self.cap_bytes is not None and all(bound.limit > self.cap_bytes for bound in found):
-            found.append(Bound("configured cap, own processes", self.cap_bytes, self.own_bytes()))
+            used = self.own_bytes() + self.beside_bytes
+            found.append(Bound("configured cap, own processes", self.cap_bytes, used))
         return found, degraded
 
     def own_bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: tests of several workers share few cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from kernel.sound import recording  # noqa: E402
 from tests.helpers import injectors  # noqa: E402
 from tests.helpers.bundles import built_once  # noqa: E402
 from tests.helpers.fault_rows import ELSEWHERE  # noqa: E402
@@ -67,3 +69,17 @@ def unharmed(tmp_path_factory: pytest.TempPathFactory) -> GuardRun:
     run = run_whole(make_place(tmp_path_factory.mktemp("unharmed")), faulty_build() / "bundle")
     check(run)
     return run
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the recordings in the order in which they were opened: each opening is one decoding."""
+    ids: list[str] = []
+    plain = recording.open_clip
+
+    def counting(clip: Any) -> Any:
+        ids.append(clip.id)
+        return plain(clip)
+
+    monkeypatch.setattr(recording, "open_clip", counting)
+    return ids

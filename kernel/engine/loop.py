@@ -52,6 +52,7 @@ class Engine:
             cores=self.run.cores,
             runtimes=order.runtimes,
             embeddings=self.run.embeddings,
+            backend=order.backend,
         )
         self._publication = Publication(self.run)
         self._fatal: BaseException | None = None

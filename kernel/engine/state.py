@@ -20,7 +20,7 @@ from ..inference.embeddings import Embeddings
 from ..inference.graph_net import GraphNet, GraphUse
 from ..inference.graph_net import load_net as load_graph_net
 from ..inference.recipe import Recipe, build_recipe
-from ..memory import Meter
+from ..memory import Meter, peak_resident
 from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, count_tables, open_board
@@ -95,7 +95,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
     board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
-    meter = Meter(cap_bytes=order.limits.ram_bytes)
+    meter = Meter(cap_bytes=order.limits.ram_bytes, beside_bytes=peak_resident(os.getppid()))
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)
     limits = _store_limits(order, manifest, nets, rows, cores)
     feed = Feed(

@@ -21,13 +21,14 @@ from ..inference import graph_net, onnx
 from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
 from ..inference.embeddings import Embeddings, sources_of
-from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
+from ..inference.member import LoadedNet, load_net, load_stacker
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane
 from ..scores.blend import count_lacking, hopeless_rows, stacker_features
 from . import gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
+from .graph_ways import GraphWays
 from .net_run import NetRun
 from .opener import Opener, Upcoming
 
@@ -40,6 +41,7 @@ class StepRunner:
 
     runtimes    folder for back ends that the bundle brings as wheels
     embeddings  whose graphs are opened before a net of theirs
+    backend     what `--backend` asks for (kernel.order)
     """
 
     bundle: Bundle
@@ -47,6 +49,7 @@ class StepRunner:
     cores: Cores
     runtimes: Path
     embeddings: Embeddings
+    backend: str = "auto"
     _openers: dict[str, Opener] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
 
@@ -141,8 +144,17 @@ class StepRunner:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
         todo = run.begin(todo)
-        net = self._open_run(run, device)
+        if self._is_graph(run):
+            ways = GraphWays(bundle=self.bundle, feed=self.feed, cores=self.cores, runtimes=self.runtimes,
+                             backend=self.backend)
+            net = ways.open(run, recipe, todo, stop)
+        else:
+            net = self._open_run(run, device)
         run.path = net.runner.path
+        if self.backend in onnx.RUNTIMES and not run.path.startswith(self.backend):
+            why = "; ".join(net.runner.notes) or "the bundle holds no graph of it: build with --export onnx"
+            told = f"runs as {run.path} although {self.backend} was asked for ({why})"
+            run.rows.recorder.fault("BackendNotUsed", run.net_id, told)
         run.journal.choose(run.net_id, net.runner.path)
         run.setup_s = time.monotonic() - began
         _follow([run], CpuSchedule(run, net, self.cores, self.feed, stop).predict(_suspects_first(run, todo)))
@@ -198,7 +210,7 @@ class StepRunner:
             return self._open_net(run, run.recipe, device)
 
     def _open_net(self, run: NetRun, recipe: Recipe, device: Device) -> LoadedNet:
-        """The net, ready to run: an ONNX member as its graph, others in torch or as a graph that agrees.
+        """The net, ready to run: in torch or as a graph that agrees.
 
         The heart beats between reading, building and recording: on a slow machine each can take its time. A
         way that an earlier engine of this run took is taken again.
@@ -210,11 +222,6 @@ class StepRunner:
         before = run.journal.choice(run.net_id)
         manifest = self.bundle.manifest
         cost = manifest.costs.get(entry.member, spec.Cost())
-        if entry.kind == "onnx":
-            data = self.bundle.read_net(entry)
-            use = graph_net.use_of(recipe.member)
-            graph = graph_net.open_graph(data, onnx.ONNX, self.bundle, self.runtimes, False, use)
-            return load_graph(recipe, graph, cost)
         state = self.bundle.load_state(entry)
         beat()
         name = manifest.graphs.get(entry.id, {}).get("onnx")
@@ -225,9 +232,10 @@ class StepRunner:
                 self.bundle.read_file(str(name)), runtime, self.bundle, self.runtimes, True
             )
 
-        wanted = [runtime for runtime in onnx.RUNTIMES if before is None or before.startswith(runtime)]
+        way = before or ("" if self.backend == "auto" else self.backend)
+        wanted = [runtime for runtime in onnx.RUNTIMES if not way or way.startswith(runtime)]
         candidates = [partial(open_exported, runtime) for runtime in wanted if name is not None]
-        half = before is None or "fp32" not in before
+        half = "fp32" not in way
         net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, half)
         beat()
         return net

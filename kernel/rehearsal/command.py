@@ -67,6 +67,7 @@ def kernel_command(script: Path, chosen: argparse.Namespace, run_limits: Limits)
         "--ram": run_limits.ram_bytes,
         "--disk": run_limits.disk_bytes,
         "--device": chosen.device,
+        "--backend": chosen.backend,
         "--loaders": chosen.loaders,
         "--first": chosen.first,
     }

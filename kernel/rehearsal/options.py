@@ -37,6 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where the nets run (default: auto, what works)")
+    add("--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
+        help="how nets run; fp32 is torch in full precision on a GPU too (default: auto, the fastest that "
+        "agrees)")
     add("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
     add("--first", type=parse_count, metavar="N",
         help="predict the first N rows only; the others keep the prior (default: all)")

@@ -51,6 +51,7 @@ class Cost:
 
     gmac_a, gmac_b    multiply-adds / 1e9
     bytes_a, bytes_b  peak activation bytes
+    open_bytes        of a graph: memory of the runtime's own form of it, shared by all its forwards
     seconds_a/b       measured on a rehearsal (--costs), None before
     """
 
@@ -59,6 +60,7 @@ class Cost:
     bytes_a: float = 0.0
     bytes_b: float = 0.0
     parameters: int = 0
+    open_bytes: float = 0.0
     seconds_a: float | None = None
     seconds_b: float | None = None
 

@@ -172,6 +172,17 @@ def test_the_planted_cause_is_named(bench: Bench, name: str) -> None:
     assert "DIFFERS" in said and words in said.split("likeliest cause: ")[1], said
 
 
+def test_the_trim_of_a_later_librosa_is_named(bench: Bench) -> None:
+    rng = np.random.default_rng(5)
+    quiet = 10 ** (-28.5 / 20) * 0.3 * rng.standard_normal(OWN_RATE // 2)
+    clip = np.concatenate([quiet, 0.3 * rng.standard_normal(OWN_RATE)]).astype(np.float32)
+    array = db(mel(librosa.effects.trim(soxr_hq(clip), top_db=30)[0]))
+    said = bench.fail(pairs(array, clip), keys="trim_db = 30.0")
+    assert "trim: frames at the wave's ends read zeros" in said.split("likeliest cause: ")[1], said
+    said = "\n".join(bench.build(pairs(array, clip), keys='trim_db = 30.0\ntrim_edges = "zeros"'))
+    assert "agrees" in said and "cause" not in said
+
+
 def test_channel_order_and_255_of_what_the_net_sees(bench: Bench) -> None:
     finish = (
         '"repeat", { kind = "normalise", mean = [0.0, 1.0, 2.0], std = [1.0, 2.0, 3.0] }, '

@@ -53,7 +53,7 @@ def test_a_graph_that_does_not_end_is_a_sentence(monkeypatch: pytest.MonkeyPatch
     fronts = {"mel": {"preset": "argus"}}
     ensemble = Ensemble(name="e", classes=("a", "b"), members=(member,), frontends=fronts)
 
-    def fails(graph: bytes, *_: object) -> list[np.ndarray]:
+    def fails(graph: bytes, *_: object, **__: object) -> list[np.ndarray]:
         raise GraphFailed("it did not end")
 
     monkeypatch.setattr(dry_run, "run_graph", fails)

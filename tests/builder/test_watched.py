@@ -74,6 +74,34 @@ def test_the_exit_code_is_that_of_the_work(work: str, code: int, words: str, tmp
     assert (tmp_path / "cleaned").exists() == ("_exit(0)" in work or "os.kill" in work)
 
 
+def test_code_that_never_returns_ends_the_command_with_its_name(tmp_path: Path) -> None:
+    loop = "    while True:\n        try: time.sleep(60)\n        except: pass"
+    work = f"with watched.limited('net.py', 0.2):\n{loop}"
+    code, out, err = finish(start(tmp_path, work))
+    assert (code, out) == (1, "") and err.startswith("OwnCodeHung: net.py has not returned after 0.2 s")
+    assert err.count("\n") == 1 and (tmp_path / "cleaned").exists()
+
+
+def test_code_that_returns_in_time_is_not_ended_later(tmp_path: Path) -> None:
+    work = "with watched.limited('net.py', 0.2): pass\ntime.sleep(0.5)"
+    assert finish(start(tmp_path, work))[0] == 0
+
+
+def test_a_net_that_never_returns_ends_the_build(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("while True: pass\n")
+    toml = TINY.read_text(encoding="utf-8").replace('"simple_cnn"', '"net.py:Net"')
+    (tmp_path / "own.toml").write_text(toml, encoding="utf-8")
+    (tmp_path / "program.py").write_text(
+        "import sys\nfrom builder import watched\nimport build_dataset\nwatched.OWN_CODE_S = 0.5\n"
+        "sys.exit(build_dataset.run(sys.argv[1:]))\n")
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "own.toml"), "--out", "o",
+               "--random-weights"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and done.stderr.startswith("OwnCodeHung: "), done.stderr
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("number", watched.SIGNALS)
 @pytest.mark.parametrize("group", [True, False])
 def test_a_signal_is_one_line_and_its_exit_code(number: signal.Signals, group: bool, tmp_path: Path) -> None:

@@ -10,22 +10,7 @@ from hypothesis import strategies as st
 
 from kernel.engine import choice, plan
 from kernel.engine.plan import NetCost, Speeds, Todo
-
-
-def net(member, fold=0, seconds=1.0, value=1.0, inputs=()):
-    """A net whose step over the 10 rows of these tests takes `seconds`."""
-    return NetCost(
-        net_id=f"{member}.{fold}",
-        member=member,
-        a_s=seconds / 10,
-        b_s_per_cell=0.0,
-        value=value,
-        inputs=inputs,
-    )
-
-
-def todo_of(costs, done=()):
-    return {c.net_id: Todo(rows=0 if c.net_id in done else 10, cells=0) for c in costs}
+from tests.helpers.plans import net, todo_of
 
 
 def choose(costs, done=(), left_s=1e9, uncovered=0, speeds=None, **more):

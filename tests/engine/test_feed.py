@@ -21,7 +21,6 @@ from kernel.engine.run_rows import open_rows
 from kernel.inference.recipe import Recipe, build_recipe
 from kernel.limits import Clock
 from kernel.report.recorder import Recorder
-from kernel.sound import recording
 from kernel.sound.clips import find_clips
 from kernel.sound.rows import list_rows, window_ids
 from tests.helpers.stores import FakeMeter
@@ -31,20 +30,6 @@ RECORDINGS = 3
 SECONDS = 400  # no multiple of a block of rows
 WINDOWS = spec.Windows(seconds=4.0)
 COUNT = SECONDS // 4
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the recordings in the order in which they were opened: each opening is one decoding."""
-    ids: list[str] = []
-    plain = recording.open_clip
-
-    def counting(clip: Any) -> Any:
-        ids.append(clip.id)
-        return plain(clip)
-
-    monkeypatch.setattr(recording, "open_clip", counting)
-    return ids
 
 
 @pytest.fixture

@@ -6,22 +6,7 @@ import pytest
 from kernel import spec
 from kernel.engine import plan
 from kernel.engine.plan import NetCost, Outcome, Speeds, Todo
-
-
-def net(member, fold=0, seconds=1.0, value=1.0, inputs=()):
-    """A net whose step over the 10 rows of these tests takes `seconds`."""
-    return NetCost(
-        net_id=f"{member}.{fold}",
-        member=member,
-        a_s=seconds / 10,
-        b_s_per_cell=0.0,
-        value=value,
-        inputs=inputs,
-    )
-
-
-def todo_of(costs, done=()):
-    return {c.net_id: Todo(rows=0 if c.net_id in done else 10, cells=0) for c in costs}
+from tests.helpers.plans import net, todo_of
 
 
 def test_forecast_is_linear_in_rows_and_cells_plus_setup_and_loading():

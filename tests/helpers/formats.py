@@ -31,6 +31,7 @@ from kernel.inference.recipe import build_recipe
 from kernel.sound.decode import probe
 from kernel.sound.filter_banks import mel_weights
 from kernel.sound.loading import load_wave
+from kernel.sound.recording import Recordings
 from kernel.sound.rows import Row
 from tests.helpers import REPOSITORY, TESTS
 from tests.helpers.ensemble_runs import make_input, read_scores, run_clean
@@ -136,6 +137,7 @@ class Outcome:
     difference: float | None = None
     said: list[str] = field(default_factory=list)
     problem: str = ""
+    rounding: float | None = None  # Largest distance of the producer's single from its own double precision
 
     @property
     def fine(self) -> bool:
@@ -195,7 +197,7 @@ def write_task(form: Format, ensemble: spec.Ensemble, folder: Path, clips: Seque
         for number, path in enumerate(clips):
             row = Row(id=path.name, clip=probe(path.name, path, path.parent))
             for name, stage in recipe.stages.items():
-                wave = load_wave(row, stage.fe.rate, ensemble.longest_s).samples
+                wave = load_wave(row, stage.fe.rate, Recordings(ensemble.longest_s)).samples
                 cut = np.asarray(stage.cut(stage.fe.of_row(wave, row.id), row.id), np.float32)
                 key = f"{member.name}/{number}/{name}"
                 arrays[key] = cut if carries_mel else stage.finish(torch.from_numpy(cut)).numpy()
@@ -239,6 +241,8 @@ def try_format(name: str, work: Path, environments: Path) -> Outcome:
         outcome.problem = f"refused: {error}"
         return outcome
     outcome.said = list(dict.fromkeys(sentence for net in built.manifest.nets for sentence in net.said))
+    if (rounding := folder / "rounding.json").exists():
+        outcome.rounding = max(json.loads(rounding.read_text(encoding="utf-8")).values())
     scores = read_scores(run_clean(folder, folder / "built" / "bundle", seconds=400.0))
     wanted = np.load(folder / "scores.npy")
     outcome.difference = float(np.abs(np.stack([scores[id] for id in ids]) - wanted).max())
@@ -251,6 +255,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         form = FORMATS[outcome.name]
         came = f"{outcome.difference:.1e}" if outcome.difference is not None else outcome.problem
+        came += f" ({outcome.rounding:.1e})" if outcome.rounding is not None else ""
         # One net of qrfaction, a quarter as wide, stands for the nets of Keras 3.
         member = form.member or f"ensembles/{str(form.ensemble).removesuffix('_plain')}.toml"
         keys = [line for line in member.splitlines() if not line.startswith(("family = \"small", "finish"))]
@@ -273,6 +278,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in chosen.only:
         outcome = try_format(name, chosen.work.resolve(), chosen.environments.resolve())
         came = f"{outcome.difference:.1e}" if outcome.difference is not None else outcome.problem
+        came += f" ({outcome.rounding:.1e})" if outcome.rounding is not None else ""
         print(f"{'agrees ' if outcome.fine else 'DIFFERS'} {name:16} {came}", flush=True)
         for sentence in outcome.said:
             print(f"        {sentence}")

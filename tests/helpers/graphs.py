@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from builder import assembly, backend_wheels  # noqa: E402
+from kernel.spec import Manifest  # noqa: E402
 
 Axes = Sequence[int | str | None]
 FLOAT = TensorProto.FLOAT
@@ -84,3 +89,38 @@ def run_patches_graph(wave: np.ndarray, classes: int = 3) -> tuple[np.ndarray, n
     """(scores, embeddings) of `patches_graph` for a wave f32[S]."""
     parts = np.abs(np.pad(wave, (0, -len(wave) % PATCH)).reshape(-1, PATCH))
     return 1 / (1 + np.exp(-(parts @ draw(PATCH, classes)))), parts
+
+
+TOML = """
+name = "graphs"
+classes = [{classes}]
+[frontends.wave]
+preset = "wave"
+rate = {rate}
+[[members]]
+name = "m"
+family = "onnx"
+frontend = "wave"
+weights = "m.onnx"
+{keys}
+"""
+
+
+def build(folder: Path, graph: bytes, keys: str, classes: Sequence[str] = ("bark", "meow", "hiss"),
+          rate: int = 8000, said: list[str] | None = None) -> Manifest:
+    """`folder`/bundle with one member that is this graph; `keys` are further lines of its table.
+
+    No wheels ride along: the installed runtimes run it.
+    """
+    weights = folder / "weights"
+    weights.mkdir(parents=True)
+    (weights / "m.onnx").write_bytes(graph)
+    names = ", ".join(f'"{name}"' for name in classes)
+    (folder / "graphs.toml").write_text(TOML.format(classes=names, rate=rate, keys=keys))
+    request = assembly.BuildRequest(
+        ensemble=folder / "graphs.toml", out=folder / "out", owner="someone", weights=weights,
+        back_end="onnxruntime",
+    )
+    with mock.patch.object(backend_wheels, "collect", lambda *_: []):
+        built = assembly.build(request, say=(said if said is not None else []).append)
+    return built.manifest

@@ -154,6 +154,12 @@ def test_a_configured_cap_counts_our_own_processes(tmp_path: Path) -> None:
     assert (reading.limit_bytes, reading.used_bytes) == (200 * MB, 100 * MB) and "cap" in reading.source
 
 
+def test_the_guard_counts_against_a_configured_cap(tmp_path: Path) -> None:
+    host(tmp_path)
+    alone = Meter(tmp_path, cap_bytes=200 * MB).read().used_bytes
+    assert Meter(tmp_path, cap_bytes=200 * MB, beside_bytes=30 * MB).read().used_bytes == alone + 30 * MB
+
+
 def test_a_child_counts_against_the_cap_without_what_it_maps(tmp_path: Path) -> None:
     host(tmp_path)
     write(tmp_path, "proc/self/task/7/children", "42 ")

@@ -181,9 +181,15 @@ def _build(
     return make(bank, task["classes"], {**member["params"], "samples": samples}, cudnn and not THREE)
 
 
-def _member(name: str, task: dict[str, Any], member: dict[str, Any], data: Any, folder: Path) -> np.ndarray:
-    """f64[clips, K] of one net, saved as its original would be: the mean over its cuts of each clip."""
+def _member(
+    name: str, task: dict[str, Any], member: dict[str, Any], data: Any, folder: Path
+) -> tuple[np.ndarray, float]:
+    """f64[clips, K] of one net, saved as its original would be: the mean over its cuts of each clip.
+
+    Computed in double precision; second comes the largest distance of its single-precision answers.
+    """
     rows = []
+    rounding = 0.0
     weights = folder / member["weights"]
     weights.parent.mkdir(parents=True, exist_ok=True)
     for clip in range(task["clips"]):
@@ -197,19 +203,22 @@ def _member(name: str, task: dict[str, Any], member: dict[str, Any], data: Any, 
                 net.save(weights)  # Keras 3 writes .h5 of whole nets alone.
                 weights = weights.with_name("again.weights.h5")
             net.save_weights(weights)
-        # In float32 TensorFlow's mean over a large map is off by 2e-4 of itself, and scores by up to 6e-3.
-        keras.backend.set_floatx("float64")
-        net = _build(name, data, task, member, samples, False)
-        keras.backend.set_floatx("float32")
-        net.load_weights(weights)
         if name == "jeong":
             given: Any = timed[:, 0, 0, :, None]
         else:
             first = timed[:, 0].transpose(0, 2, 1)[..., None] if THREE else timed[:, 0, 0]
             given = [first, *(np.broadcast_to(cuts[k].reshape(1, *shape), (len(timed), *shape))
                               for k, shape in (("statistics", (128, 12)), ("length", (1,))))]
-        rows.append(net.predict(given, verbose=0).mean(0))
-    return np.stack(rows).astype(np.float64)
+        answers = {}
+        for precision in ("float32", "float64"):
+            keras.backend.set_floatx(precision)
+            net = _build(name, data, task, member, samples, False)
+            keras.backend.set_floatx("float32")
+            net.load_weights(weights)
+            answers[precision] = net.predict(given, verbose=0).mean(0)
+        rows.append(answers["float64"])
+        rounding = max(rounding, float(np.abs(answers["float32"] - answers["float64"]).max()))
+    return np.stack(rows).astype(np.float64), rounding
 
 
 def _second_level(made: list[np.ndarray], task: dict[str, Any], folder: Path) -> np.ndarray:
@@ -228,11 +237,13 @@ def _second_level(made: list[np.ndarray], task: dict[str, Any], folder: Path) ->
 
 
 def main(name: str, place: str) -> None:
-    """Writes the checkpoints and scores.npy, f64[clips, K]."""
+    """Writes the checkpoints, scores.npy, f64[clips, K], and rounding.json, by member."""
     folder = Path(place)
     task = json.loads((folder / "task.json").read_text())
     with np.load(folder / "inputs.npz") as data:
-        made = [_member(name, task, member, data, folder) for member in task["members"]]
+        came = {member["name"]: _member(name, task, member, data, folder) for member in task["members"]}
+    made = [scores for scores, _ in came.values()]
+    (folder / "rounding.json").write_text(json.dumps({key: far for key, (_, far) in came.items()}))
     if "stacker" in task:
         scores = _second_level(made, task, folder)
     else:

@@ -2,27 +2,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from kernel.report.pictures import draw_rows
-from kernel.sound import recording
 from kernel.sound.rows import Row
 from tests.helpers.sounds import clip_of, sound, write
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    ids: list[str] = []
-    plain = recording.open_clip
-
-    def counting(clip: Any) -> Any:
-        ids.append(clip.id)
-        return plain(clip)
-
-    monkeypatch.setattr(recording, "open_clip", counting)
-    return ids
 
 
 def make_rows(folder: Path) -> list[Row]:
