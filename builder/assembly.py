@@ -5,7 +5,6 @@ beside the target, checked as an upload, and moved into place. Does not know Kag
 bundle_check) or formats of weights (weights).
 """
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -29,6 +28,7 @@ from . import (
     dry_run,
     embeddings,
     graph_members,
+    measured_costs,
     metadata,
     mounts,
     notebook,
@@ -154,34 +154,6 @@ def _find_sources(
     return sources, filled
 
 
-def _seconds(value: Any) -> float:
-    """A measured cost; ValueError for what is none."""
-    seconds = float(value)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{seconds} is no number of seconds")
-    return seconds
-
-
-def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """Measured costs of a rehearsal's report.json.
-
-    First member -> seconds (a, b per frame), then front end -> seconds per second of audio.
-    Raises  SpecError when the file holds no costs
-    """
-    if path is None:
-        return {}, {}
-    try:
-        costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
-                   for k, v in costs["members"].items()}
-        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SpecError(
-            f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
-            "give the report.json of a rehearsal"
-        ) from error
-
-
 def _try_parts(ensemble: Ensemble, modules: Modules, sources: list[weights.Source],
                seconds: dict[str, tuple[float, float]], graphs: embeddings.Graphs) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
@@ -228,21 +200,17 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     found = _find_own_files(request, say)
     ensemble = found.here
     papers = _make_papers(request, ensemble)
-    seconds, frontend_seconds = _measured(request.costs)
+    seconds, frontend_seconds = measured_costs.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     with watched.limited("the building of the nets, your own files among them,"):
         modules = {p.name: models.build(p.family, dict(p.params), classes).eval()
                    for p in parts if p.family != dry_run.ONNX}
     dry_run.check_back_end(ensemble, request.back_end)
     sources, filled = _find_sources(parts, modules, request)
-    held = embeddings.read_graphs(ensemble, weights_folders(request))
-    found = graph_members.settle(found, sources, say)
-    found = replace(found, here=embeddings.settle(found.here, held, say))
+    found, held = _settle_graphs(request, found, sources, say)
     ensemble = found.here
     costs = _try_parts(ensemble, modules, sources, seconds, held)
-    if request.compare is not None:
-        tolerance, allowed = request.compare_tolerance, request.compare_allow
-        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
+    _compare(request, ensemble, modules, sources, say)
     say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
@@ -273,6 +241,22 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         mounts.confirm(folder)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
+
+
+def _settle_graphs(request: BuildRequest, found: code_wheel.OwnFiles, sources: Sequence[weights.Source],
+                   say: Callable[[str], None]) -> tuple[code_wheel.OwnFiles, embeddings.Graphs]:
+    """The ensemble with what follows from the graphs of members and embeddings; the latter's bytes."""
+    graphs = embeddings.read_graphs(found.here, weights_folders(request))
+    found = graph_members.settle(found, sources, say)
+    return replace(found, here=embeddings.settle(found.here, graphs, say)), graphs
+
+
+def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, sources: Sequence[weights.Source],
+             say: Callable[[str], None]) -> None:
+    """The comparison with what the training code gave, where one was asked for. Raises SpecError."""
+    if request.compare is not None:
+        tolerance, allowed = request.compare_tolerance, request.compare_allow
+        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
 
 
 def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:

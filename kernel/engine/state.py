@@ -6,7 +6,6 @@ Owns `Run` and the set-up: devices, rows, recipes, board, store. Runs nothing (s
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,10 +82,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     torch.set_num_threads(max(1, order.limits.cores))
     manifest = spec.load_manifest(order.manifest.read_bytes(), "manifest.json")
     ensemble = manifest.ensemble
-    journal = Journal(order.state, order.attempt, recorder.fault)
-    for net_id, row_id in sorted(journal.quarantined_pairs):
-        message = "in flight in two crashes; the other nets decide this row"
-        recorder.fault("BatchQuarantined", f"{net_id} {row_id}", message)
+    journal = _open_journal(order, recorder)
     recorder.end_span("start", 0.0, device="main")
     found = _open_devices(order.device, recorder, heartbeat)
     heartbeat.begin("clips")
@@ -108,11 +104,11 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         scratch=order.state / "spill",
         loaders=order.loaders or max(1, order.limits.cores),
     )
-    bundle = open_bundle(order.bundle, manifest)
+    embeddings = _open_embeddings(order, manifest, nets, feed.loaders)
     return Run(
         order=order,
         manifest=manifest,
-        bundle=bundle,
+        bundle=open_bundle(order.bundle, manifest),
         meter=meter,
         journal=journal,
         recorder=recorder,
@@ -122,21 +118,31 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         extra_clips=extra,
         board=board,
         nets=nets,
-        embeddings=_open_embeddings(ensemble, bundle, nets, feed.loaders, order.runtimes),
+        embeddings=embeddings,
         feed=feed,
         cores=cores,
     )
 
 
-def _open_embeddings(ensemble: spec.Ensemble, bundle: Bundle, nets: dict[str, NetRun], loaders: int,
-                     runtimes: Path) -> Embeddings:
+def _open_journal(order: Order, recorder: Recorder) -> Journal:
+    """The journal; what it has quarantined is named."""
+    journal = Journal(order.state, order.attempt, recorder.fault)
+    for net_id, row_id in sorted(journal.quarantined_pairs):
+        message = "in flight in two crashes; the other nets decide this row"
+        recorder.fault("BatchQuarantined", f"{net_id} {row_id}", message)
+    return journal
+
+
+def _open_embeddings(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun],
+                     loaders: int) -> Embeddings:
     """The embeddings of all nets, whose graphs are opened when a net wants one."""
+    bundle = open_bundle(order.bundle, manifest)
 
     def open_graph(file: str, use: GraphUse) -> GraphNet:
-        runtime = onnx.find_runtime(onnx.ONNX, bundle, runtimes)
+        runtime = onnx.find_runtime(onnx.ONNX, bundle, order.runtimes)
         return load_graph_net(bundle.read_file(file), runtime, callers=loaders, use=use)
 
-    made = Embeddings(ensemble, open_graph)
+    made = Embeddings(manifest.ensemble, open_graph)
     for recipe in {id(run.recipe): run.recipe for run in nets.values() if run.recipe is not None}.values():
         made.connect(recipe)
     return made

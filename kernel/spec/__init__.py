@@ -1,8 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers
-embeddings  what a graph makes of a row, and the heads that read it
+parts, embeddings  its members and stackers; what a graph makes of a row, and the heads that read it
 windows   its table of windows: their length, their names, what lies around them
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
