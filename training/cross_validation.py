@@ -113,6 +113,9 @@ class CrossValidation:
                               if m.taken is None for fold in self.numbers})
         made = {member.name: self._stages(member) for member in self.recipe.members}  # All before any clip.
         for member in self.recipe.members:
+            for fold in self._folds_taken(member):
+                self._find_taken(member, fold)
+        for member in self.recipe.members:
             stages = made[member.name]
             for stage in stages.stages.values():
                 self.features.warm(stage.fe, self.recipe.settings(member).wave_variants)
@@ -139,11 +142,8 @@ class CrossValidation:
 
         Raises  SpecError, ModelLoadFailed: a file that is missing, or fits another net
         """
-        for fold in [0] if member.is_foreign else self.numbers:
-            file = str(member.taken).replace("{fold}", str(fold))
-            path = weights.find_weights(file, self._found)
-            if path is None:
-                raise SpecError(f"{member.name}.taken: no {file} in " + ", ".join(map(str, self._found)))
+        for fold in self._folds_taken(member):
+            path = self._find_taken(member, fold)
             seen = np.zeros(len(self.clips), bool) if member.is_foreign else self.folds != fold
             hold = np.flatnonzero(~seen & self.features.usable)
             net = models.build(member.family, dict(member.params), len(self.clips.classes))
@@ -156,6 +156,20 @@ class CrossValidation:
                       trainer.Result(weights=state, held=held, state=trainer.State()))
             shutil.copyfile(path, place / WEIGHTS)  # the very bytes
             yield read_net(place)
+
+    def _folds_taken(self, member: MemberRecipe) -> list[int]:
+        """Folds whose nets are taken as they are; none of a member that is trained."""
+        if member.taken is None:
+            return []
+        return [0] if member.is_foreign else self.numbers
+
+    def _find_taken(self, member: MemberRecipe, fold: int) -> Path:
+        """The file of a net that is trained already. Raises SpecError."""
+        file = str(member.taken).replace("{fold}", str(fold))
+        path = weights.find_weights(file, self._found)
+        if path is None:
+            raise SpecError(f"{member.name}.taken: no {file} in " + ", ".join(map(str, self._found)))
+        return path
 
     def stages_of(self, ensemble: Ensemble, member: Member) -> NetRecipe:
         """A member's stages, its embeddings' graphs at hand. Raises SpecError."""
