@@ -70,7 +70,7 @@ def load_nets(bundle: Path) -> list[nn.Module]:
     nets = []
     for entry in manifest.nets:
         member = next(m for m in manifest.ensemble.members if m.name == entry.member)
-        net = models.build(member.family, dict(member.params), len(manifest.ensemble.classes))
+        net = models.build(member.family, dict(member.params), member.outputs(len(manifest.ensemble.classes)))
         net.load_state_dict(models.rename(member.family, dict(member.params), opened.load_state(entry)))
         nets.append(net.eval())
     return nets

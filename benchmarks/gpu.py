@@ -153,7 +153,8 @@ def load_modules(bundle: Path, device: str) -> list[tuple[spec.Member, torch.nn.
     for entry in manifest.nets:
         if entry.member in members:
             member = members[entry.member]
-            net = models.build(member.family, dict(member.params), len(manifest.ensemble.classes))
+            outputs = member.outputs(len(manifest.ensemble.classes))
+            net = models.build(member.family, dict(member.params), outputs)
             net.load_state_dict(models.rename(member.family, dict(member.params), opened.load_state(entry)))
             nets.append((member, net.eval().to(device)))
     return nets

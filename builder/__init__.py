@@ -6,6 +6,8 @@ upload       the real client or its commands; pushed: the file to push is the bu
 dry_run      every part runs once before anything is written; random_weights: to time an untrained ensemble
 graph_trial  a user's ONNX graph, run in a process of its own with a time limit; graph_members: what
              follows from it, such as the view of a graph of fixed length
+graph_trial  a user's ONNX graph, run in a process of its own with a time limit
+sources      which file each net is made of; attached: files of other datasets, and --split
 weights      checkpoints -> safetensors blobs; code_wheel: kernel/ and own model files -> one wheel
 onnx_export  nets -> graphs for other back ends; backend_wheels: those runtimes, proved to install
 bundle_check what a bundle folder may hold; metadata: Kaggle's two files and rules; notebook: the .ipynb form

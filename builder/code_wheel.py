@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kernel.errors import BundleInvalid, SpecError
 from kernel.spec import Ensemble, FileEntry, Member, Stacker, Wheel
@@ -25,7 +25,7 @@ Part = TypeVar("Part", Member, Stacker)
 
 @dataclass(frozen=True, kw_only=True)
 class OwnFiles:
-    """An ensemble whose families and front ends may be the user's own files.
+    """An ensemble whose families, front ends and steps may be the user's own files.
 
     here     own files as absolute paths, to build on this machine
     shipped  own files by their bare names, for the manifest
@@ -63,16 +63,25 @@ def find_own_files(ensemble: Ensemble, folder: Path) -> OwnFiles:
                 raise SpecError(f"{where}: two different files are called {name}; rename one")
         return f"{path.name if ship else path}:{inside}"
 
+    def steps(entries: tuple[Any, ...], where: str, ship: bool) -> tuple[Any, ...]:
+        return tuple(
+            {**step, "file": find(str(step["file"]), f"{where}.steps[{i}].file", ship)}
+            if isinstance(step, dict) and "file" in step else step for i, step in enumerate(entries))
+
     def locate(part: Part, ship: bool) -> Part:
-        return replace(part, family=find(part.family, f"{part.name}.family", ship))
+        return replace(part, family=find(part.family, f"{part.name}.family", ship),
+                       steps=steps(part.steps, part.name, ship))
 
     def resolve(ship: bool) -> Ensemble:
         fronts = {
             name: {**table, "file": find(str(table["file"]), f"frontends.{name}.file", ship)}
             if "file" in table else table for name, table in ensemble.frontends.items()
         }
+        output = replace(ensemble.output, steps=steps(ensemble.output.steps, "output", ship))
+        groups = tuple(replace(g, steps=steps(g.steps, g.name, ship)) for g in ensemble.groups)
         return replace(ensemble, members=tuple(locate(m, ship) for m in ensemble.members), frontends=fronts,
-                       stackers=tuple(locate(s, ship) for s in ensemble.stackers))
+                       stackers=tuple(locate(s, ship) for s in ensemble.stackers), output=output,
+                       groups=groups)
 
     return OwnFiles(here=resolve(False), shipped=resolve(True),
                     code={CUSTOM + name: path.read_bytes() for name, path in sorted(paths.items())})

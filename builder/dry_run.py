@@ -18,6 +18,7 @@ from kernel.inference import backends, graph_net
 from kernel.inference.graph_file import describe, list_ports
 from kernel.inference.member import ACTIVATIONS, LoadedNet, row_inputs
 from kernel.inference.recipe import Recipe, build_recipe, fill_constants
+from kernel.scores.class_weights import unknown_classes
 from kernel.sound import own
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
@@ -118,7 +119,7 @@ def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Modul
     except BaseException as error:
         reason = f"{type(error).__name__}: {text_of(error)}"
         raise SpecError(f"member {member.name}: {reason}; correct its net") from error
-    timed = run_once(recipe, module, len(ensemble.classes))[recipe.timed]
+    timed = run_once(recipe, module, member.outputs(len(ensemble.classes)))[recipe.timed]
     cost = measure(module, channels=int(timed.shape[1]), bins=int(timed.shape[-2]))
     return cost if recipe.view.fixed is None else spread(cost, int(timed.shape[-1]))
 
@@ -203,7 +204,7 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
             f"{use.where}: the graph fails on {SECONDS:g} s of sound ({error}); export it with dynamic batch "
             f"and time axes, or give the view its length. Its inputs: {list_ports(facts.inputs)}"
         ) from error
-    classes = len(ensemble.classes)
+    classes = member.outputs(len(ensemble.classes))
     framed = member.frames is not None
     if out.ndim == 3 and not framed:
         out = out.mean(axis=1)  # Answers of several patches, which the view's merge makes one.
@@ -216,6 +217,24 @@ def try_onnx(ensemble: Ensemble, member: Member, graph: bytes) -> Cost:
         ) from error
     frames = recipe.view.fixed or int(inputs[recipe.timed].shape[-1])
     return Cost(bytes_b=SPARE * memory.run_bytes / frames, open_bytes=memory.open_bytes)
+
+
+def tell_classes(ensemble: Ensemble, say: Callable[[str], None]) -> None:
+    """Says how many classes each member with classes of its own knows, and which no member knows."""
+    classes = len(ensemble.classes)
+    for member in ensemble.members:
+        if member.classes_map is not None:
+            known = sum(member.classes_map.knows(classes))
+            rest = "the others decide the rest" if member.missing_score is None else (
+                f"{member.missing_score:.3g} stands in the rest")
+            labels = f"{len(set(member.classes_map.takes))} of its {member.classes_map.outputs} labels"
+            say(f"member {member.name}: {labels} speak for {known} of {classes} classes; {rest}")
+    unknown = unknown_classes(ensemble)
+    if unknown:
+        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        say(f"NO MEMBER KNOWS {len(unknown)} of {classes} classes: {shown}; the prior will stand there in "
+            "every row, and the report will call the run degraded. Map labels onto them, or give a member "
+            "`missing` as a number")
 
 
 def warn_empty_filters(ensemble: Ensemble, say: Callable[[str], None]) -> None:

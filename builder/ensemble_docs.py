@@ -16,10 +16,12 @@ from kernel.errors import SpecError
 from kernel.inference import finish, views
 from kernel.models import FAMILIES
 from kernel.scores.means import MEANS
+from kernel.scores.own_step import OwnStep
+from kernel.scores.steps import STEPS
 from kernel.sound.front_end_keys import FrontEndKeys
 from kernel.sound.own import OwnFrontEnd
 from kernel.sound.presets import PRESETS
-from kernel.spec import LEAST_PROBABILITY
+from kernel.spec import LEAST_PROBABILITY, MEAN_SCOPES
 from training.text_formats import markdown_table, toml_value
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "ensembles.md"
@@ -28,7 +30,12 @@ ENTRY = re.compile(r"^( *)((?:\w+, )*\w+) {2,}(\S.*)$")
 TYPES = (  # How an annotation begins, and what it is to a TOML author.
     ("Output", "table [output]"),
     ("Windows", "table [windows]"),
+    ("Origin", "table source"),
+    ("DryRun", "table [dry_run]"),
     ("Small", "table [small]"),
+    ("ClassMap", "CSV file"),
+    ("dict[str, tuple[float", "CSV file"),
+    ("float | str", "number or text"),
     ("tuple[MemberRecipe", "tables [[members]]"),
     ("tuple[StackerRecipe", "tables [[stackers]]"),
     ("tuple[dict", "list of tables"),
@@ -72,7 +79,7 @@ def toml(value: Any) -> str:
 
 def type_name(kind: Any) -> str:
     """A field's type in a TOML author's words; the name of a table of its own in brackets."""
-    annotation = re.sub(r"[a-z.]+\.(?=[A-Z])", "", inspect.formatannotation(kind))
+    annotation = re.sub(r"[a-z_.]+\.(?=[A-Z])", "", inspect.formatannotation(kind))
     return next((name for start, name in TYPES if annotation.startswith(start)), "number or text")
 
 
@@ -154,9 +161,35 @@ def finish_table() -> str:
 
 
 def mean_table() -> str:
-    """Every mean."""
-    return markdown_table(("mean", "what it is"), ((f"`{name}`", MEAN_WORDS.get(name) or whole_text(made))
-                                          for name, made in MEANS.items()))
+    """Every mean with its scope."""
+    return markdown_table(("mean", "what it is", "scope"), (
+        (f"`{name}`", MEAN_WORDS.get(name) or whole_text(made), MEAN_SCOPES[name])
+        for name, made in MEANS.items()))
+
+
+def step_table() -> str:
+    """Every step on a table of scores with formula, scope, source and keys."""
+    return markdown_table(("step", "what it is for", "formula", "scope", "keys and defaults", "source"), (
+        (f"`{kind}`", first_sentences(made), f"`{made.formula}`".replace("|", "\\|"), made.scope,
+         settings(defaults(made)), made.source)
+        for kind, made in STEPS.items()))
+
+
+def step_key_table() -> str:
+    """What the keys of the steps mean."""
+    rows = []
+    for kind, made in STEPS.items():
+        meanings = describe_keys(made)
+        for field in fields(made):
+            if field.name not in meanings:
+                raise SpecError(f"{made.__name__}.{field.name}: no line in the docstring; add one")
+            rows.append((f"`{kind}`", f"`{field.name}`", meanings[field.name]))
+    return markdown_table(("step", "key", "meaning"), rows)
+
+
+def first_sentences(documented: Any) -> str:
+    """A docstring up to its first empty line."""
+    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
 MEAN_WORDS = {
@@ -194,8 +227,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "input": lambda: key_table(spec.Input),
     "embedding": lambda: key_table(spec.Embedding),
     "stacker": lambda: key_table(spec.Stacker),
+    "origin": lambda: key_table(spec.Origin),
     "output": lambda: key_table(spec.Output),
     "windows": lambda: key_table(spec.Windows),
+    "dry_run": lambda: key_table(spec.DryRun),
     "frontend": lambda: key_table(FrontEndKeys, leave_out=("name",)),
     "own_frontend": lambda: key_table(OwnFrontEnd, leave_out=("name",)),
     "presets": preset_table,
@@ -203,6 +238,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "views": view_table,
     "finish": finish_table,
     "means": mean_table,
+    "group": lambda: key_table(spec.Group),
+    "steps": step_table,
+    "step_keys": step_key_table,
+    "own_step": lambda: key_table(OwnStep),
     "families": family_table,
 }
 

@@ -67,6 +67,10 @@ class EmbeddingFailed(ClipError):
     """A graph has no vectors for this row: its heads pass over it, the other members decide it."""
 
 
+class StepFailed(HourglassError):
+    """A step on the scores failed, or gave what is no score: the submission goes without it."""
+
+
 class SubmissionError(HourglassError):
     """The sample or the output cannot be used."""
 

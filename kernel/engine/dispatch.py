@@ -92,7 +92,7 @@ class Dispatcher:
             rows=int(np.count_nonzero(self._run.rows.left())),
             uncovered=untried,
             busy=self.busy,
-            row_independent=self._run.ensemble.row_independent,
+            row_independent=self._run.levels.row_independent,
             together=together,
             devices=len(self._run.devices),
         )

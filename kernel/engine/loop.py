@@ -6,7 +6,6 @@ died. Does not write the prior, restart itself or end itself by force: that is t
 import signal
 import threading
 import time
-from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
@@ -110,7 +109,7 @@ class Engine:
         used, disk = self._measure()
         self._progress.close(self._state("end", used, disk))
         report = self._publish()
-        report = replace(report, page=self._publication.write_page(report, self._stopping.is_set))
+        report = self._publication.write_page(report, self._stopping.is_set)
         self._publication.write_report(report)
         terminal.say(terminal.run_table(report))
         run.feed.store.close()
@@ -184,6 +183,7 @@ class Engine:
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
         run.heartbeat.scored_rows = int(np.count_nonzero(run.board.scored()))
+        run.heartbeat.scores = run.board.count()
         run.heartbeat.quarantined = run.journal.count_quarantined()
         return reading.used_bytes, stats.disk_bytes
 

@@ -11,7 +11,7 @@ from statistics import median
 from types import MappingProxyType
 
 from ..report.contents import PlanReport, StepReport
-from ..spec import Manifest, Member, Stacker, net_ids
+from ..spec import Ensemble, Manifest, Member, Stacker, net_ids
 
 MARGIN = 1.15  # what must fit whole fits if its forecast times this does
 LEARNING = 0.5  # weight of the newest measurement: two steps are enough to see a machine ten times slower
@@ -141,6 +141,7 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
     speed = GMAC_PER_S_GPU if gpu else GMAC_PER_S_CPU
     values = [m.value for m in manifest.ensemble.members if m.value is not None]
     usual = sum(values) / len(values) if values else 1.0
+    shares = share_of_classes(manifest.ensemble)
     costs = []
     for part in manifest.ensemble.parts:
         cost = manifest.costs.get(part.name)
@@ -154,9 +155,27 @@ def net_costs(manifest: Manifest, *, gpu: bool) -> list[NetCost]:
         inputs = part.inputs if isinstance(part, Stacker) else ()
         costs += [
             NetCost(net_id=net_id, member=part.name, a_s=a, b_s_per_cell=b, inputs=inputs,
-                    value=usual if value is None else value)
+                    value=usual * shares.get(part.name, 1.0) if value is None else value)
             for net_id in net_ids(part)]
     return costs
+
+
+def share_of_classes(ensemble: Ensemble) -> dict[str, float]:
+    """Member -> what it is worth beside the others by the classes it knows; empty where each knows all.
+
+    A class is worth the same whoever knows it, and is shared by those who do; the average member has 1.
+    """
+    members = ensemble.members
+    classes = len(ensemble.classes)
+    if not any(member.classes_map for member in members):
+        return {}
+    known = [[True] * classes if m.classes_map is None else m.classes_map.knows(classes) for m in members]
+    knowing = [sum(column) for column in zip(*known, strict=True)]
+    named = sum(1 for count in knowing if count)
+    return {
+        member.name: len(members) * sum(1 / knowing[k] for k in range(classes) if own[k]) / named
+        for member, own in zip(members, known, strict=True)
+    }
 
 
 def expected(cost: NetCost, todo: Todo) -> float:

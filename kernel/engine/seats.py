@@ -141,9 +141,9 @@ class Seat:
         net = self.opened.result()
         if net.recipe.member.frames is not None:
             check_frames((1, 1, 1), -(-len(block.lengths) // len(block.rows)))
-            fetched = [lane.fetch(net.recipe.in_order(score_frames(net.activate, out))) for out in outs]
+            fetched = [lane.fetch(_score_frames(net, out)) for out in outs]
             return Told(answers=None, fetched=fetched)
-        classes = max(out.shape[1] for out in outs)
+        classes = net.recipe.width(max(out.shape[1] for out in outs))
         answers = torch.cat([out.expand(-1, classes) for out in outs])
         return Told(answers=answers, fetched=[lane.fetch(_merge_rows(net, answers, block))])
 
@@ -173,7 +173,7 @@ class Seat:
                     if told.answers is not None:
                         told.answers[torch.from_numpy(places).to(out.device)] = out
                         continue
-                    again = lane.fetch(net.recipe.in_order(score_frames(net.activate, out))).read()
+                    again = lane.fetch(_score_frames(net, out)).read()
                     for row, answer in zip(block.row_of[places], again, strict=True):
                         scores[row] = answer
         return scores if told.answers is None else lane.fetch(_merge_rows(net, told.answers, block)).read()
@@ -227,9 +227,17 @@ def _kind(error: BaseException) -> str:
     return "no engine" if lacks_engine(error) else type(error).__name__
 
 
+def _score_frames(net: LoadedNet, out: torch.Tensor) -> torch.Tensor:
+    """f64[B, F, K] of a batch of windows from the net's answers f32[B, F, K]."""
+    if out.dim() == 2:  # a window that failed alone
+        return out.double()
+    return net.recipe.in_order(score_frames(net.activate, net.recipe.before_activation(out)))
+
+
 def _merge_rows(net: LoadedNet, answers: torch.Tensor, block: StagedBlock) -> torch.Tensor:
     """f64[n, K] of a block's rows from the net's answers f32[P, K]."""
     shares = block.merging[1].view(torch.float64)
     rule = net.recipe.view.merge_rule
+    answers = net.recipe.before_activation(answers)
     merged = merge_passes(rule, net.activate, answers, block.merging[0], shares, len(block.rows))
     return net.recipe.in_order(merged)

@@ -13,7 +13,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
-from ..errors import HourglassError, NetQuarantined
+from ..errors import BundleError, HourglassError, NetQuarantined
 from ..inference import devices, onnx
 from ..inference.embeddings import Embeddings
 from ..inference.graph_net import GraphNet, GraphUse
@@ -22,7 +22,10 @@ from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter, peak_resident
 from ..order import Order
 from ..report.recorder import Recorder
-from ..scores.blend import Board, count_tables, open_board
+from ..scores.blend import Board, open_board
+from ..scores.class_weights import unknown_classes
+from ..scores.frames import Merging
+from ..scores.levels import Levels, count_tables, open_levels
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_graph_bytes, count_work_bytes
 from ..sound.recording import count_idle_bytes
@@ -60,6 +63,7 @@ class Run:
     rows: RunRows
     extra_clips: int
     board: Board
+    levels: Levels
     nets: dict[str, NetRun]
     embeddings: Embeddings
     feed: Feed
@@ -89,18 +93,18 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     with recorder.span("clips", device="main", rows=len(order.sample.ids)):
         listed, extra = _list_rows(order, ensemble, journal, heartbeat, recorder)
     rows = open_rows(listed, order.first, ensemble.longest_s, ensemble.windows is not None, recorder)
+    _name_unknown_classes(ensemble, recorder)
     board = open_board(ensemble, len(listed))
     nets = _open_nets(ensemble, rows, board, journal, heartbeat)
     meter = Meter(cap_bytes=order.limits.ram_bytes, beside_bytes=peak_resident(os.getppid()))
     cores = Cores(max(1, min(order.limits.cores, len(os.sched_getaffinity(0)))), meter)
-    limits = _store_limits(order, manifest, nets, rows, cores)
     feed = Feed(
         rows=rows,
         longest_s=ensemble.longest_s,
         journal=journal,
         heartbeat=heartbeat,
         meter=meter,
-        limits=limits,
+        limits=_store_limits(order, manifest, nets, rows, cores),
         scratch=order.state / "spill",
         loaders=order.loaders or max(1, order.limits.cores),
     )
@@ -108,7 +112,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     return Run(
         order=order,
         manifest=manifest,
-        bundle=open_bundle(order.bundle, manifest),
+        bundle=_open_bundle(order, manifest, nets, heartbeat),
         meter=meter,
         journal=journal,
         recorder=recorder,
@@ -117,6 +121,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         rows=rows,
         extra_clips=extra,
         board=board,
+        levels=open_levels(ensemble, listed, recorder.error),
         nets=nets,
         embeddings=embeddings,
         feed=feed,
@@ -146,6 +151,19 @@ def _open_embeddings(order: Order, manifest: spec.Manifest, nets: dict[str, NetR
     for recipe in {id(run.recipe): run.recipe for run in nets.values() if run.recipe is not None}.values():
         made.connect(recipe)
     return made
+
+
+def _name_unknown_classes(ensemble: spec.Ensemble, recorder: Recorder) -> None:
+    """A fault for classes in which no member has a say: they hold the prior in every row."""
+    names = unknown_classes(ensemble)
+    if names:
+        recorder.fault(
+            "ClassesUnknown",
+            "classes_map",
+            f"no member knows {len(names)} of {len(ensemble.classes)} classes ({', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}): the prior stands there in every row; map labels onto "
+            "them, or give a member `missing` as a number",
+        )
 
 
 def _open_devices(wanted: str, recorder: Recorder, heartbeat: Heartbeat) -> list[devices.Device]:
@@ -194,7 +212,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
             if isinstance(part, spec.Member) and part.frames and ensemble.windows is not None:
-                run.windows = WindowRows(part.frames, ensemble.windows, rows, run.is_gone)
+                run.windows = WindowRows(Merging.of(part, ensemble.windows), rows, run.is_gone)
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))
@@ -206,6 +224,20 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             if saved is not None:
                 board.load(net_id, saved)
     return nets
+
+
+def _open_bundle(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun],
+                 heartbeat: Heartbeat) -> Bundle:
+    """The bundle; nets whose files nobody attached have failed from the start, even where no row asks."""
+    bundle = open_bundle(order.bundle, manifest, order.input)
+    for net in bundle.manifest.nets:
+        if net.file in bundle.manifest.attached and nets[net.id].failed is None:
+            heartbeat.beat()
+            try:
+                bundle.find_attached(net.file)
+            except BundleError as error:
+                nets[net.id].fail(error)
+    return bundle
 
 
 def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun], rows: RunRows,

@@ -1,7 +1,8 @@
 """What a run has done so far, as the parts of report.json.
 
 Owns what the engine says of itself: the figures of nets and front ends, the measured costs (what `--costs`
-and a rehearsal read) and the choice of uncertain rows. Does not write, print or draw (publication, report).
+and a rehearsal read) and the choice of uncertain rows. Why they are so is
+`explain`'s. Does not write, print or draw (publication, report).
 """
 import os
 import resource
@@ -26,9 +27,10 @@ from ..report.contents import (
 )
 from ..report.embedding_work import EmbeddingReport
 from ..scores import blend
+from ..scores.class_weights import known_classes
 from ..sound.rows import Row
 from ..spec import Ensemble, Member, Part
-from . import plan
+from . import explain, plan
 from .feed import LOADING_S, Feed
 from .net_run import NetRun, Timing
 from .state import Run
@@ -49,6 +51,7 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
     recorder = run.recorder
     rows = run.rows
     nets = list(run.nets.values())
+    uncertain = _find_uncertain(merged)
     return Report(
         wall_s=round(recorder.now(), 2),
         peak_ram_bytes=peak_ram,
@@ -78,7 +81,8 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
         lengths_s=_lengths(rows.seconds),
         groups=_groups(run.ensemble.members, nets),
         remarks=(NO_CLIPS,) if lacks_clips(rows.all) else (),
-        uncertain=_uncertain(rows.all, merged, run.ensemble),
+        uncertain=tuple(_show(rows.all[i], merged.values[i], run.ensemble.classes) for i in uncertain),
+        explained=explain.explain_rows(run, uncertain, merged.values),
         **recorder.snapshot(),
     )
 
@@ -112,7 +116,23 @@ def _describe_part(part: Part, run: Run) -> MemberReport:
         name=part.name, family=part.family, weight=part.weight, rows=int(scored.sum()),
         seconds=round(sum(net.seconds for net in nets), 3),
         nets_done=sum(not net.failed and not net.lacking().rows for net in nets),
-        nets=tuple(_describe_net(net) for net in nets))
+        nets=tuple(_describe_net(net) for net in nets),
+        weights=_span_of_weights(part, run.ensemble),
+        knows=_count_known(part, len(run.ensemble.classes)),
+        missing=part.missing_score if isinstance(part, Member) else None)
+
+
+def _span_of_weights(part: Part, ensemble: Ensemble) -> tuple[float, float] | None:
+    """Smallest and largest weight of a part that weighs differently by class; None where it does not."""
+    by_class = ensemble.weights_by.get(part.name)
+    return (min(by_class), max(by_class)) if by_class else None
+
+
+def _count_known(part: Part, classes: int) -> tuple[int, int] | None:
+    """How many classes a member with classes of its own knows, and how many there are; None for others."""
+    if not isinstance(part, Member) or part.classes_map is None:
+        return None
+    return int(known_classes(part, classes).sum()), classes
 
 
 def _describe_net(net: NetRun) -> NetReport:
@@ -245,18 +265,16 @@ def _sum_by_bin(widths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tu
     return tuple(sums.astype(int).tolist())
 
 
-def _uncertain(rows: Sequence[Row], merged: blend.Blend, ensemble: Ensemble) -> tuple[ShownRow, ...]:
-    """The predicted rows whose best two classes are closest, in the log domain."""
+def _find_uncertain(merged: blend.Blend) -> list[int]:
+    """Numbers of the predicted rows whose best two classes are closest, in the log domain."""
     predicted = np.flatnonzero(~merged.prior_rows)
-    if not len(predicted):
-        return ()
     gaps = np.empty(len(predicted))
     for start in range(0, len(predicted), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         top = np.sort(np.log(merged.values[predicted[block]]), axis=1)[:, -2:]
         gaps[block] = top[:, -1] - top[:, 0]
-    order = predicted[np.argsort(gaps, kind="stable")[:UNCERTAIN]]
-    return tuple(_show(rows[i], merged.values[i], ensemble.classes) for i in order)
+    found: list[int] = predicted[np.argsort(gaps, kind="stable")[:UNCERTAIN]].tolist()
+    return found
 
 
 def _show(row: Row, scores: np.ndarray, classes: Sequence[str]) -> ShownRow:

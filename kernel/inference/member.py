@@ -22,8 +22,17 @@ from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe, fill_constants
 from .staging import Intake
 
-__all__ = ["ACTIVATIONS", "LoadedNet", "graph_outputs", "load_graph", "load_net", "load_stacker", "sigmoid",
-           "softmax"]
+__all__ = [
+    "ACTIVATIONS",
+    "LoadedNet",
+    "graph_outputs",
+    "load_graph",
+    "load_net",
+    "load_plain",
+    "load_stacker",
+    "sigmoid",
+    "softmax",
+]
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
@@ -130,6 +139,21 @@ def graph_outputs(net: LoadedNet, store: Arrays, row: Row, names: Sequence[str])
     return [answer if answer.ndim == 3 else answer[:, None] for answer in whole]
 
 
+def load_plain(recipe: Recipe, state: dict[str, torch.Tensor], classes: int) -> LoadedNet:
+    """The member's net in plain torch on the CPU, neither recorded nor checked: for a few rows.
+
+    Raises  ModelLoadFailed
+    """
+    recipe, own = fill_constants(recipe, state)
+    module = _build(recipe.member, own, classes).eval().requires_grad_(False)
+
+    def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        return backends.call_net(module, inputs, frames)
+
+    runner = backends.Runner(device=backends.probe("cpu"), path="torch cpu, eager", run=run, exact=run)
+    return _loaded(recipe, module, runner, spec.Cost())
+
+
 def load_stacker(
     stacker: spec.Stacker, state: dict[str, torch.Tensor], classes: int
 ) -> tuple[nn.Module, Activation]:
@@ -143,6 +167,11 @@ def load_stacker(
 
 def _loaded(recipe: Recipe, module: nn.Module, runner: backends.Runner, cost: spec.Cost) -> LoadedNet:
     activate = _choose_activation(recipe.member, module)
+    if activate is ACTIVATIONS["none"] and recipe.own_classes is not None and recipe.own_classes.logits:
+        raise ModelLoadFailed(
+            f'{recipe.member.name}: proxy_scores = "logits", but the net gives probabilities; write '
+            '"probabilities"'
+        )
     return LoadedNet(module=module, runner=runner, recipe=recipe, activate=activate, cost=cost)
 
 
@@ -154,7 +183,7 @@ def _choose_activation(part: spec.Part, module: nn.Module) -> Activation:
 
 def _build(part: spec.Part, state: dict[str, torch.Tensor], classes: int) -> nn.Module:
     """The net with its weights. Raises ModelLoadFailed."""
-    module = models.build(part.family, part.params, classes)
+    module = models.build(part.family, part.params, part.outputs(classes))
     try:
         module.load_state_dict(models.rename(part.family, part.params, state))
     except RuntimeError as error:
@@ -260,6 +289,7 @@ def merge(net: LoadedNet, answers: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(answers).all():
         return UNFIT
+    answers = net.recipe.before_activation(answers)
     if net.recipe.member.frames is not None:
         check_frames(answers.shape, len(answers))
         return net.recipe.in_order(np.asarray(net.activate(answers[0]), np.float64))

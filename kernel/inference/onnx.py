@@ -39,7 +39,7 @@ def fits_python(wheel: str, version: tuple[int, int] = sys.version_info[:2]) -> 
 
 def wheels_of(manifest: Manifest) -> list[str]:
     """Names of the bundle's back-end wheels that this Python can use."""
-    return sorted(name for name in manifest.files if name.endswith(".whl") and fits_python(name))
+    return sorted(name for name in manifest.entries if name.endswith(".whl") and fits_python(name))
 
 
 def unpack(bundle: Bundle, folder: Path) -> list[str]:

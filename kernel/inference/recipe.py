@@ -15,6 +15,7 @@ from ..sound import frontends, own
 from ..sound.scopes import OfRecording
 from ..sound.source import Source
 from . import finish, views
+from .class_maps import MappedClasses, open_class_map
 from .embedded import Embedded
 
 # Tiles of one clip per forward on a CPU: small enough for its caches and for rows side by side.
@@ -76,6 +77,7 @@ class Recipe:
 
     stages   input name -> Stage; `timed` is the input that carries the time axis, `view` that input's view
     columns  which of the net's outputs is each class; empty = they are in the ensemble's order
+    own_classes  how the net's own classes become the ensemble's; None = it has these
     """
 
     member: spec.Member
@@ -83,9 +85,32 @@ class Recipe:
     timed: str
     view: views.View
     columns: tuple[int, ...] = ()
+    own_classes: MappedClasses | None = None
+
+    def width(self, found: int) -> int:
+        """Values of an answer: as found, or the net's own number where all passes failed and gave NaN[1]."""
+        own = self.own_classes
+        named = len(self.columns) if own is None else own.map.outputs
+        return named if found == 1 and named else found
+
+    def before_activation(self, answers: Scores) -> Scores:
+        """What the activation gets of the answers: logits of the classes it knows, where these are mapped.
+
+        Raises  ValueError for another number of values than the map has labels
+        """
+        own = self.own_classes
+        return own.apply(answers) if own is not None and own.logits else answers
 
     def in_order(self, scores: Scores) -> Scores:
-        """Probabilities [..., K] of a net with another order of the classes, in the ensemble's order."""
+        """Probabilities [..., K] in the ensemble's order, of a net with another one or its own classes.
+
+        A class that the net does not know holds 0: in the blend the net has no say there.
+
+        Raises  ValueError for another number of values than the map has labels
+        """
+        own = self.own_classes
+        if own is not None:
+            return own.expand(scores if own.logits else own.apply(scores))
         return scores[..., list(self.columns)] if self.columns else scores
 
     @property
@@ -201,7 +226,15 @@ def build_recipe(ensemble: spec.Ensemble, member: spec.Member) -> Recipe:
         )
     theirs = member.classes_from
     columns = tuple(theirs.index(name) for name in ensemble.classes) if theirs else ()
-    return Recipe(member=member, stages=stages, timed=timed, view=stages[timed].view, columns=columns)
+    own_classes = open_class_map(member, len(ensemble.classes))
+    return Recipe(
+        member=member,
+        stages=stages,
+        timed=timed,
+        view=stages[timed].view,
+        columns=columns,
+        own_classes=own_classes,
+    )
 
 
 def constant_key(input_name: str, operation: int, key: str) -> str:

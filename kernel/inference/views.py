@@ -17,7 +17,7 @@ from ..sound.own import OwnFrontEnd
 from ..sound.source import Source
 from ..spec import load
 from .answers import MERGES, Activate, flat
-from .cuts import Cuts, Warps, generator, pad_time, pad_value
+from .cuts import Cuts, draw_warps, generator, pad_time, pad_value
 
 __all__ = ["MERGES", "VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
 
@@ -31,7 +31,7 @@ class View:
     """Base of all views; a view is a value bound to one front end.
 
     merge         "mean" of probabilities, "logit_mean" (mean of logits, then the activation), "max" of
-                  probabilities
+                  probabilities, "attention" (mean in which a pass counts as much as its own probability)
     pass_weights  weight of each pass in a mean, in order; empty = all alike
     flip          chance 0..1 that a pass is mirrored in time
     domain        "frames" = cut the front end's array; "wave" = cut the waveform before the front end,
@@ -198,15 +198,21 @@ class Chunks(_Cuts):
 
 @dataclass(frozen=True, kw_only=True)
 class Positions(_Cuts):
-    """Start, middle and end; in a clip shorter than a cut they choose the left pad (qrfaction)."""
+    """Start, middle and end (qrfaction; of a shorter clip the left pad); or the middle moved by each of
+    `shifts`: with a context around windows `shifts = [0]` is the row's own window, for a member without one.
+    """
 
     frames: int = 220500
     passes: int = 3
+    shifts: tuple[int, ...] = ()
+
+    def count(self, frames: int) -> int:
+        return len(self.shifts) or self.passes
 
     def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
         spare = x.shape[2] - self.frames
-        places = abs(spare) * np.arange(self.passes) // max(1, self.passes - 1)
-        return Cuts(starts=places if spare >= 0 else -places, length=self.frames)
+        places = abs(spare) * np.arange(self.passes) // max(1, self.passes - 1) * (1 if spare >= 0 else -1)
+        return Cuts(starts=spare // 2 + np.array(self.shifts) if self.shifts else places, length=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,13 +299,7 @@ class Zoom(Crops):
     def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
         rngs = [generator(row_id, seed, p) for p in range(self.passes)]
         cuts = self._draw(x, rngs)
-        moved = np.zeros((self.passes, 4))
-        for p, rng in enumerate(rngs[1:], 1):
-            if rng.random() < self.warp_chance:
-                moved[p] = rng.uniform(-self.warp, self.warp, 4)
-        corners = np.arange(-1, self.passes - 1) % 4
-        corners[0] = -1
-        return replace(cuts, warps=Warps(zoom=self.zoom, corners=corners, moved=moved))
+        return replace(cuts, warps=draw_warps(rngs, self.zoom, self.warp, self.warp_chance))
 
     def _weights(self, passes: int) -> np.ndarray:
         rest = (1 - self.plain) / max(1, passes - 1)

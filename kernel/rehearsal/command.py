@@ -108,7 +108,11 @@ def end_kernel(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_commit(
-    tree: Path, command: Sequence[str], bundle: Path, run_limits: Limits, ensemble: spec.Ensemble
+    tree: Path,
+    command: Sequence[str],
+    chosen: argparse.Namespace,
+    run_limits: Limits,
+    ensemble: spec.Ensemble,
 ) -> str:
     """A note on what the kernel leaves when a version is saved: three rows in the sample, no clips.
 
@@ -116,7 +120,7 @@ def run_commit(
     """
     root = tree / "commit/input"
     working = tree / "commit/working"
-    fake_kaggle.lay_bundle(root, bundle)
+    fake_kaggle.lay_bundle(root, chosen.bundle, chosen.attached)
     if ensemble.windows is None:
         ids = [f"clip{i}.wav" for i in range(STUB_ROWS)]
     else:
@@ -124,6 +128,8 @@ def run_commit(
     competition = root / fake_kaggle.COMPETITION
     fake_kaggle.write_sample(competition, ids, ensemble)
     (competition / "test").mkdir()
+    if ensemble.dry_run is not None:
+        fake_kaggle.lay_training(competition / ensemble.dry_run.clips, chosen.clips)
     print("[rehearsal] as at 'Save Version': three rows in the sample, an empty test folder", flush=True)
     code, _ = run_kernel(command, root, working, run_limits)
     path = working / "submission.csv"
@@ -230,7 +236,7 @@ def name_competition(kernel_file: Path) -> str | None:
 
 def lay_kaggle(root: Path, chosen: argparse.Namespace, ensemble: spec.Ensemble) -> fake_kaggle.FakeKaggle:
     """The bundle as an attached dataset and the user's clips as a competition, below `root`."""
-    fake_kaggle.lay_bundle(root, chosen.bundle)
+    fake_kaggle.lay_bundle(root, chosen.bundle, chosen.attached)
     kaggle = fake_kaggle.lay_clips(root, chosen.clips, ensemble, chosen.repeat_to, chosen.expect_hours)
     print("; ".join([f"[rehearsal] {len(kaggle.ids)} rows", *kaggle.notes]), flush=True)
     return kaggle
@@ -277,7 +283,7 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
         competition = name_competition(kernel_file)
         notes = [competition] if competition else []
         if chosen.simulate_commit:
-            notes.append(run_commit(tree, command, chosen.bundle, run_limits, ensemble))
+            notes.append(run_commit(tree, command, chosen, run_limits, ensemble))
         kaggle = lay_kaggle(tree / "input", chosen, ensemble)
         command += ["--strict"] if chosen.strict else []
         code, enforced = run_kernel(command, tree / "input", working, run_limits)

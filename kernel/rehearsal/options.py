@@ -18,13 +18,29 @@ def _factor(text: str) -> float:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options, each with its default and unit in its help."""
+EXAMPLES = """examples:
+  %(prog)s --bundle out/bundle --clips my_clips
+  %(prog)s --bundle out/bundle --clips my_clips --expect-clips 3361 --expect-hours 9.7 --limits fat2019
+  %(prog)s --bundle out/bundle --clips my_clips --repeat-to 3361 --labels my_labels.csv
+"""
+
+
+def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help.
+
+    prog  the command as it was typed
+    """
     parser = argparse.ArgumentParser(
-        prog="infer_kernel.py --rehearse", description="Run the pushed kernel under its limits."
+        prog=prog,
+        description="Run the pushed kernel under its limits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="the bundle, as it was built (required)")
+    add("--attached", type=Path, metavar="DIR",
+        help="files of other datasets and models, as Kaggle mounts them: datasets/OWNER/SLUG/FILE (default: "
+        "bundle-attached beside the bundle, links that the build left)")
     add("--clips", type=Path, required=True, metavar="DIR",
         help="folder of clips; they become the test folder (required)")
     add("--working", type=Path, default=Path("out/rehearsal"), metavar="DIR",
@@ -66,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The rehearsal's command line; a size, time or count that is none ends the process with exit code 2."""
     chosen = make_parser().parse_args(list(arguments))
-    for name in ("bundle", "clips", "working", "labels", "sample"):
+    for name in ("bundle", "attached", "clips", "working", "labels", "sample"):
         if getattr(chosen, name) is not None:
             setattr(chosen, name, (chosen.folder / getattr(chosen, name)).absolute())
     return chosen

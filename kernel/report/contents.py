@@ -14,6 +14,7 @@ from ..cache.tiers import Stats
 from ..limits import Limits, Marks
 from ..spec import load
 from .embedding_work import EmbeddingReport
+from .explanations import Explanation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,12 @@ class NetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberReport:
-    """A member or stacker with its nets; `rows` counts those that at least one fold has scored."""
+    """A member or stacker with its nets; `rows` counts those that at least one fold has scored.
+
+    weights  smallest and largest weight, where it depends on the class
+    knows    classes that it knows and classes in all, where its nets have some of their own; missing: its
+             score of the others, None where other members decide them
+    """
 
     name: str
     family: str
@@ -79,6 +85,9 @@ class MemberReport:
     seconds: float
     nets_done: int
     nets: tuple[NetReport, ...]
+    weights: tuple[float, ...] | None = None
+    knows: tuple[int, ...] | None = None
+    missing: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +296,7 @@ class Report(EveryReport):
     meter           where the memory figures were read
     embeddings      name -> what its graph did
     page            "report.html", or why it was not written
+    explained       the uncertain rows again: what each member says of them, and where in time
     """
 
     peak_own_bytes: int
@@ -314,6 +324,7 @@ class Report(EveryReport):
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
     embeddings: dict[str, EmbeddingReport] = field(default_factory=dict)
+    explained: tuple[Explanation, ...] = ()
     page: str | None = None
     rehearsal: RehearsalReport | None = None
     worst: tuple[ShownRow, ...] | None = None

@@ -97,8 +97,8 @@ def draw_members(report: Report) -> str:
         rows.append(
             (
                 f"{square(colour)} {escape(member.name)}<br>"
-                f'<span class="soft">{escape(member.family)}</span>',
-                f"{member.weight:g}",
+                f'<span class="soft">{escape(_family(member))}</span>',
+                " to ".join(f"{weight:g}" for weight in dict.fromkeys(member.weights or (member.weight,))),
                 f"{member.nets_done}/{len(member.nets)}",
                 f"{member.rows:,}{charts.share_bar(covered)}",
                 f"{member.seconds:.1f}",
@@ -132,6 +132,14 @@ def draw_embeddings(report: Report) -> str:
         "in RAM or on disk counts again. Seconds of all loader threads together.",
         rows_table(header, rows, (1, 2, 3, 4, 5, 6), long=(0, 7)),
     )
+
+
+def _family(member: MemberReport) -> str:
+    """The family, and how many classes it knows where its nets have some of their own."""
+    if member.knows is None:
+        return member.family
+    others = "others decide the rest" if member.missing is None else f"{member.missing:.3g} in the rest"
+    return f"{member.family}; knows {member.knows[0]} of {member.knows[1]} classes, {others}"
 
 
 def _ways(member: MemberReport) -> list[str]:

@@ -35,6 +35,7 @@ def run_table(report: Report) -> str:
         f"{'member':<28}{'nets':>5}{'rows':>8}{'seconds':>10}{'weight':>8}",
         *(
             f"{m.name:<28}{m.nets_done:>2}/{len(m.nets):<2}{m.rows:>8}{m.seconds:>10.1f}{m.weight:>8.2f}"
+            + (f"  knows {m.knows[0]} of {m.knows[1]} classes" if m.knows else "")
             for m in report.members
         ),
         *(

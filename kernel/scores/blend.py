@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Member, Part, Stacker, net_ids
+from ..spec import LEAST_PROBABILITY, ROW_DEPENDENT_MEANS, Ensemble, Group, Member, Part, Stacker, net_ids
+from .class_weights import ALL, equal_weights, fill_prior, fill_unknown, part_weights
 from .means import mean, present
 
 BLOCK_VALUES = 1 << 17  # of each part's table that are merged at once: 1 MB, which stays in a core's cache
@@ -132,11 +133,14 @@ class Blend:
     full        bool[N]: every net of every part with weight > 0 went into the row, and every fold that its
                 stackers read
     prior_rows  bool[N]: rows without any part; they hold the prior
+    prior_cells bool[N, K]: scores that are the prior in other rows, where no part that is there has a say in
+                the class; None where there are none
     """
 
     values: np.ndarray
     full: np.ndarray
     prior_rows: np.ndarray
+    prior_cells: np.ndarray | None = None
 
 
 def blend(
@@ -144,44 +148,53 @@ def blend(
 ) -> Blend:
     """The ensemble's scores from whatever is on the board.
 
-    Weighted mean over members and stackers; in each row the weights of those present sum to 1. There are two
+    Weighted mean over members and stackers; in each row the weights of those present sum to 1. Where weights
+    depend on the class (`weights_by`, members that do not know it), in each row and class. There are two
     fallbacks. A row that has no part with weight > 0 takes the present members equally: an ensemble whose
     stackers decide and whose members have weight 0, before the stackers have run. A row that has no part at
-    all takes `prior` f[K].
+    all takes `prior` f[K]. Both hold for single classes, too: until a member that knows a class has run, the
+    class's prior stands there, as it is, and goes into no mean.
 
     With `row_independent = false` a part counts only when it is complete: all its nets are in `finished` (net
     ids), or, without that list, cover every row that any net covers. While no part is complete, what is there
-    counts as it is.
+    counts as it is. Whether rows are compared at all is `levels`' to know.
     """
     parts = ensemble.parts
     keep = [True] * len(parts)
     if not ensemble.row_independent:
-        complete = [_is_complete(part, board, finished, parts) for part in parts]
+        complete = [is_complete(part, board, finished, parts) for part in parts]
         keep = complete if any(complete) else keep
-    deciding = [part for part in parts if part.weight > 0] or parts
-    read = [member for part in deciding if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
-    # Before the scores are read: nets may go on meanwhile
-    full = _all(complete_rows(part, board) for part in [*deciding, *read])
-    lone, prior_rows = np.zeros((2, board.shape[0]), bool)
+    by_part = zip(parts, part_weights(ensemble, parts), strict=True)
+    deciding = [part for part, weights in by_part if (weights > 0).any()] or parts
+    full = full_rows(deciding, ensemble, board)  # before the scores are read: nets may go on meanwhile
+    lone = np.zeros(board.shape[0], bool)
     values = np.empty(board.shape)
     for block in _blocks(ensemble, board.shape):
         merged = np.stack([merge_folds(part, board, block) for part in parts])
         merged[[not kept for kept in keep]] = np.nan
-        found, alone = _blend_block(ensemble, parts, merged)
+        found, alone = blend_block(ensemble, parts, merged, block[1])
         lone[block[0]] |= alone
-        prior_rows[block[0]] |= ~present(found)
         values[block] = found
-    values[prior_rows] = prior
+    prior_rows, prior_cells = fill_prior(values, prior)
     return Blend(
         values=np.clip(values, LEAST_PROBABILITY, 1.0, out=values),
         full=full & ~prior_rows & ~lone,
         prior_rows=prior_rows,
+        prior_cells=prior_cells,
     )
+
+
+def full_rows(deciding: Iterable[Part], ensemble: Ensemble, board: Board) -> np.ndarray:
+    """bool[N]: rows that every fold of these parts covers, and of the members that their stackers read."""
+    parts = list(deciding)
+    read = [member for part in parts if isinstance(part, Stacker) for member in _inputs(part, ensemble)]
+    return _all(complete_rows(part, board) for part in [*parts, *read])
 
 
 def _means(ensemble: Ensemble) -> set[str]:
     """Every mean that the ensemble uses."""
-    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts)}
+    groups = (group.mean for group in ensemble.groups)
+    return {ensemble.mean, *(part.fold_mean for part in ensemble.parts), *groups}
 
 
 def count_tables(ensemble: Ensemble) -> int:
@@ -192,7 +205,10 @@ def count_tables(ensemble: Ensemble) -> int:
     """
     means = _means(ensemble)
     whole = "vote" in means and bool(means.intersection(ROW_DEPENDENT_MEANS))
-    return 2 + 4 * len(ensemble.parts) if whole else 2
+    by_class = part_weights(ensemble, ensemble.parts).ndim == 2  # which cells are prior, and more weights
+    if not whole:
+        return 3 if by_class else 2
+    return 4 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
 
 
 def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -209,22 +225,28 @@ def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice,
         yield from ((slice(None), slice(start, start + count)) for start in range(0, classes, count))
 
 
-def _blend_block(
-    ensemble: Ensemble, parts: Sequence[Part], merged: np.ndarray
+def blend_block(
+    ensemble: Ensemble, parts: Sequence[Part | Group], merged: np.ndarray, columns: slice = ALL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide."""
-    weights = [part.weight for part in parts]
-    there = present(merged)
-    lone = np.asarray(there.any(axis=0) & ~there[np.asarray(weights) > 0].any(axis=0))
+    """f64[n, k] of the parts' f64[parts, n, k], and bool[n]: rows that only parts of weight 0 decide, all of
+    them or some class; NaN where no part has a say.
+
+    columns  the classes that the block holds
+    """
+    weights = part_weights(ensemble, parts)
+    alike = equal_weights(ensemble, parts)
+    if weights.ndim == 2:
+        weights, alike = weights[:, columns], alike[:, columns]
     values = mean(ensemble.mean, merged, weights, ensemble.mean_power)
-    if lone.any():
-        equally = [1.0 if isinstance(part, Member) else 0.0 for part in parts]
-        alone = mean(ensemble.mean, merged, equally, ensemble.mean_power)
-        values = np.where(lone[:, None], alone, values)
-    return values, lone
+    nobody = np.isnan(values) & np.asarray(present(merged).any(axis=0))[:, None]
+    if not nobody.any():
+        return values, np.zeros(len(values), bool)
+    alone = mean(ensemble.mean, merged, alike, ensemble.mean_power)
+    lone = nobody & ~np.isnan(alone)
+    return np.where(lone, alone, values), lone.any(axis=1)
 
 
-def _is_complete(
+def is_complete(
     part: Part, board: Board, finished: Collection[str] | None, parts: Iterable[Part]
 ) -> bool:
     """True when nothing of the part is still to come (see `blend`)."""
@@ -235,12 +257,19 @@ def _is_complete(
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
 
 
-def merge_folds(part: Part, board: Board, block: tuple[slice, slice] = WHOLE) -> np.ndarray:
-    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is."""
+def merge_folds(
+    part: Part, board: Board, block: tuple[slice | np.ndarray, slice] = WHOLE
+) -> np.ndarray:
+    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is.
+
+    block  a slice of the rows or their numbers int[n], and a slice of the classes
+    """
     stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)])
     if len(stack) == 1:
-        return stack[0].astype(np.float64)
-    return mean(part.fold_mean, stack, part.fold_weights if isinstance(part, Member) else ())
+        merged = stack[0].astype(np.float64)
+    else:
+        merged = mean(part.fold_mean, stack, part.fold_weights if isinstance(part, Member) else ())
+    return fill_unknown(part, merged, board.shape[1], block[1])
 
 
 def complete_rows(part: Part, board: Board) -> np.ndarray:

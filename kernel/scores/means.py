@@ -1,8 +1,8 @@
 """The means: several parts' scores become one, row by row, whatever is missing.
 
 Owns the table `MEANS` and its functions. Each takes the parts f64[n, N, K] (NaN rows are missing), their
-weights f64[n] and a power, and gives f64[N, K], with NaN in rows where no part with a weight above 0 is
-present. Knows neither nets nor ensembles.
+weights f64[n], or f64[n, K] where they depend on the class, and a power, and gives f64[N, K], with NaN where
+no part with a weight above 0 is present: in the whole row, or in the class. Knows neither nets nor ensembles.
 """
 from collections.abc import Callable, Sequence
 
@@ -21,28 +21,39 @@ def present(scores: np.ndarray) -> np.ndarray:
     return np.isfinite(scores).all(axis=-1)
 
 
-def mean(name: str, stack: np.ndarray, weights: Sequence[float] = (), power: float = 2.0) -> np.ndarray:
+def mean(
+    name: str, stack: np.ndarray, weights: Sequence[float] | np.ndarray = (), power: float = 2.0
+) -> np.ndarray:
     """f64[N, K] mean `name` over the parts f[n, N, K]; in each row the weights of the parts present sum to 1.
 
-    weights  one per part, empty = all alike; parts of weight 0 do not count
-    Returns NaN in rows where no part counts.
+    weights  one per part, or f[n, K] one per part and class; empty = all alike; weight 0 does not count
+    Returns NaN in rows, or classes of rows, where no part counts.
     Raises   SpecError for an unknown mean or a wrong number of weights
     """
     if name not in MEANS:
         raise SpecError(f"mean: {name!r} is unknown; {did_you_mean(name, MEANS)}")
-    if weights and len(weights) != len(stack):
+    if len(weights) and len(weights) != len(stack):
         raise SpecError(f"mean: {len(weights)} weights for {len(stack)} parts; give one each")
-    chosen = np.asarray(weights if weights else np.ones(len(stack)), np.float64)
-    if (chosen < 0).any():
-        raise SpecError(f"mean: weights {list(weights)} hold a negative one; use 0 to leave a part out")
+    chosen = np.asarray(weights if len(weights) else np.ones(len(stack)), np.float64)
+    if chosen.ndim == 2 and chosen.shape[1] != np.shape(stack)[2]:
+        raise SpecError(f"mean: weights for {chosen.shape[1]} of {np.shape(stack)[2]} classes; give one each")
+    if not (np.isfinite(chosen) & (chosen >= 0)).all():
+        raise SpecError(
+            f"mean: weights {chosen.tolist()} hold a negative one, or none; use 0 to leave a part out"
+        )
     return MEANS[name](np.asarray(stack, np.float64), chosen, power)
 
 
 def _shares(stack: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Parts with NaN rows zeroed, and weights f64[n, N, 1] that sum to 1 over the parts present in each row
-    (NaN if none).
+    """Parts with NaN rows zeroed, and weights f64[n, N, 1], or f64[n, N, K] where they depend on the class,
+    that sum to 1 over the parts present in each row (NaN if none).
     """
     there = present(stack)
+    if weights.ndim == 2:
+        shares = np.where(there[..., None], weights[:, None, :], 0.0)
+        total = shares.sum(axis=0)
+        shares /= np.where(total > 0, total, np.nan)
+        return np.where(there[..., None], stack, 0.0), shares
     share = np.where(there, np.asarray(weights, np.float64)[:, None], 0.0)
     total = share.sum(axis=0)
     share /= np.where(total > 0, total, np.nan)
@@ -121,12 +132,16 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
     there = present(scores)
     out = np.full(scores.shape, np.nan)
     for k in range(scores.shape[1]):
-        column = scores[there, k]
-        ordered = np.sort(column)
-        first = np.searchsorted(ordered, column, "left")
-        last = np.searchsorted(ordered, column, "right")
-        out[there, k] = (first + 1 + last) / 2 / max(1, len(column))
+        out[there, k] = ranks_of_column(scores[there, k])
     return out
+
+
+def ranks_of_column(column: np.ndarray) -> np.ndarray:
+    """f64[N]: rank of each of N scores / N, in (0, 1]; ties share their mean rank."""
+    ordered = np.sort(column)
+    first = np.searchsorted(ordered, column, "left")
+    last = np.searchsorted(ordered, column, "right")
+    return np.asarray((first + 1 + last) / 2 / max(1, len(column)))
 
 
 def _minmax(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
@@ -150,13 +165,23 @@ def _rescale(scores: np.ndarray) -> np.ndarray:
 def _vote(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
     """Share of the votes: each part votes for its best class (the lowest class number among equals).
 
+    Where weights depend on the class: for the best of those in which it has a weight.
+
     Tie rule: classes with equally many votes are ordered by their mean probability, then by the lowest class
     number.
     """
     values, share = _shares(stack, weights)
-    best = values.argmax(axis=-1)
+    heard = values if weights.ndim == 1 else np.where(weights[:, None, :] > 0, values, -np.inf)
+    best = heard.argmax(axis=-1)
     votes = (share * (best[..., None] == np.arange(stack.shape[-1]))).sum(axis=0)
     return (votes + TIE_SHARE * (share * values).sum(axis=0)) / (1.0 + TIE_SHARE)
+
+
+def _vlom(stack: np.ndarray, weights: np.ndarray, power: float) -> np.ndarray:
+    """Half the geometric mean, half the root of the mean square. Source:
+    VSydorskyy/BirdCLEF_2025_2nd_place inference_class.py 73.
+    """
+    return (_geometric(stack, weights, power) + _power(stack, weights, 2.0)) / 2
 
 
 # The names stand in kernel.spec, too, which checks ensembles without numpy; a test compares the two.
@@ -171,4 +196,5 @@ MEANS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "median": _median,
     "minmax": _minmax,
     "vote": _vote,
+    "vlom": _vlom,
 }

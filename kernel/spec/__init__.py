@@ -1,18 +1,22 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts, embeddings  its members and stackers; what a graph makes of a row, and the heads that read it
-windows   its table of windows: their length, their names, what lies around them
+parts     its members and stackers; embeddings: vectors for heads; attached: files in other datasets
+groups    its groups of members and of classes, and the CSV files that are read into them
+windows   its table of windows: their length, their names, what lies around them; dry_run: what is tried
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
 
-In: text. Out: frozen dataclasses. Builds nothing: front ends, views, finishes and families check their own
-keys.
+In: text. Out: frozen dataclasses. Builds nothing: those who build from a table check its own keys.
 """
 from ..errors import SpecError
+from .attached import Attached, Origin, mounts_of
+from .class_maps import ClassMap
+from .dry_run import DryRun
 from .embeddings import Embedding, check_embeddings, with_heads
 from .ensemble import (
     LEAST_PROBABILITY,
+    MEAN_SCOPES,
     MEANS,
     NAME,
     ROW_DEPENDENT_MEANS,
@@ -22,6 +26,7 @@ from .ensemble import (
     load_ensemble,
     parse_ensemble,
 )
+from .groups import Group
 from .manifest import FILE_NAME, Cost, FileEntry, Manifest, Net, Wheel, load_manifest
 from .parts import Input, Member, Part, Stacker, net_ids
 from .strict import dumps_json, load, loads_json, read_toml
@@ -31,16 +36,22 @@ __all__ = [
     "FILE_NAME",
     "LEAST_PROBABILITY",
     "MEANS",
+    "MEAN_SCOPES",
     "NAME",
     "ROW_DEPENDENT_MEANS",
+    "Attached",
+    "ClassMap",
     "Cost",
+    "DryRun",
     "Embedding",
     "Ensemble",
     "FileEntry",
+    "Group",
     "Input",
     "Manifest",
     "Member",
     "Net",
+    "Origin",
     "Output",
     "Part",
     "SpecError",
@@ -54,6 +65,7 @@ __all__ = [
     "load_ensemble",
     "load_manifest",
     "loads_json",
+    "mounts_of",
     "net_ids",
     "parse_ensemble",
     "read_toml",

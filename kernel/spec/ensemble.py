@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .attached import check_origin
+from .dry_run import DryRun, check_dry_run
 from .embeddings import Embedding, check_embeddings, with_heads
+from .groups import Group, check_class_groups, check_groups, read_beside
+from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
-from .windows import Windows, check_windows
+from .windows import Windows, check_frame_keys, check_no_frame_keys, check_windows
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
-MEANS = ("geometric", "arithmetic", "logit", "rank", "power", "min", "max", "median", "minmax", "vote")
+# Each with its scope: the rows that one result depends on.
+MEAN_SCOPES = {
+    "geometric": "row", "arithmetic": "row", "logit": "row", "rank": "table", "power": "row",
+    "min": "row", "max": "row", "median": "row", "minmax": "table", "vote": "row", "vlom": "row",
+}
 FRAMES = ("average_max", "max_average", "average")  # kernel.scores.frames.RULES, compared by a test too
-ROW_DEPENDENT_MEANS = ("rank", "minmax")  # these compare rows: only complete members may take part
+MEANS = tuple(MEAN_SCOPES)
+# These compare rows: only complete members may take part
+ROW_DEPENDENT_MEANS = tuple(name for name, scope in MEAN_SCOPES.items() if scope == "table")
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 # The smallest score in a blend and in a submission: one exact zero would make every geometric mean zero.
 LEAST_PROBABILITY = 1e-30
@@ -35,13 +45,17 @@ class Output:
     label_column  name of the label column; None or not in the sample = the first column after the id, and a
                   sample whose columns are classes is refused
     labels        class -> text written (default: the class name)
-    smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]
+    smoothing     kernel over neighbouring windows of one clip, odd length, e.g. [0.1, 0.8, 0.1]: short for a
+                  last step {kind = "smooth", weights = [...]}
+    steps         what is done to the finished table, in order: tables with `kind`
+                  (kernel.scores.steps.STEPS) or with `file = "my_post.py:function"`
     """
 
     format: str = "probabilities"
     label_column: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     smoothing: tuple[float, ...] = ()
+    steps: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +74,19 @@ class Ensemble:
                      (kernel.limits.PROFILES)
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
-    row_independent  false where a mean or the metric compares rows: then only complete members count
+    weights_by       CSV file beside the TOML with a column for each member or stacker that weighs differently
+                     by class: lines of a class, or of a group of classes; else its `weight` holds
+    row_independent  false where the metric compares rows: then only complete members count, as they do by
+                     themselves where a mean or a step has the scope "table"
     max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
     prior            score of each class in rows that nothing could predict, or a text file beside the TOML;
                      empty = uniform
     output           [output]: form of submission.csv
     windows          [windows]: rows are windows of long recordings
+    groups           [[groups]]: members with a mean and steps of their own
+    class_groups     group -> its classes, for steps that treat groups of classes differently; or a CSV file
+                     beside the TOML with the columns class and group (or primary_label and class_name)
+    dry_run          [dry_run]: training recordings that are tried when a version is saved
     """
 
     name: str
@@ -78,11 +99,15 @@ class Ensemble:
     profile: str = "fat2019"
     mean: str = "geometric"
     mean_power: float = 2.0
+    weights_by: dict[str, tuple[float, ...]] = field(default_factory=dict)
     row_independent: bool = True
     max_seconds: float | None = None
     prior: tuple[float, ...] = ()
     output: Output = field(default_factory=Output)
     windows: Windows | None = None
+    groups: tuple[Group, ...] = ()
+    class_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dry_run: DryRun | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -107,17 +132,25 @@ def check(ensemble: Ensemble) -> Ensemble:
     for i, member in enumerate(ensemble.members):
         _check_member(member, sources, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
+        check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
+        else:
+            check_no_frame_keys(member, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
+        check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
+    check_weights_by(ensemble.weights_by, ensemble.parts, ensemble.classes)
+    check_groups(ensemble.groups, names)
+    check_class_groups(ensemble.class_groups, ensemble.classes)
+    names += [group.name for group in ensemble.groups]
     for name in names:
         require(names.count(name) == 1, f"members: the name {name!r} is used twice")
-    for mean in (ensemble.mean, *(part.fold_mean for part in ensemble.parts)):
-        require(
-            mean not in ROW_DEPENDENT_MEANS or not ensemble.row_independent,
-            f"row_independent: the mean {mean!r} compares rows; write row_independent = false",
-        )
+    for i, group in enumerate(ensemble.groups):
+        _check_name(group.name, f"groups[{i}].name")
+        require_choice(group.mean, MEANS, f"groups[{i}].mean")
+        require(group.mean != "power" or group.mean_power != 0,
+                f'groups[{i}].mean_power: 0 has no root; write mean = "geometric", which is its limit')
     return ensemble
 
 
@@ -133,6 +166,13 @@ def _check_whole(ensemble: Ensemble) -> None:
     _check_name(ensemble.name, "name")
     if ensemble.windows is not None:
         check_windows(ensemble.windows)
+        framed = any(member.frames for member in ensemble.members)
+        require(
+            framed or ensemble.windows.context_every == 1,
+            "windows.context_every: every row needs a context of its own where no member has `frames`",
+        )
+    if ensemble.dry_run is not None:
+        check_dry_run(ensemble.dry_run)
     require(bool(ensemble.members), "members: none; add at least one [[members]] or [[heads]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
@@ -186,7 +226,9 @@ def _check_class_order(theirs: Collection[str], ours: Collection[str], where: st
 def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
     """The rules of a member whose net gives one score per frame."""
     require_choice(str(member.frames), FRAMES, f"{where}.frames")
-    require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
+    if ensemble.windows is None:
+        raise SpecError(f"{where}.frames: rows are made of frames only with [windows]")
+    check_frame_keys(member, ensemble.windows, where)
     kind = member.view.get("kind", "full")
     require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
     require(not member.view.get("flip"), f"{where}.view.flip: mirrored frames are those of another time")
@@ -219,6 +261,8 @@ def _check_part(part: Part, where: str) -> None:
         part.weight >= 0,
         f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean",
     )
+    if part.source is not None:
+        check_origin(part.source, part.folds, f"{where}.source")
     require_choice(part.fold_mean, MEANS, f"{where}.fold_mean")
     if part.activation is not None:
         require_choice(part.activation, ACTIVATIONS, f"{where}.activation")
@@ -249,7 +293,8 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
-        named = _read_class_orders(named, path.parent)
+        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
+        named = read_beside(named, path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

@@ -5,7 +5,7 @@ its traps. Knows no particular dataclass.
 """
 import json
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,7 +43,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(value, next(a for a in args if a is not type(None)), where)
+        return _convert_first(value, [a for a in args if a is not type(None)], where)
     if isinstance(kind, type) and is_dataclass(kind):
         return load(kind, value, where)
     if origin is tuple:
@@ -64,6 +64,16 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if kind is float and not abs(value) < float("inf"):
         raise SpecError(f"{where}: expected a finite number, got {value!r}")
     return value
+
+
+def _convert_first(value: Any, kinds: Sequence[Any], where: str) -> Any:
+    """`value` as the first of these types that it can be; SpecError as of the last one."""
+    for kind in kinds[:-1]:
+        try:
+            return _convert(value, kind, where)
+        except SpecError:
+            continue
+    return _convert(value, kinds[-1], where)
 
 
 def _check_plain(value: Any, where: str, depth: int = 0) -> None:

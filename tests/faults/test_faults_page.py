@@ -14,7 +14,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_row_has_a_test_or_a_reason() -> None:
-    assert list(ROWS) == list(range(1, len(ROWS) + 1))
+    assert list(ROWS) == sorted(ROWS) and min(ROWS) == 1
     covered = {case.row for case in faults_page.collect()}
     assert covered.isdisjoint(NOT_OURS) and covered | set(NOT_OURS) == set(ROWS)
 

@@ -124,3 +124,63 @@ def build(folder: Path, graph: bytes, keys: str, classes: Sequence[str] = ("bark
     with mock.patch.object(backend_wheels, "collect", lambda *_: []):
         built = assembly.build(request, say=(said if said is not None else []).append)
     return built.manifest
+
+
+def half_graph(classes: int = 3, samples: int = 8000, dim: int = 4) -> bytes:
+    """As `wave_graph` with a free batch, all of it in half precision; it gives "label" alone."""
+    nodes = [
+        helper.make_node("Reshape", ["wave", "shape"], ["parts"]),
+        helper.make_node("Abs", ["parts"], ["sizes"]),
+        helper.make_node("ReduceMean", ["sizes"], ["embedding"], axes=[2], keepdims=0),
+        helper.make_node("Gemm", ["embedding", "w", "b"], ["label"]),
+    ]
+    half = TensorProto.FLOAT16
+    return model(nodes, [port("wave", ["batch", samples], half)], [port("label", ["batch", classes], half)],
+                 shape=np.array([0, dim, -1], np.int64), w=(10 * draw(dim, classes)).astype(np.float16),
+                 b=draw(classes, seed=1).astype(np.float16))
+
+
+def quantised_graph(classes: int = 3, samples: int = 8000, dim: int = 4) -> bytes:
+    """As `wave_graph` with a free batch and its weights in eight bits; it gives "label" alone."""
+    weights = 10 * draw(dim, classes)
+    scale = np.float32(np.abs(weights).max() / 127)
+    nodes = [
+        helper.make_node("Reshape", ["wave", "shape"], ["parts"]),
+        helper.make_node("Abs", ["parts"], ["sizes"]),
+        helper.make_node("ReduceMean", ["sizes"], ["embedding"], axes=[2], keepdims=0),
+        helper.make_node("DequantizeLinear", ["w8", "scale"], ["w"]),
+        helper.make_node("Gemm", ["embedding", "w", "b"], ["label"]),
+    ]
+    return model(nodes, [port("wave", ["batch", samples])], [port("label", ["batch", classes])],
+                 shape=np.array([0, dim, -1], np.int64), w8=np.round(weights / scale).astype(np.int8),
+                 scale=np.array(scale), b=draw(classes, seed=1))
+
+
+def two_inputs_graph() -> bytes:
+    """"wave" [batch, samples], "share" [batch, 1], "gain" scalar, "lengths" int64[batch] -> "y" [batch, 3].
+
+    y = (mean of |wave|, share, lengths) * gain.
+    """
+    nodes = [
+        helper.make_node("Abs", ["wave"], ["sizes"]),
+        helper.make_node("ReduceMean", ["sizes"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("Cast", ["lengths"], ["counts"], to=FLOAT),
+        helper.make_node("Unsqueeze", ["counts", "one"], ["column"]),
+        helper.make_node("Concat", ["mean", "share", "column"], ["all"], axis=1),
+        helper.make_node("Mul", ["all", "gain"], ["y"]),
+    ]
+    inputs = [port("wave", ["batch", "samples"]), port("share", ["batch", 1]), port("gain", []),
+              port("lengths", ["batch"], TensorProto.INT64)]
+    return model(nodes, inputs, [port("y", ["batch", 3])], one=np.array([1], np.int64))
+
+
+def mixing_graph() -> bytes:
+    """A wave [batch, 8000] -> "y" [batch, 3], less the mean over the batch: what no row may depend on."""
+    nodes = [
+        helper.make_node("Reshape", ["wave", "shape"], ["parts"]),
+        helper.make_node("ReduceMax", ["parts"], ["tops"], axes=[2], keepdims=0),
+        helper.make_node("ReduceMean", ["tops"], ["middle"], axes=[0], keepdims=1),
+        helper.make_node("Add", ["tops", "middle"], ["y"]),
+    ]
+    return model(nodes, [port("wave", ["batch", 8000])], [port("y", ["batch", 4])],
+                 shape=np.array([0, 4, -1], np.int64))

@@ -61,7 +61,7 @@ def parts(ensemble: spec.Ensemble) -> Iterator[Part]:
 
 def random_net(part: Part, fold: int, classes: int) -> torch.nn.Module:
     """The net of one fold in evaluation mode, its weights drawn from member, fold and key."""
-    module = models.build(part.family, dict(part.params), classes).eval()
+    module = models.build(part.family, dict(part.params), part.outputs(classes)).eval()
     generator = torch.Generator().manual_seed(crc32(f"{part.name}.{fold}".encode()))
     state = random_weights.draw_state(module, part.family, part.params)
     for key, value in state.items():

@@ -116,3 +116,81 @@ def test_a_view_of_another_length_is_refused() -> None:
         load(graphs.wave_graph(), view={"kind": "tiles", "frames": 4000, "step": 4000})
     own = {"kind": "tiles", "frames": 8000, "step": 4000}
     assert load(graphs.wave_graph(), output="label", view=own).recipe.member.view == own
+
+
+FLAT = ("flatten",)
+SEVERAL: dict[str, Any] = {
+    "frontend": None,
+    "inputs": {"wave": spec.Input(frontend="wave"), "share": spec.Input(frontend="length", finish=FLAT)},
+    "activation": "none",
+}
+
+
+def test_several_inputs_and_constants() -> None:
+    """Two from front ends, one that stays the same, one that is the length of the pass."""
+    wave = draw_wave(4000)
+    net = load(graphs.two_inputs_graph(), params={"gain": 2.0, "lengths": "frames"}, **SEVERAL)
+    want = [2 * np.abs(wave).mean(), 2 * len(wave) / 441_000, 2 * len(wave)]
+    assert np.allclose(predict_alone(net, Waves(wave), ROW), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"params": {"gain": 2.0}}, "front ends fill share, wave, the graph wants .*'lengths' int64"),
+    ({"params": {"gain": 2.0, "lengths": "frames", "sr": 1}}, "params.sr: no input of the graph"),
+    ({"params": {"gain": "loud", "lengths": "frames"}}, "params.gain: 'loud' is no 'gain' float32"),
+    ({"params": {"min_frames": 0}}, "min_frames = 0; give a whole number"),
+    ({"inputs": {}, "frontend": "wave", "params": {"gain": 2.0}}, "name each in"),
+    ({"inputs": {"wave": spec.Input(frontend="wave"), "part": spec.Input(frontend="length")},
+      "params": {"gain": 2.0, "lengths": "frames"}}, "front ends fill part, wave, the graph wants"),
+])
+def test_inputs_that_nothing_fills_are_named(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        predict_alone(load(graphs.two_inputs_graph(), **{**SEVERAL, **keys}), Waves(draw_wave(4000)), ROW)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("graph", "precision"), [
+    (graphs.half_graph(), "fp16"), (graphs.quantised_graph(), "int8"), (graphs.wave_graph(), "fp32"),
+])
+def test_graphs_in_less_than_full_precision_run(graph: bytes, precision: str, runtime: str) -> None:
+    wave = draw_wave(8000)
+    net = load(graph, runtime, output="label")
+    assert describe(graph, "m").precision == precision
+    want = sigmoid(graphs.run_wave_graph(wave)[1])
+    assert np.allclose(predict_alone(net, Waves(wave), ROW), want, atol=1e-6 if precision == "fp32" else 1e-2)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_graph_that_mixes_its_batch_hears_one_pass_at_a_time(runtime: str) -> None:
+    wave = draw_wave(40_000)
+    net = load(graphs.mixing_graph(), runtime, classes=4, activation="none")
+    alone = [2 * chunk.reshape(4, -1).max(axis=1) for chunk in wave.reshape(5, -1)]
+    assert np.allclose(predict_alone(net, Waves(wave), ROW), np.mean(alone, axis=0), atol=1e-6)
+    assert any("passes run one by one (together they differ by" in note for note in net.runner.notes)
+
+
+def test_what_a_graph_says_of_itself_is_read_without_a_runtime() -> None:
+    facts = describe(graphs.patches_graph(), "m")
+    assert [str(port) for port in facts.inputs] == ["'wave' float32[?]"]
+    assert [str(port) for port in facts.outputs] == ["'scores' float32[?, 3]", "'embeddings' float32[?, 400]"]
+    assert facts.made_by == {"scores": "Sigmoid", "embeddings": "Abs"} and facts.precision == "fp32"
+    weight = graphs.port("w", [4, 3])  # older exporters list weights among the inputs
+    listed = graphs.onnx.load_from_string(graphs.wave_graph())
+    listed.graph.input.append(weight)
+    assert [port.name for port in describe(listed.SerializeToString(), "m").inputs] == ["wave"]
+
+
+def test_bytes_that_are_no_graph_are_a_sentence() -> None:
+    graph = graphs.wave_graph()
+    for cut in range(0, len(graph) - 40, 7):  # behind the graph itself only versions follow
+        with pytest.raises(ModelLoadFailed, match="m: no ONNX graph"):
+            describe(graph[:cut], "m")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        spoilt = bytearray(graph)
+        for place in rng.integers(0, len(graph), 3):
+            spoilt[place] = rng.integers(0, 256)
+        try:
+            describe(bytes(spoilt), "m")
+        except ModelLoadFailed:
+            pass

@@ -37,7 +37,7 @@ LIGHT = (
     "engine.plan",
     "engine.length_groups",
     "scores.blend",
-    "scores.output",
+    "scores.levels",
     "scores.submission",
 )
 # Source: the image table of Kaggle's notebooks (Python 3.12, May 2026), of which these alone are used.

@@ -213,3 +213,23 @@ def test_an_empty_test_folder_at_save_version(tmp_path: Path, tiny_bundle: Path)
     assert run.code == 0 and run.report["prior_rows"] == 3 and len(cells(run)) == 3
     assert "no clip of the sample is there" in run.out and "--simulate-commit" in run.out
     assert "Save Version" in (run.working / "report.html").read_text()
+
+
+@pytest.mark.faults
+def test_a_split_bundle_with_an_attached_file_is_rehearsed_whole(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Code, weights and a file out of a model, each where Kaggle mounts it; then without the model."""
+    source = 'source = { model = "o/m/PyTorch/v/1", local = "copy.safetensors" }'
+    toml = TINY.read_text(encoding="utf-8").replace('name = "tiled"\n', f'name = "tiled"\n{source}\n')
+    (tmp_path / "apart.toml").write_text(toml, encoding="utf-8")
+    shutil.copyfile(tiny_bundle / "bundle/tiled.0.safetensors", tmp_path / "copy.safetensors")
+    out = tmp_path / "out"
+    assembly.build(order(out, ensemble=tmp_path / "apart.toml", split=True), say=lambda _: None)
+    code, said = rehearse(tmp_path, out / "push/infer_kernel.py", out / "bundle")
+    assert code == 0 and "\nPASS:" in said, said
+    apart = (tmp_path / "working/submission.csv").read_bytes()
+    rehearse(tmp_path, tiny_bundle / "push/infer_kernel.py", tiny_bundle / "bundle")
+    assert apart == (tmp_path / "working/submission.csv").read_bytes()
+    (tmp_path / "nothing").mkdir()
+    code, said = rehearse(tmp_path, out / "push/infer_kernel.py", out / "bundle",
+                          "--attached", str(tmp_path / "nothing"))
+    assert code == 1 and "1 nets failed: tiled.0" in said and "out of the model o/m/PyTorch/v/1" in said
