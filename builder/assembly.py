@@ -186,7 +186,6 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
-        bundle.mkdir()
         shipped = embeddings.ship(found.shipped, ensemble, vectors, bundle)
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, read)
         nets, files, held = _write_nets(request, folder, read, extra)

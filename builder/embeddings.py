@@ -109,7 +109,8 @@ def open_here(ensemble: Ensemble, graphs: Graphs, callers: int = 1) -> Embedding
 
 
 def ship(ensemble: Ensemble, settled: Ensemble, graphs: Graphs, folder: Path) -> Ensemble:
-    """`ensemble` with the settled embeddings and their graphs' names in the bundle, written to `folder`."""
+    """`ensemble` with the settled embeddings, their graphs written to the bundle's new folder."""
+    folder.mkdir()
     shipped = {}
     for name, embedding in settled.embeddings.items():
         (folder / f"{name}{SUFFIX}").write_bytes(graphs[name])

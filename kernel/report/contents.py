@@ -290,11 +290,9 @@ class Report(EveryReport):
 
     peak_own_bytes  most resident bytes of engine and guard: the peak that people read, and that a forecast
                     starts from; peak_ram_bytes: most that counted against the limit, others' memory included
-    broken_rows     row id -> code of the error that leaves it with the prior
-    clip_notes      row id -> remarks (salvaged, shortened)
+    broken_rows     row id -> code of the error that leaves it with the prior; clip_notes: -> remarks
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes
-    meter           where the memory figures were read
-    embeddings      name -> what its graph did
+    meter           where the memory figures were read; embeddings: name -> what its graph did
     page            "report.html", or why it was not written
     explained       the uncertain rows again: what each member says of them, and where in time
     """
