@@ -5,7 +5,7 @@ beside the target, checked as an upload, and moved into place. Does not know Kag
 bundle_check) or formats of weights (weights).
 """
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from . import (
     bundle_check,
     code_wheel,
     compare,
-    costs_file,
     dry_run,
+    embeddings,
     graph_members,
+    measured_costs,
     metadata,
     mounts,
     notebook,
@@ -116,8 +117,9 @@ class Built:
 
 
 def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source],
-               seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
+               seconds: dict[str, tuple[float, float]], graphs: embeddings.Graphs) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
+    connect = embeddings.open_here(ensemble, graphs).connect
     costs: dict[str, Cost] = {}
     for part in ensemble.parts:
         blob = next(source for source in found if source.member == part.name).read()
@@ -127,7 +129,7 @@ def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source]
             elif part.family == dry_run.ONNX:
                 cost = dry_run.try_onnx(ensemble, part, blob)
             else:
-                cost = dry_run.try_member(ensemble, part, blob, modules[part.name])
+                cost = dry_run.try_member(ensemble, part, blob, modules[part.name], connect)
         if part.name in seconds:
             cost = replace(cost, seconds_a=seconds[part.name][0], seconds_b=seconds[part.name][1])
         costs[part.name] = cost
@@ -172,18 +174,19 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     found = _find_own_files(request, say)
     ensemble = found.here
     papers = _make_papers(request, ensemble)
-    seconds, frontend_seconds = costs_file.read(request.costs)
+    seconds, frontend_seconds = measured_costs.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
     modules = _build_modules(ensemble)
     read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
                                         request.random_weights)
-    found = graph_members.settle(found, read, say)
+    found, vectors = _settle_graphs(request, found, read, say)
     ensemble = found.here
-    costs = _try_parts(ensemble, modules, read, seconds)
+    costs = _try_parts(ensemble, modules, read, seconds, vectors)
     _compare(request, ensemble, modules, read, say)
     say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
+        shipped = embeddings.ship(found.shipped, ensemble, vectors, bundle)
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, read)
         nets, files, held = _write_nets(request, folder, read, extra)
         weights.say_conversions(nets, say)
@@ -192,7 +195,7 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
             format=FORMAT,
             bundle="",
             version=kernel.__version__,
-            ensemble=found.shipped,
+            ensemble=shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
             files=files,
             nets=nets,
@@ -210,7 +213,15 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
 
 
-def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: list[weights.Source],
+def _settle_graphs(request: BuildRequest, found: code_wheel.OwnFiles, read: Sequence[weights.Source],
+                   say: Callable[[str], None]) -> tuple[code_wheel.OwnFiles, embeddings.Graphs]:
+    """The ensemble with what follows from the graphs of members and embeddings; the latter's bytes."""
+    graphs = embeddings.read_graphs(found.here, sources.weights_folders(request.ensemble, request.weights))
+    found = graph_members.settle(found, read, say)
+    return replace(found, here=embeddings.settle(found.here, graphs, say)), graphs
+
+
+def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: Sequence[weights.Source],
              say: Callable[[str], None]) -> None:
     """Tells how far the ensemble is from --compare. Raises SpecError where that is too far."""
     if request.compare is not None:

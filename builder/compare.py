@@ -205,7 +205,14 @@ class Comparison:
         return mean(member.fold_mean, np.stack(folds)[:, None], member.fold_weights)[0]
 
     def _member(self, name: str) -> spec.Member:
-        return next(member for member in self.ensemble.members if member.name == name)
+        """The member. Raises SpecError for a head: what its embedding's graph reads can be compared."""
+        found = next(member for member in self.ensemble.members if member.name == name)
+        for entry in found.named_inputs().values():
+            if entry.frontend in self.ensemble.embeddings:
+                front = self.ensemble.embeddings[entry.frontend].frontend
+                raise SpecError(f"member {name} reads the embedding {entry.frontend!r}; compare what its "
+                                f"graph reads, frontends/{front}")
+        return found
 
     def causes(self, kind: str, name: str, case: Case) -> list[Cause]:
         """Everything that may be tried for one comparison."""

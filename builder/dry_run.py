@@ -51,13 +51,14 @@ class SyntheticClip:
         return fe.read(array, row) if isinstance(fe, OfRecording) else array
 
 
-def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS) -> dict[str, torch.Tensor]:
-    """The net's inputs for the first pass of the synthetic clip, f32[1, C, M, T] each."""
+def make_inputs(recipe: Recipe, module: nn.Module, seconds: float = SECONDS,
+                passes: int | None = 1) -> dict[str, torch.Tensor]:
+    """The net's inputs for the first passes of the synthetic clip, f32[P, C, M, T] each; None = for all."""
     run = partial(backends.call_net, module)
     runner = backends.Runner(device=backends.Device(name="cpu", about=""), path="dry run", run=run, exact=run)
     net = LoadedNet(module=module, runner=runner, recipe=recipe, activate=ACTIVATIONS["none"], cost=Cost())
     made = row_inputs(net, SyntheticClip(seconds), ROW)
-    return {name: value[:1].contiguous() for name, value in made.items()}
+    return {name: value[:passes].contiguous() for name, value in made.items()}
 
 
 def _check_answer(where: str, out: object, classes: int, framed: bool = False) -> None:
@@ -99,12 +100,16 @@ def run_once(recipe: Recipe, module: nn.Module, classes: int) -> dict[str, torch
     return inputs
 
 
-def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Module) -> Cost:
+def try_member(ensemble: Ensemble, member: Member, blob: bytes, module: nn.Module,
+               connect: Callable[[Recipe], None] = lambda recipe: None) -> Cost:
     """Cost of a member whose stages fit together and give one finite value per class.
+
+    connect  lets the graphs of its embeddings run
 
     Raises  SpecError or ModelLoadFailed naming the member
     """
     recipe = build_recipe(ensemble, member)
+    connect(recipe)
     state = parse_state(blob, member.name)
     try:
         recipe, state = fill_constants(recipe, state)
@@ -162,8 +167,12 @@ def measure(module: nn.Module, *, channels: int, bins: int) -> Cost:
 def check_back_end(ensemble: Ensemble, back_end: str | None) -> None:
     """Nothing, when the bundle will hold what its members need.
 
-    Raises  SpecError for an ONNX member without the wheels of a runtime
+    Raises  SpecError for an ONNX member, or an embedding, without the wheels of a runtime
     """
+    for name in ensemble.embeddings:
+        if back_end != "onnxruntime":
+            raise SpecError(f"embeddings.{name}: its graph needs ONNX Runtime, which the Kaggle image lacks; "
+                            "build with --wheels onnxruntime")
     for member in ensemble.members:
         if member.family == ONNX and back_end is None:
             raise SpecError(

@@ -85,6 +85,8 @@ def export(folder: Path, ensemble: Ensemble, modules: Mapping[str, nn.Module],
         module = modules.get(source.member)
         if member is None or module is None:
             continue  # A stacker, or a member that is a graph already.
+        if any(entry.frontend in ensemble.embeddings for entry in member.named_inputs().values()):
+            continue  # A head: a few microseconds in torch.
         net_id = f"{source.member}.{source.fold}"
         recipe, own = fill_constants(build_recipe(ensemble, member), parse_state(source.read(), net_id))
         module.load_state_dict(models.rename(member.family, dict(member.params), own))

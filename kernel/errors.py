@@ -63,6 +63,10 @@ class ClipQuarantined(ClipError):
     """The clip was in work at two crashes of the engine."""
 
 
+class EmbeddingFailed(ClipError):
+    """A graph has no vectors for this row: its heads pass over it, the other members decide it."""
+
+
 class StepFailed(HourglassError):
     """A step on the scores failed, or gave what is no score: the submission goes without it."""
 

@@ -63,6 +63,11 @@ class Order:
     attempt: int
     backend: str = "auto"
 
+    @property
+    def runtimes(self) -> Path:
+        """Folder for back ends that the bundle brings as wheels."""
+        return self.state / "runtimes"
+
 
 def load_order(text: bytes) -> Order:
     """The order in the bytes of run.json.

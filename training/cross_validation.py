@@ -5,7 +5,8 @@ killed run goes on where it stopped. Does not train a net itself (trainer), and 
 (export) or the card (model_card).
 """
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from builder import dry_run
+from builder import dry_run, embeddings, weights
 from kernel import models
+from kernel.bundle import parse_state
 from kernel.errors import SpecError
 from kernel.inference.recipe import Recipe as NetRecipe
 from kernel.inference.recipe import build_recipe
-from kernel.spec import Ensemble, Member
+from kernel.spec import Ensemble, Member, check_embeddings
 
 from . import curves, effects, folds, trainer
 from .data import Clips
@@ -27,6 +29,8 @@ from .epoch_progress import Progress
 from .features import Features
 from .pseudo import Pseudo
 from .recipe import MemberRecipe, Recipe
+
+WEIGHTS = "weights.safetensors"  # of a net, in its folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +71,12 @@ class CrossValidation:
 
     folder  where everything goes; device: torch's name of it; jobs: loader threads
     pseudo  rows with soft labels that train in every fold, but where their recording is held out
+    found   folders of the graphs and weights that the recipe names
     """
 
     def __init__(self, recipe: Recipe, clips: Clips, folder: Path, device: str = "cpu", jobs: int = 2,
-                 progress: Progress | None = None, pseudo: Pseudo | None = None) -> None:
+                 progress: Progress | None = None, pseudo: Pseudo | None = None,
+                 found: Sequence[Path] = ()) -> None:
         self.recipe = recipe
         self.clips = clips
         self.folder = folder
@@ -86,6 +92,11 @@ class CrossValidation:
                 "train.wave_effects: members differ; give all members with wave_variants the same effects"
             )
         effect = next((effects.build(s.wave_effects) for s in settings if s.wave_variants), None)
+        self._found = found
+        asked = self._ensemble(*recipe.members)
+        self.graphs = embeddings.read_graphs(asked, found)
+        self.settled = embeddings.settle(asked, self.graphs, self.progress.say).embeddings
+        self._open = embeddings.open_here(replace(asked, embeddings=self.settled), self.graphs, jobs)
         more = pseudo.rows if pseudo is not None else ()
         if twice := sorted(set(clips.ids) & {row.id for row in more}):
             raise SpecError(f"{twice[0]!r} is a clip and a pseudo-labelled row; rename one of the files")
@@ -106,14 +117,20 @@ class CrossValidation:
     def train(self) -> Iterator[Trained]:
         """Every net of the recipe, member by member; finished ones are read, not trained again."""
         self.progress.expect({f"{m.name}.{fold}": self.recipe.settings(m).epochs for m in self.recipe.members
-                              for fold in self.numbers})
+                              if m.taken is None for fold in self.numbers})
         made = {member.name: self._stages(member) for member in self.recipe.members}  # All before any clip.
+        for member in self.recipe.members:
+            for fold in self._folds_taken(member):
+                self._find_taken(member, fold)
         for member in self.recipe.members:
             stages = made[member.name]
             for stage in stages.stages.values():
                 self.features.warm(stage.fe, self.recipe.settings(member).wave_variants)
             for id, error in self.features.errors.items():
                 self.progress.say(f"left out: {id}: {error}")
+            if member.taken is not None:
+                yield from self._take(member, stages)
+                continue
             for fold in self.numbers:
                 job = self._job(member, stages, fold)
                 if not (job.folder / "done.json").exists():
@@ -127,19 +144,62 @@ class CrossValidation:
                     )
                 yield net
 
+    def _take(self, member: MemberRecipe, stages: NetRecipe) -> Iterator[Trained]:
+        """The nets of a member that is trained already, with the scores of the clips that they did not see.
+
+        Raises  SpecError, ModelLoadFailed: a file that is missing, or fits another net
+        """
+        for fold in self._folds_taken(member):
+            path = self._find_taken(member, fold)
+            seen = np.zeros(len(self.clips), bool) if member.is_foreign else self.folds != fold
+            hold = np.flatnonzero(~seen & self.features.usable)
+            net = models.build(member.family, dict(member.params), len(self.clips.classes))
+            blob = weights.load_blob(path, member.family, member.params, net, kernel_member(member))
+            state = parse_state(blob, str(path))
+            net.load_state_dict(trainer.widen(state))
+            held = trainer.score(stages, net, self.features, [self.features.rows[i] for i in hold])
+            place = self.folder / f"{member.name}_{fold}"
+            write_net(place, member.name, fold, hold,
+                      trainer.Result(weights=state, held=held, state=trainer.State()))
+            shutil.copyfile(path, place / WEIGHTS)  # the very bytes
+            yield read_net(place)
+
+    def _folds_taken(self, member: MemberRecipe) -> list[int]:
+        """Folds whose nets are taken as they are; none of a member that is trained."""
+        if member.taken is None:
+            return []
+        return [0] if member.is_foreign else self.numbers
+
+    def _find_taken(self, member: MemberRecipe, fold: int) -> Path:
+        """The file of a net that is trained already. Raises SpecError."""
+        file = str(member.taken).replace("{fold}", str(fold))
+        path = weights.find_weights(file, self._found)
+        if path is None:
+            raise SpecError(f"{member.name}.taken: no {file} in " + ", ".join(map(str, self._found)))
+        return path
+
+    def stages_of(self, ensemble: Ensemble, member: Member) -> NetRecipe:
+        """A member's stages, its embeddings' graphs at hand. Raises SpecError."""
+        stages = build_recipe(replace(ensemble, embeddings=self.settled), member)
+        self._open.connect(stages)
+        return stages
+
     def _stages(self, member: MemberRecipe) -> NetRecipe:
         """The member's stages, once its untrained net has taken a synthetic clip through them.
 
         Raises  SpecError naming the member: front end, finish and channels that do not fit together
         """
-        stages = build_recipe(self._ensemble(member), kernel_member(member))
+        stages = self.stages_of(self._ensemble(member), kernel_member(member))
         net = models.build(member.family, dict(member.params), len(self.clips.classes))
         dry_run.run_once(stages, net.eval(), len(self.clips.classes))
         return stages
 
-    def _ensemble(self, member: MemberRecipe) -> Ensemble:
-        return Ensemble(name=self.recipe.name, classes=self.clips.classes, members=(kernel_member(member),),
-                        frontends=self.recipe.frontends)
+    def _ensemble(self, *members: MemberRecipe) -> Ensemble:
+        """An ensemble of these members. Raises SpecError naming the key of an embedding."""
+        check_embeddings(self.recipe.embeddings, self.recipe.frontends)
+        return Ensemble(name=self.recipe.name, classes=self.clips.classes,
+                        members=tuple(map(kernel_member, members)), frontends=self.recipe.frontends,
+                        embeddings=self.recipe.embeddings)
 
     def _job(self, member: MemberRecipe, stages: NetRecipe, fold: int) -> trainer.Job:
         usable = self.features.usable[: len(self.clips)]
@@ -200,7 +260,7 @@ def write_net(folder: Path, member: str, fold: int, hold: np.ndarray, result: tr
     hold  int[n], positions of the held-out clips; fingerprint: the job's, where there is one
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(result.weights, folder / "weights.safetensors")
+    save_file(result.weights, folder / WEIGHTS)
     np.savez_compressed(folder / "held.npz", hold=hold, held=result.held.astype(np.float32))
     state = result.state
     record = {
@@ -229,5 +289,5 @@ def read_net(folder: Path) -> Trained:
             f"{folder}: no finished net ({error.strerror}); run train.py again with the same --out"
         ) from error
     with np.load(folder / "held.npz") as arrays:
-        return Trained(member=record["member"], fold=record["fold"], weights=folder / "weights.safetensors",
+        return Trained(member=record["member"], fold=record["fold"], weights=folder / WEIGHTS,
                        hold=arrays["hold"], held=arrays["held"], record=record)

@@ -74,6 +74,23 @@ def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric
                  pairs=int(truth.sum()))
 
 
+def gain(truth: np.ndarray, first: np.ndarray, second: np.ndarray, groups: Sequence[str],
+         metric: Metric = metrics.lwlrap) -> Score:
+    """How far the scores `second` lie above `first` on the labelled clips that both have, with its interval.
+
+    Both are resampled together, so that what makes a clip hard for both leaves the interval.
+    Raises  ValueError when no clip has a label
+    """
+    both = np.concatenate([first, second], axis=1)
+    rows = np.isfinite(both).all(axis=1)
+    classes = first.shape[1]
+
+    def differ(labels: np.ndarray, scores: np.ndarray) -> float:
+        return metric(labels, scores[:, classes:]) - metric(labels, scores[:, :classes])
+
+    return measure(truth[rows], both[rows], np.asarray(groups)[rows].tolist(), differ)
+
+
 def measurable(clips: Clips, folds: np.ndarray) -> np.ndarray:
     """bool[K], classes with clips in at least two folds: no other was ever both trained and held out."""
     return np.array([len(set(folds[clips.targets[:, k] > 0])) > 1 for k in range(clips.targets.shape[1])])

@@ -5,12 +5,13 @@ describe (model_card).
 """
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kernel.spec import Ensemble, load_ensemble
+from kernel.spec import Embedding, Ensemble, load_ensemble
 
 from . import text_formats
 from .cross_validation import Trained
@@ -22,18 +23,26 @@ def weights_name(recipe: str, member: str) -> str:
     return f"{recipe}_{member}_{{fold}}.safetensors"
 
 
+def _weights(recipe: Recipe, member: MemberRecipe) -> str:
+    """Pattern of the files of a member: its own, or those that were taken."""
+    return member.taken or weights_name(recipe.name, member.name)
+
+
 def _member(recipe: Recipe, member: MemberRecipe, numbers: Sequence[int], value: float) -> dict[str, Any]:
+    """The table of a member, or of a head where it reads an embedding."""
     keys: dict[str, Any] = {"name": member.name, "family": member.family, "params": dict(member.params)}
     if member.inputs:
         keys["inputs"] = {
             k: {"frontend": v.frontend, "finish": list(v.finish)} for k, v in member.inputs.items()
         }
+    elif member.frontend in recipe.embeddings:
+        keys.update(embedding=member.frontend, finish=list(member.finish))
     else:
         keys.update(frontend=member.frontend, finish=list(member.finish))
     keys.update(
         view=dict(member.view),
-        weights=weights_name(recipe.name, member.name),
-        folds=list(numbers),
+        weights=_weights(recipe, member),
+        folds=[0] if member.is_foreign else list(numbers),
         activation=member.activation,
         weight=member.weight,
         fold_mean=member.fold_mean,
@@ -44,6 +53,15 @@ def _member(recipe: Recipe, member: MemberRecipe, numbers: Sequence[int], value:
         "params": {}, "finish": [], "activation": None, "weight": 1.0, "fold_mean": "geometric"
     }
     return {k: v for k, v in keys.items() if k not in idle or v != idle[k]}
+
+
+def _embedding(embedding: Embedding) -> dict[str, Any]:
+    """The table of an embedding, without what is left out of it."""
+    keys = {own.name: getattr(embedding, own.name) for own in fields(embedding)}
+    keys["output"] = embedding.output[0] if len(embedding.output) == 1 else list(embedding.output)
+    idle = {"output": [], "finish": (), "stored": "float32", "view": {"kind": "full"}}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()
+            if value is not None and (key not in idle or value != idle[key])}
 
 
 def _stacker(recipe: Recipe, stacker: StackerRecipe, numbers: Sequence[int]) -> dict[str, Any]:
@@ -77,9 +95,13 @@ def ensemble_text(
         data["prior"] = prior
     data.update(recipe.ensemble)
     data["frontends"] = recipe.frontends
-    data["members"] = [
-        _member(recipe, member, numbers, values.get(member.name, 0.0)) for member in recipe.members
-    ]
+    if recipe.embeddings:
+        data["embeddings"] = {name: _embedding(entry) for name, entry in recipe.embeddings.items()}
+    tables = [_member(recipe, member, numbers, values.get(member.name, 0.0)) for member in recipe.members]
+    for kind, chosen in (("members", False), ("heads", True)):
+        data[kind] = [table for table in tables if ("embedding" in table) == chosen]
+        if not data[kind]:
+            del data[kind]
     if recipe.stackers:
         data["stackers"] = [_stacker(recipe, stacker, numbers) for stacker in recipe.stackers]
     return (
@@ -103,9 +125,23 @@ def copy_weights(recipe: Recipe, nets: Sequence[Trained], folder: Path) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for net in nets:
-        name = weights_name(recipe.name, net.member).replace("{fold}", str(net.fold))
+        member = next((one for one in recipe.members if one.name == net.member), None)
+        pattern = _weights(recipe, member) if member else weights_name(recipe.name, net.member)
+        name = pattern.replace("{fold}", str(net.fold))
         shutil.copyfile(net.weights, folder / name)
         sizes[name] = (folder / name).stat().st_size
+    return sizes
+
+
+def copy_graphs(recipe: Recipe, graphs: Mapping[str, bytes], folder: Path) -> dict[str, int]:
+    """Writes the embeddings' graphs under the names that the recipe has; returns name -> bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {}
+    for name, graph in graphs.items():
+        file = recipe.embeddings[name].graph
+        if not (folder / file).exists() or (folder / file).read_bytes() != graph:
+            (folder / file).write_bytes(graph)
+        sizes[file] = len(graph)
     return sizes
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from safetensors.torch import load_file
 
 from kernel import models
-from kernel.inference.recipe import build_recipe
 from kernel.scores import blend
 from kernel.spec import Ensemble
 
@@ -29,15 +28,17 @@ def score(work: CrossValidation, nets: Sequence[Trained], ensemble: Ensemble, cl
         held_out = dict(zip(work.clips.groups, work.folds.tolist(), strict=True))
         # The only fold whose nets may score a clip; -1 where none of its group trained.
         only = np.array([held_out.get(group, -1) for group in clips.groups])
+        foreign = {member.name for member in work.recipe.members if member.is_foreign}
         by_name = {member.name: member for member in ensemble.members}
         for net in nets:
             if net.member not in by_name:
                 continue  # A stacker: it runs on the scores of the members.
             member = by_name[net.member]
-            recipe = build_recipe(ensemble, member)
+            recipe = work.stages_of(ensemble, member)
             for stage in recipe.stages.values():
                 features.warm(stage.fe)
-            rows = np.flatnonzero(((only == -1) | (only == net.fold)) & features.usable)
+            rows = np.flatnonzero(((only == -1) | (only == net.fold) | (net.member in foreign))
+                                  & features.usable)
             module = models.build(member.family, dict(member.params), len(clips.classes))
             module.load_state_dict(trainer.widen(load_file(net.weights)))
             answers = trainer.score(recipe, module, features, [features.rows[i] for i in rows])

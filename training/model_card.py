@@ -43,15 +43,15 @@ class Facts:
     sizes: Mapping[str, int]
     command: str
     external: Sequence[tuple[str, Score]] = ()
+    against: Sequence[tuple[str, Score]] = ()
 
     @property
     def is_label(self) -> bool:
         return self.ensemble.output.format == "label"
 
 
-def parts(facts: Facts) -> list[tuple[str, np.ndarray]]:
+def parts_of(clips: Clips) -> list[tuple[str, np.ndarray]]:
     """Name and bool[N] of the parts of the clips that get a line of their own."""
-    clips = facts.clips
     source = np.array(clips.source)
     quality = np.array(clips.quality)
     found = [("all labelled clips", np.ones(len(clips), bool)),
@@ -72,7 +72,7 @@ def score_table(facts: Facts) -> str:
     metrics["lwlrap"] = lwlrap
     names = [m.name for m in facts.recipe.members] + [""]
     rows = []
-    for part, chosen in parts(facts):
+    for part, chosen in parts_of(facts.clips):
         for metric, function in metrics.items():
             cells = []
             for name in names:
@@ -100,6 +100,15 @@ def measurable_line(facts: Facts) -> str:
         f"Over the {int(known.sum())} classes with clips in at least two folds, "
         f"the ensemble's lwlrap is {value:.4f} ({len(rows)} clips)."
     )
+
+
+def against_text(facts: Facts) -> str:
+    """What the ensemble adds to the members that the recipe sets beside it."""
+    names = ", ".join(facts.recipe.against)
+    table = markdown_table(["measured on", f"{names} alone", "the ensemble above it"],
+                           [[what, alone, gain] for (what, alone), (_, gain)
+                            in zip(facts.against[::2], facts.against[1::2], strict=True)])
+    return f"Against the blend of {names} alone, on the same folds and clips:\n\n{table}"
 
 
 def class_table(facts: Facts) -> str:
@@ -138,8 +147,13 @@ def training_table(facts: Facts) -> str:
     rows = []
     for member in facts.recipe.members:
         nets = [net for net in facts.nets if net.member == member.name]
-        prefix = f"{facts.recipe.name}_{member.name}_"
+        pattern = member.taken or f"{facts.recipe.name}_{member.name}_{{fold}}"
+        prefix = pattern.partition("{fold}")[0]
         size = sum(count for name, count in facts.sizes.items() if name.startswith(prefix))
+        if member.taken is not None:
+            rows.append([member.name, f"`{member.family}` {dict(member.params)}", len(nets),
+                         f"{size / 1e6:.2f} MB", "", f"taken as it is: `{member.taken}`"])
+            continue
         seconds = [net.record["seconds"] for net in nets]
         each = ", ".join(f"{s:.0f}" for s in seconds)
         rows.append([member.name, f"`{member.family}` {dict(member.params)}", len(nets),
@@ -171,6 +185,8 @@ def write(facts: Facts, notes: str) -> str:
         "In brackets: 95 % interval from 1,000 bootstrap rounds over groups.",
         score_table(facts),
     ]
+    if facts.against:
+        text += [against_text(facts)]
     if not facts.is_label:
         text += [measurable_line(facts)]
     text += [

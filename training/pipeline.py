@@ -6,7 +6,7 @@ the text is model_card's.
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from .defaults import name_defaults
 from .epoch_progress import Progress
 from .recipe import Recipe, Train, load_recipe
 
+ROOT = Path(__file__).resolve().parent.parent
 Value = TypeVar("Value", str, float)
 
 
@@ -66,7 +67,7 @@ def train(request: TrainRequest) -> model_card.Facts | None:
                 progress.say(note)
             work = stack.enter_context(
                 CrossValidation(recipe, clips, folder, devices[0].name, request.threads, progress,
-                                _read_pseudo(request, recipe, clips)))
+                                _read_pseudo(request, recipe, clips), _weights_folders(request.recipe)))
             _check_found(work, progress.say)
             nets = list(work.train())
         if not request.write:
@@ -79,6 +80,12 @@ def train(request: TrainRequest) -> model_card.Facts | None:
         f"To build a bundle of it:\n\n{_build_command(into / 'ensembles' / (recipe.name + '.toml'))}"
     )
     return facts
+
+
+def _weights_folders(recipe: Path) -> list[Path]:
+    """Where the graphs and the trained nets that a recipe names are looked for, in order."""
+    beside = recipe.resolve().parent
+    return [beside / "weights", beside, ROOT / "weights"]
 
 
 def _build_command(toml: Path) -> str:
@@ -183,6 +190,23 @@ def merged_scores(ensemble: Ensemble, board: blend.Board) -> dict[str, np.ndarra
     return scores | {"": evaluation.blend_board(ensemble, board)}
 
 
+def compare(work: CrossValidation, ensemble: Ensemble, nets: Sequence[Trained],
+            whole: np.ndarray) -> list[tuple[str, evaluation.Score]]:
+    """For all clips and each part of them: the blend of the members `against` alone, what `whole` adds."""
+    kept = tuple(member for member in ensemble.members if member.name in work.recipe.against)
+    smaller = replace(ensemble, members=kept, stackers=())
+    names = [member.name for member in kept]
+    alone = evaluation.blend_board(smaller, evaluation.out_of_fold(
+        smaller, [net for net in nets if net.member in names], len(work.clips)))
+    lines = []
+    for what, rows in model_card.parts_of(work.clips):
+        clips = work.clips.take(np.flatnonzero(rows & np.isfinite(alone).all(axis=1)))
+        inside = np.flatnonzero(rows & np.isfinite(alone).all(axis=1))
+        lines += [(what, evaluation.measure(clips.targets, alone[inside], clips.groups)),
+                  (what, evaluation.gain(clips.targets, alone[inside], whole[inside], clips.groups))]
+    return lines
+
+
 def write_all(
     work: CrossValidation, nets: Sequence[Trained], request: TrainRequest, into: Path
 ) -> model_card.Facts:
@@ -202,7 +226,9 @@ def write_all(
               for name, rows in scored.items() if rows.any()}
     ensemble = write_toml(work, request.recipe, into, values)
     sizes = export.copy_weights(recipe, nets, into / "weights")
+    sizes |= export.copy_graphs(recipe, work.graphs, into / "weights")
     export.write_scores(work.folder / "oof.npz", clips.ids, clips.classes, work.folds, scores, clips.targets)
+    against = compare(work, ensemble, nets, scores[""]) if recipe.against else []
     external = []
     if recipe.elsewhere:
         external = external_clips.describe(work, nets, ensemble, scores[""], recipe.elsewhere, request.data)
@@ -216,6 +242,7 @@ def write_all(
         sizes=sizes,
         command=request.command,
         external=external,
+        against=against,
     )
     (into / "weights" / recipe.card).write_text(model_card.write(facts, recipe.notes), encoding="utf-8")
     return facts

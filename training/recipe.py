@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import SpecError, did_you_mean
-from kernel.spec import NAME, Input, load, parse_ensemble, read_toml
+from kernel.spec import NAME, Embedding, Input, load, parse_ensemble, read_toml, with_heads
 from kernel.spec.ensemble import LONGEST_CLIP_S
 from kernel.spec.strict import require_choice
+
+from .small_scale import Small
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SAMPLINGS = ("uniform", "balanced")
@@ -91,6 +93,9 @@ class MemberRecipe:
     activation  of the net's answer, empty = the family's own
     weight      in the ensemble's mean
     fold_mean   mean over the folds
+    taken       file of a net that is trained already, beside the recipe or in weights/, with {fold} for one
+                net per fold of these very folds: it is taken as it is and scores the clips that it did not
+                see. Without {fold} it is one net that none of these clips trained
     train       keys of [train] that are other for this member
     """
 
@@ -104,7 +109,13 @@ class MemberRecipe:
     activation: str | None = None
     weight: float = 1.0
     fold_mean: str = "geometric"
+    taken: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_foreign(self) -> bool:
+        """True for one net that none of the clips trained."""
+        return self.taken is not None and "{fold}" not in self.taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,32 +161,11 @@ class PseudoRound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small:
-    """What `--scale small` puts in place of the published values, so that a CPU can follow.
-
-    params     of nets: member name -> parameters changed, "all" = every member
-    train      keys of [train] changed for every member
-    members    kept members, empty = all; stackers are kept where their inputs are
-    frontends  front end name -> keys changed
-    data       another source of clips
-    classes    another class file
-    clips      at most so many clips, 0 = all
-    folds      trained of the recipe's folds, empty = all
-    """
-
-    params: dict[str, dict[str, Any]] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-    members: tuple[str, ...] = ()
-    frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    classes: str = ""
-    clips: int = 0
-    folds: tuple[int, ...] = (0,)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole training: data, folds, members, and the ensemble that comes of it.
+
+    A table [[heads]] is a member that reads an embedding: the keys of [[members]], with `embedding` in place
+    of `frontend` and `inputs`.
 
     A recipe file may start from a published ensemble: base = "../../ensembles/argus.toml" gives front ends,
     members, stackers, classes and means; the tables member_train and stacker_train (by name) then say how
@@ -193,10 +183,13 @@ class Recipe:
     data         adapter and its keys
     folds        {count, run}: the number of folds (5), and those that are trained, empty = all
     frontends    tables [frontends.NAME] as in an ensemble TOML
+    embeddings   tables [embeddings.NAME] as in an ensemble TOML; the graph lies beside the recipe or in
+                 weights/
     max_seconds  seconds of a clip that are read at most
     train        table of every member's training, which a member's own `train` overrides
     prior        file with the value per class for rows that cannot be predicted, "" = uniform
     elsewhere    adapter and keys of clips that never train and are scored for the card
+    against      members whose blend alone the card sets beside the ensemble's, with the difference
     stackers     nets over the members' scores, one table [[stackers]] each
     ensemble     keys of the written ensemble TOML (profile, mean, output ...)
     pseudo       rounds of pseudo-labels, one table [[pseudo]] each: `train.py --pseudo FILE --round N`
@@ -215,10 +208,12 @@ class Recipe:
     data: dict[str, Any] = field(default_factory=dict)
     folds: dict[str, Any] = field(default_factory=dict)
     frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    embeddings: dict[str, Embedding] = field(default_factory=dict)
     max_seconds: float = LONGEST_CLIP_S
     train: dict[str, Any] = field(default_factory=dict)
     prior: str = ""
     elsewhere: dict[str, Any] = field(default_factory=dict)
+    against: tuple[str, ...] = ()
     stackers: tuple[StackerRecipe, ...] = ()
     ensemble: dict[str, Any] = field(default_factory=dict)
     pseudo: tuple[PseudoRound, ...] = ()
@@ -287,7 +282,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     data = read_toml(path, "a recipe TOML")
     try:
-        return _check(load(Recipe, _with_base(data, path)))
+        return _check(load(Recipe, with_heads(_with_base(data, path), MemberRecipe)))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
@@ -306,7 +301,8 @@ def _with_base(data: dict[str, Any], path: Path) -> dict[str, Any]:
     listed = path.parent / named
     base = read_toml(listed, "an ensemble TOML")
     parse_ensemble(base, listed)  # Its own rules and messages come first.
-    out: dict[str, Any] = {"frontends": base.pop("frontends", {})}
+    base = with_heads(base)
+    out: dict[str, Any] = {key: base.pop(key, {}) for key in ("frontends", "embeddings")}
     for key in ("classes", "prior"):
         if isinstance(base.get(key), str):
             out[key] = str((listed.parent / base.pop(key)).resolve())
@@ -333,6 +329,9 @@ def _check(recipe: Recipe) -> Recipe:
                 f"members[{i}].name: {member.name!r}; use a-z, 0-9, '_', '-' and '.', each name once"
             )
         recipe.settings(member)
+    for name in recipe.against:
+        if name not in names:
+            raise SpecError(f"against: {name!r} is no member; {did_you_mean(name, names)}")
     for key, value in recipe.folds.items():
         if key not in ("count", "run"):
             raise SpecError(f"folds.{key}: unknown key; {did_you_mean(key, ('count', 'run'))}")

@@ -22,6 +22,9 @@ def _key(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
 
 
+SUBTABLES = ("frontends", "embeddings")  # Tables of tables, each with a heading of its own.
+
+
 def dumps_toml(data: Mapping[str, Any]) -> str:
     """TOML text of plain values, then tables, then lists of tables; deeper tables are written inline."""
     def is_list_of_tables(value: Any) -> bool:
@@ -34,7 +37,7 @@ def dumps_toml(data: Mapping[str, Any]) -> str:
     lists = {k: v for k, v in data.items() if is_list_of_tables(v)}
     parts = [lines({k: v for k, v in data.items() if k not in tables and k not in lists})]
     for name, table in tables.items():
-        inner = {k: v for k, v in table.items() if isinstance(v, Mapping)} if name == "frontends" else {}
+        inner = {k: v for k, v in table.items() if isinstance(v, Mapping)} if name in SUBTABLES else {}
         plain = {k: v for k, v in table.items() if k not in inner}
         parts += [f"[{_key(name)}]\n" + lines(plain)] if plain else []
         parts += [f"[{_key(name)}.{_key(k)}]\n" + lines(v) for k, v in inner.items()]

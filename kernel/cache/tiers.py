@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..memory import Meter
-from ..sound.loading import count_work_bytes
+from ..sound.loading import count_graph_bytes, count_work_bytes
 from ..sound.rows import Row
 from ..sound.source import Source
 from .disk import Disk, Extent
@@ -142,10 +142,11 @@ class Tiers:
         return min(size, self.limits.clip_bytes) if self.limits.clip_bytes > 0 else size
 
     def work_bytes(self, fe: Source, row: Row) -> int:
-        """Bytes of the waves that exist while a row is decoded and goes through the front end."""
+        """Bytes of the waves, and of a graph's own values, while a row is decoded and its array made."""
         if row.clip.unread:
             return self.limits.work_bytes
-        return min(count_work_bytes(row, fe.rate), self.limits.work_bytes)
+        graph = count_graph_bytes(fe, row.heard / max(1, row.clip.rate))
+        return min(count_work_bytes(row, fe.rate) + graph, self.limits.work_bytes)
 
     def has_place(self, shelf: Shelf, size: int) -> bool:
         """True if an array that found no room in RAM could go to disk or into the hand."""

@@ -15,7 +15,7 @@ import torch
 
 from ..cache.ram import StoreLimits
 from ..cache.store import Store
-from ..errors import ClipError
+from ..errors import ClipError, EmbeddingFailed
 from ..inference.recipe import Recipe, Stage
 from ..memory import Meter
 from ..sound.loading import produce
@@ -40,6 +40,7 @@ FIRST_CALL_S = 300.0
 class Feed:
     """Arrays for the nets, loaded ahead.
 
+    loaders  threads that decode and transform
     sizes   front end key -> i64[N], bytes of each row's array, 0 = not produced yet
     waited  front end key -> [wall seconds waited, seconds of audio] of loading what was new
     """
@@ -57,6 +58,7 @@ class Feed:
         loaders: int,
     ) -> None:
         self.rows = rows
+        self.loaders = loaders
         self._recordings = Recordings(longest_s, heartbeat.beat)
         self._journal = journal
         self._heartbeat = heartbeat
@@ -160,6 +162,8 @@ class Feed:
                     try:
                         if self.store.frames(fe, row) is None:  # broken, or there was no place ahead
                             self.store.get(fe, row)
+                    except EmbeddingFailed:
+                        continue  # its heads pass over it
                     except ClipError as error:
                         self.rows.lose(row, error)
 

@@ -227,7 +227,12 @@ class GpuSchedule:
         """Rows on their way to the device, in batches that suit all the nets that are there."""
         there = [opened.result() for opened in self._opened if opened.done() and not opened.exception()]
         cells = min(cells_per_batch(net) for net in there)
-        return open_block(self._net, self._feed.store, rows, self._runs[0].rows.lose, self._lane, cells)
+        return open_block(self._net, self._feed.store, rows, self._lose, self._lane, cells)
+
+    def _lose(self, row: Row, error: ClipError) -> None:
+        """What a row without an array costs, for every net that shares the block."""
+        for run in self._runs:
+            _settle(run, row, error)
 
 
 def _settle(run: NetRun, row: Row, error: BaseException) -> None:

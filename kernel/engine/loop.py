@@ -49,7 +49,8 @@ class Engine:
             bundle=self.run.bundle,
             feed=self.run.feed,
             cores=self.run.cores,
-            runtimes=order.state / "runtimes",
+            runtimes=order.runtimes,
+            embeddings=self.run.embeddings,
             backend=order.backend,
         )
         self._publication = Publication(self.run)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import ClipError, text_of
+from ..errors import ClipError, EmbeddingFailed, text_of
 from ..inference.devices import is_lost
 from ..inference.recipe import Recipe
 from ..scores.blend import Board
@@ -247,9 +247,11 @@ class NetRun:
     def settle(self, i: int, error: BaseException) -> None:
         """What an error at row i costs: the row where the clip is broken, else this net's say in it.
 
+        A row without vectors is a row of the heads alone: the other nets do it.
+
         Raises  the error itself where the device is lost: only a new process helps
         """
-        if isinstance(error, ClipError):
+        if isinstance(error, ClipError) and not isinstance(error, EmbeddingFailed):
             self.rows.lose(self.rows.all[i], error)
         elif is_lost(error):
             raise error

@@ -14,7 +14,10 @@ from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
 from ..errors import BundleError, HourglassError, NetQuarantined
-from ..inference import devices
+from ..inference import devices, onnx
+from ..inference.embeddings import Embeddings
+from ..inference.graph_net import GraphNet, GraphUse
+from ..inference.graph_net import load_net as load_graph_net
 from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter, peak_resident
 from ..order import Order
@@ -24,7 +27,7 @@ from ..scores.class_weights import unknown_classes
 from ..scores.frames import Merging
 from ..scores.levels import Levels, count_tables, open_levels
 from ..sound.clips import find_clips
-from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
+from ..sound.loading import LONGEST_WHOLE_S, count_graph_bytes, count_work_bytes
 from ..sound.recording import count_idle_bytes
 from ..sound.rows import Row, clip_ids, list_rows
 from ..sound.scopes import OfRecording
@@ -62,6 +65,7 @@ class Run:
     board: Board
     levels: Levels
     nets: dict[str, NetRun]
+    embeddings: Embeddings
     feed: Feed
     cores: Cores
 
@@ -82,10 +86,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     torch.set_num_threads(max(1, order.limits.cores))
     manifest = spec.load_manifest(order.manifest.read_bytes(), "manifest.json")
     ensemble = manifest.ensemble
-    journal = Journal(order.state, order.attempt, recorder.fault)
-    for net_id, row_id in sorted(journal.quarantined_pairs):
-        message = "in flight in two crashes; the other nets decide this row"
-        recorder.fault("BatchQuarantined", f"{net_id} {row_id}", message)
+    journal = _open_journal(order, recorder)
     recorder.end_span("start", 0.0, device="main")
     found = _open_devices(order.device, recorder, heartbeat)
     heartbeat.begin("clips")
@@ -107,6 +108,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         scratch=order.state / "spill",
         loaders=order.loaders or max(1, order.limits.cores),
     )
+    embeddings = _open_embeddings(order, manifest, nets, feed.loaders)
     return Run(
         order=order,
         manifest=manifest,
@@ -121,9 +123,34 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         board=board,
         levels=open_levels(ensemble, listed, recorder.error),
         nets=nets,
+        embeddings=embeddings,
         feed=feed,
         cores=cores,
     )
+
+
+def _open_journal(order: Order, recorder: Recorder) -> Journal:
+    """The journal; what it has quarantined is named."""
+    journal = Journal(order.state, order.attempt, recorder.fault)
+    for net_id, row_id in sorted(journal.quarantined_pairs):
+        message = "in flight in two crashes; the other nets decide this row"
+        recorder.fault("BatchQuarantined", f"{net_id} {row_id}", message)
+    return journal
+
+
+def _open_embeddings(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun],
+                     loaders: int) -> Embeddings:
+    """The embeddings of all nets, whose graphs are opened when a net wants one."""
+    bundle = open_bundle(order.bundle, manifest)
+
+    def open_graph(file: str, use: GraphUse) -> GraphNet:
+        runtime = onnx.find_runtime(onnx.ONNX, bundle, order.runtimes)
+        return load_graph_net(bundle.read_file(file), runtime, callers=loaders, use=use)
+
+    made = Embeddings(manifest.ensemble, open_graph)
+    for recipe in {id(run.recipe): run.recipe for run in nets.values() if run.recipe is not None}.values():
+        made.connect(recipe)
+    return made
 
 
 def _name_unknown_classes(ensemble: spec.Ensemble, recorder: Recorder) -> None:
@@ -242,7 +269,8 @@ def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun]
         clip = max(clip, fe.max_bytes(int(stored_s * fe.rate) + 1))
         for row in stored:
             rate = max(fe.rate, *rates) if row.clip.unread else fe.rate
-            work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s))
+            graph = count_graph_bytes(fe, min(stored_s, manifest.ensemble.longest_s))
+            work = max(work, count_work_bytes(row, rate, manifest.ensemble.longest_s) + graph)
     return StoreLimits(
         ram_bytes=order.limits.ram_bytes, disk_bytes=order.limits.disk_bytes, clip_bytes=clip,
         batch_bytes=min(batch, order.limits.ram_bytes // LEAST_RESERVE_SHARE),

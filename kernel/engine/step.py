@@ -22,6 +22,7 @@ from ..errors import ModelLoadFailed
 from ..inference import graph_net, onnx
 from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
+from ..inference.embeddings import Embeddings, sources_of
 from ..inference.member import LoadedNet, load_net, load_stacker
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane
@@ -41,14 +42,16 @@ SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 class StepRunner:
     """Runs steps; one thread per device may call it at once.
 
-    runtimes  folder for back ends that the bundle brings as wheels
-    backend   what `--backend` asks for (kernel.order)
+    runtimes    folder for back ends that the bundle brings as wheels
+    embeddings  whose graphs are opened before a net of theirs
+    backend     what `--backend` asks for (kernel.order)
     """
 
     bundle: Bundle
     feed: Feed
     cores: Cores
     runtimes: Path
+    embeddings: Embeddings
     backend: str = "auto"
     _openers: dict[str, Opener] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -125,6 +128,9 @@ class StepRunner:
         self, runs: Sequence[NetRun], todo: list[int], device: Device, stop: Stop, hints: Hints
     ) -> None:
         run = runs[0]
+        if run.recipe is not None and sources_of(run.recipe):
+            with run.opening():
+                self.embeddings.open(run.recipe)
         if isinstance(run.part, spec.Stacker):
             self._predict_stacker(run, run.part, self._entry(run), stop)
         elif run.recipe is None:

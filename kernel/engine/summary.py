@@ -6,10 +6,12 @@ and a rehearsal read) and the choice of uncertain rows. Why they are so is
 """
 import os
 import resource
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..inference.embeddings import sources_of
 from ..memory import Meter, peak_resident
 from ..report.contents import (
     Costs,
@@ -23,6 +25,7 @@ from ..report.contents import (
     ShownRow,
     StoreReport,
 )
+from ..report.embedding_work import EmbeddingReport
 from ..scores import blend
 from ..scores.class_weights import known_classes
 from ..sound.rows import Row
@@ -69,6 +72,7 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
         device=_describe_devices(run),
         members=tuple(_describe_part(part, run) for part in run.ensemble.parts),
         store=_describe_store(run.feed),
+        embeddings=_describe_embeddings(run),
         meter=run.meter.read().source,
         forecast=plan.accuracy(outcomes),
         costs=Costs(members=_member_costs(run), frontends=_frontend_costs(run)),
@@ -153,6 +157,17 @@ def _describe_net(net: NetRun) -> NetReport:
 def _describe_store(feed: Feed) -> StoreReport:
     stored = sum(int(sizes.sum()) for sizes in list(feed.sizes.values()))
     return StoreReport(**vars(feed.store.stats()), stored_bytes=stored)
+
+
+def _describe_embeddings(run: Run) -> dict[str, EmbeddingReport]:
+    """What each graph did, and how many nets read what it made."""
+    readers = Counter(source.name for net in run.nets.values() if net.recipe is not None
+                      for source in sources_of(net.recipe))
+    return {
+        name: EmbeddingReport(rows=work.rows, passes=work.passes, vectors=work.vectors, failed=work.failed,
+                              seconds=round(work.seconds, 3), path=work.path, nets=readers[name])
+        for name, work in run.embeddings.work.items()
+    }
 
 
 def _member_costs(run: Run) -> dict[str, MemberCost]:

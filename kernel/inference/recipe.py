@@ -12,9 +12,11 @@ import torch
 from .. import spec
 from ..errors import ModelLoadFailed, SpecError
 from ..sound import frontends, own
+from ..sound.scopes import OfRecording
 from ..sound.source import Source
 from . import finish, views
 from .class_maps import MappedClasses, open_class_map
+from .embedded import Embedded
 
 # Tiles of one clip per forward on a CPU: small enough for its caches and for rows side by side.
 PASSES_PER_BATCH = 4
@@ -41,6 +43,8 @@ class CutFirst:
         self.fixed = fe.fixed
         self.max_frames = fe.max_frames
         self.max_bytes = fe.max_bytes
+        if isinstance(fe, Embedded):
+            self.graph_bytes = fe.graph_bytes
 
     def of_row(self, wave: np.ndarray, row_id: str) -> np.ndarray:
         """[P*C, M, T] of P cuts of the wave."""
@@ -156,10 +160,13 @@ class Recipe:
 
 
 def open_source(ensemble: spec.Ensemble, name: str) -> Source:
-    """The front end [frontends.NAME]; one that looks at whole recordings where rows are their windows.
+    """The embedding [embeddings.NAME] or the front end [frontends.NAME], which looks at whole recordings
+    where rows are their windows and it is told so.
 
     Raises  SpecError
     """
+    if name in ensemble.embeddings:
+        return _open_embedding(ensemble, name)
     fe = own.open_front_end(ensemble.frontends[name], name)
     if ensemble.windows is None or isinstance(fe, own.OwnFrontEnd) or fe.scope == "window":
         return fe
@@ -181,10 +188,30 @@ def _is_context_heard(ensemble: spec.Ensemble) -> bool:
     used = {entry.frontend for member in ensemble.members for entry in member.named_inputs().values()}
     fes = [own.open_front_end(ensemble.frontends[name], name) for name in used]
     return any(isinstance(fe, own.OwnFrontEnd) or fe.scope == "window" for fe in fes)
+def graph_member(name: str, embedding: spec.Embedding) -> spec.Member:
+    """The member of family "onnx" that reads what the embedding's graph reads."""
+    return spec.Member(name=name, family="onnx", frontend=embedding.frontend, finish=embedding.finish,
+                       view=embedding.view, weights=embedding.graph)
+
+
+def _open_embedding(ensemble: spec.Ensemble, name: str) -> Embedded:
+    """The vectors of [embeddings.NAME] as a source. Raises SpecError."""
+    embedding = ensemble.embeddings[name]
+    try:
+        stage = build_recipe(ensemble, graph_member(name, embedding)).stages["x"]
+    except SpecError as error:
+        raise SpecError(f"embeddings.{name}: {error}") from error
+    if isinstance(stage.source, OfRecording):
+        raise SpecError(f"embeddings.{name}: its front end {embedding.frontend!r} looks at whole recordings; "
+                        'write scope = "window"')
+    return Embedded(name, embedding, stage.fe, stage.view)
 
 
 def _check_keeps_time(member: spec.Member, fe: Source) -> None:
     """Raises SpecError for a front end whose columns do not follow the wave of a window."""
+    if isinstance(fe, Embedded):
+        raise SpecError(f"member {member.name}: frames want a front end that keeps time; the vectors of "
+                        f"embeddings.{fe.name} stand for patches")
     if isinstance(fe, frontends.FrontEnd) and (fe.trim_db is not None or fe.layout != "plain"):
         raise SpecError(
             f"member {member.name}: frames want a front end that keeps time; {fe.name} has trim_db = "

@@ -16,6 +16,7 @@ from ..errors import SpecError, did_you_mean
 from .custom import build_custom
 from .dense_pyramid import DensePyramid
 from .envnet import EnvNetV2
+from .heads import AttentionHead, LinearHead, MLPHead
 from .hierarchical_cnn import HierarchicalCNN
 from .mel_densenet import MelDenseNet
 from .resnet import ResNetBackbone, ResNetMax
@@ -168,6 +169,30 @@ FAMILIES: dict[str, Family] = {
         table={"model": "efficientnet_b0"},
         frames_per_second=100.0,
         keys=((r"encoder\.(.+)", r"backbone.\1"),),
+    ),
+    "linear_head": Family(
+        build=LinearHead,
+        about="head on an embedding: one linear layer on pooled patches, or on each patch",
+        tiny={"values": 12},
+        variants=({"values": 12, "pool": "mean_max"}, {"values": 12, "pool": "mean_scores"}),
+        bins=1024,
+        frames_per_second=2.1,
+    ),
+    "mlp_head": Family(
+        build=MLPHead,
+        about="head on an embedding: two linear layers on pooled patches",
+        tiny={"values": 12, "hidden": 8},
+        variants=({"values": 12, "hidden": 8, "pool": "max"},),
+        bins=1024,
+        frames_per_second=2.1,
+    ),
+    "attention_head": Family(
+        build=AttentionHead,
+        about="head on an embedding: every class weighs the patches of a row by itself",
+        tiny={"values": 12, "hidden": 8},
+        variants=({"values": 12, "hidden": 0},),
+        bins=1024,
+        frames_per_second=2.1,
     ),
     "gated_mlp": Family(
         build=GatedMLP,

@@ -7,12 +7,13 @@ the sandbox enforces, "truth" holds a row's labels. A field that is None by defa
 absent from the file. Times are seconds since the guard's start, sizes are bytes.
 """
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..cache.tiers import Stats
 from ..limits import Limits, Marks
 from ..spec import load
+from .embedding_work import EmbeddingReport
 from .explanations import Explanation
 
 
@@ -289,10 +290,9 @@ class Report(EveryReport):
 
     peak_own_bytes  most resident bytes of engine and guard: the peak that people read, and that a forecast
                     starts from; peak_ram_bytes: most that counted against the limit, others' memory included
-    broken_rows     row id -> code of the error that leaves it with the prior
-    clip_notes      row id -> remarks (salvaged, shortened)
+    broken_rows     row id -> code of the error that leaves it with the prior; clip_notes: -> remarks
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes
-    meter           where the memory figures were read
+    meter           where the memory figures were read; embeddings: name -> what its graph did
     page            "report.html", or why it was not written
     explained       the uncertain rows again: what each member says of them, and where in time
     """
@@ -321,6 +321,7 @@ class Report(EveryReport):
     timeline: tuple[MemoryPoint, ...]
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
+    embeddings: dict[str, EmbeddingReport] = field(default_factory=dict)
     explained: tuple[Explanation, ...] = ()
     page: str | None = None
     rehearsal: RehearsalReport | None = None
@@ -345,5 +346,5 @@ def encode_report(report: Report | BareReport) -> bytes:
 
 def _present(part: Any) -> dict[str, Any]:
     """Key -> value of a dataclass, without the parts that are absent."""
-    optional = {field.name for field in fields(part) if field.default is None}
+    optional = {own.name for own in fields(part) if own.default is None}
     return {name: value for name, value in vars(part).items() if value is not None or name not in optional}

@@ -9,7 +9,15 @@ from html import escape
 
 from ..units import seconds_text
 from .contents import Report
-from .page_costs import draw_lengths, draw_members, draw_memory, draw_plan, draw_spans, draw_store
+from .page_costs import (
+    draw_embeddings,
+    draw_lengths,
+    draw_members,
+    draw_memory,
+    draw_plan,
+    draw_spans,
+    draw_store,
+)
 from .page_outcome import draw_faults, draw_tiles, draw_verdict
 from .page_pieces import rows_table, section
 from .page_rows import draw_uncertain, draw_worst
@@ -30,6 +38,7 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
         draw_memory(report.timeline, report.limits.ram_bytes),
         draw_spans(report),
         draw_members(report),
+        draw_embeddings(report),
         draw_lengths(report),
         draw_store(report.store),
         draw_plan(report.forecast, report.members),

@@ -116,6 +116,24 @@ def draw_members(report: Report) -> str:
     )
 
 
+def draw_embeddings(report: Report) -> str:
+    """How often each graph ran for the heads that read its vectors."""
+    if not report.embeddings:
+        return ""
+    rows = [
+        (escape(name), f"{work.rows:,}", f"{work.passes:,}", f"{work.vectors:,}", f"{work.nets}",
+         f"{work.seconds:.1f}", f"{work.failed:,}", escape(work.path))
+        for name, work in report.embeddings.items()
+    ]
+    header = ("embedding", "rows", "passes", "vectors", "nets that read it", "seconds", "failed", "ran on")
+    return section(
+        "Embeddings",
+        "A graph runs once per row, for all heads and folds that read its vectors; a row that found no place "
+        "in RAM or on disk counts again. Seconds of all loader threads together.",
+        rows_table(header, rows, (1, 2, 3, 4, 5, 6), long=(0, 7)),
+    )
+
+
 def _family(member: MemberReport) -> str:
     """The family, and how many classes it knows where its nets have some of their own."""
     if member.knows is None:

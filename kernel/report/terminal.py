@@ -38,6 +38,11 @@ def run_table(report: Report) -> str:
             + (f"  knows {m.knows[0]} of {m.knows[1]} classes" if m.knows else "")
             for m in report.members
         ),
+        *(
+            f"embedding {name}: {work.rows} rows, {work.passes} passes, {work.vectors} vectors in "
+            f"{seconds_text(work.seconds)} | read by {work.nets} nets | {work.path}"
+            for name, work in report.embeddings.items()
+        ),
         f"store {hits} | RAM {gigabytes(store.ram_bytes)}, disk {gigabytes(store.disk_bytes)}",
     ]
     if report.random_weights:

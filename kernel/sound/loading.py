@@ -36,6 +36,12 @@ def count_work_bytes(row: Row, rate: int, max_seconds: float = math.inf) -> int:
     return count_wave_bytes(min(claimed, most_s), own, rate)
 
 
+def count_graph_bytes(fe: Source, seconds: float) -> int:
+    """Memory that a graph behind a front end takes beside its answer; 0 for other front ends."""
+    count = getattr(fe, "graph_bytes", None)
+    return int(count(seconds)) if count is not None else 0
+
+
 def load_wave(row: Row, rate: int, recordings: Recordings) -> decode.Wave:
     """The row's audio at `rate` Hz, decoded and resampled.
 

@@ -1,7 +1,7 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers, some with classes of their own; attached: files in other datasets
+parts     its members and stackers; embeddings: vectors for heads; attached: files in other datasets
 groups    its groups of members and of classes, and the CSV files that are read into them
 windows   its table of windows: their length, their names, what lies around them; dry_run: what is tried
 manifest  what the builder writes: the bundle's manifest.json
@@ -13,6 +13,7 @@ from ..errors import SpecError
 from .attached import Attached, Origin, mounts_of
 from .class_maps import ClassMap
 from .dry_run import DryRun
+from .embeddings import Embedding, check_embeddings, with_heads
 from .ensemble import (
     LEAST_PROBABILITY,
     MEAN_SCOPES,
@@ -42,6 +43,7 @@ __all__ = [
     "ClassMap",
     "Cost",
     "DryRun",
+    "Embedding",
     "Ensemble",
     "FileEntry",
     "Group",
@@ -57,6 +59,7 @@ __all__ = [
     "Wheel",
     "Windows",
     "check",
+    "check_embeddings",
     "dumps_json",
     "load",
     "load_ensemble",
@@ -66,4 +69,5 @@ __all__ = [
     "net_ids",
     "parse_ensemble",
     "read_toml",
+    "with_heads",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import SpecError, did_you_mean
 from .attached import check_origin
 from .dry_run import DryRun, check_dry_run
+from .embeddings import Embedding, check_embeddings, with_heads
 from .groups import Group, check_class_groups, check_groups, read_beside
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
@@ -66,6 +67,7 @@ class Ensemble:
     members          [[members]]: the first-level nets
     frontends        [frontends.NAME]: what is stored of a clip; {preset = ...} or kernel.sound.frontends'
                      keys
+    embeddings       [embeddings.NAME]: what a graph makes of a front end's array, for [[heads]] to read
     stackers         [[stackers]]: second-level nets
     about            one sentence for the dataset's page
     profile          limits it runs under: fat2019, code-gpu, code-cpu or birdclef-cpu90
@@ -91,6 +93,7 @@ class Ensemble:
     classes: tuple[str, ...]
     members: tuple[Member, ...]
     frontends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    embeddings: dict[str, Embedding] = field(default_factory=dict)
     stackers: tuple[Stacker, ...] = ()
     about: str = ""
     profile: str = "fat2019"
@@ -124,8 +127,10 @@ def check(ensemble: Ensemble) -> Ensemble:
     """
     _check_whole(ensemble)
     names = [part.name for part in ensemble.parts]
+    check_embeddings(ensemble.embeddings, ensemble.frontends)
+    sources = {**ensemble.frontends, **ensemble.embeddings}
     for i, member in enumerate(ensemble.members):
-        _check_member(member, ensemble.frontends, f"members[{i}]")
+        _check_member(member, sources, f"members[{i}]")
         _check_class_order(member.classes_from, ensemble.classes, f"members[{i}].classes_from")
         check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
@@ -168,7 +173,7 @@ def _check_whole(ensemble: Ensemble) -> None:
         )
     if ensemble.dry_run is not None:
         check_dry_run(ensemble.dry_run)
-    require(bool(ensemble.members), "members: none; add at least one [[members]]")
+    require(bool(ensemble.members), "members: none; add at least one [[members]] or [[heads]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
         ensemble.mean != "power" or ensemble.mean_power != 0,
@@ -284,7 +289,7 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
     Raises  SpecError
     """
     try:
-        named = dict(data)
+        named = with_heads(data)
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")

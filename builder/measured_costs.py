@@ -1,6 +1,6 @@
-"""Costs that a rehearsal measured: the part of report.json that `--costs` gives back to a build.
+"""The measured costs of a rehearsal, as `--costs` brings them into the manifest.
 
-Owns which figures are believed. What they are used for is the plan's.
+Owns reading them out of a report.json. Does not measure (kernel.engine) and does not forecast (rehearsal).
 """
 import json
 from pathlib import Path
