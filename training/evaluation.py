@@ -54,12 +54,13 @@ def accuracy(truth: np.ndarray, scores: np.ndarray) -> float:
 
 def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric: Metric = metrics.lwlrap,
             seed: int = 0) -> Score:
-    """Score of the labelled clips.
+    """Score of the labelled clips; to a metric that counts negatives, of all.
 
     The interval resamples whole groups, since clips of one recording are not independent.
     Raises  ValueError when no clip has a label
     """
-    labelled = truth.any(axis=1)
+    negatives = metric in [metrics.METRICS[name] for name in metrics.COUNTING_NEGATIVES]
+    labelled = np.ones(len(truth), bool) if negatives else truth.any(axis=1)
     truth = truth[labelled]
     scores = scores[labelled]
     names = np.asarray(groups)[labelled]
@@ -68,8 +69,9 @@ def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric
     values = []
     for _ in range(ROUNDS):
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        values.append(metric(truth[rows], scores[rows]))
-    low, high = np.quantile(values, [0.025, 0.975])
+        if truth[rows].any():
+            values.append(metric(truth[rows], scores[rows]))
+    low, high = np.nanquantile(values, [0.025, 0.975])  # a metric may be undefined on some draws
     return Score(value=metric(truth, scores), low=float(low), high=float(high), clips=len(truth),
                  pairs=int(truth.sum()))
 

@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--slowdown", type=_factor, default=SLOWDOWN, metavar="FACTOR",
         help=f"how many times slower the other machine is (default: {SLOWDOWN:g})")
     add("--labels", type=Path, metavar="CSV",
-        help="fname and labels of the clips: lwlrap, and the worst predictions (default: no score)")
+        help="fname (or row_id) and labels of clips or windows: lwlrap, macro ROC-AUC, padded cMAP, and the "
+        "worst predictions (default: no score)")
     add("--sample", type=Path, metavar="CSV",
         help="the competition's sample submission: refuse an ensemble that writes another form (default: "
         "sample_submission.csv in --clips or beside it, if there is one)")
