@@ -5,11 +5,15 @@ and no mean of its own (kernel.scores).
 """
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
-from kernel.scores import blend, metrics
-from kernel.spec import Ensemble
+from kernel.errors import HourglassError
+from kernel.scores import blend, levels, metrics
+from kernel.sound.decode import Clip
+from kernel.sound.rows import Row
+from kernel.spec import Ensemble, net_ids
 
 from .cross_validation import Trained
 from .data import Clips
@@ -41,10 +45,20 @@ def out_of_fold(ensemble: Ensemble, nets: Sequence[Trained], clips: int) -> blen
 
 
 def blend_board(ensemble: Ensemble, board: blend.Board) -> np.ndarray:
-    """f64[N, K] probabilities of the ensemble, NaN rows where no net scored the clip."""
+    """f64[N, K] probabilities of the ensemble, NaN rows where no net scored the clip.
+
+    Steps on scores see each clip as a recording of one row.
+    Raises  HourglassError where a step fails
+    """
     classes = len(ensemble.classes)
-    whole = blend.blend(ensemble, board, np.full(classes, 1 / classes))
+    rows = [Row(id=str(i), clip=Clip(id=str(i))) for i in range(board.shape[0])]
+    every = [net_id for part in ensemble.parts for net_id in net_ids(part)]
+    whole = levels.open_levels(ensemble, rows, _refuse).blend(board, np.full(classes, 1 / classes), every)
     return np.where(whole.prior_rows[:, None], np.nan, whole.values)
+
+
+def _refuse(where: str, error: HourglassError) -> NoReturn:
+    raise error
 
 
 def accuracy(truth: np.ndarray, scores: np.ndarray) -> float:
