@@ -76,10 +76,11 @@ lint: $(READY)
 types: $(READY)
 	$(PY) -m mypy
 
-# What lies in OUT, under OWNER, SLUG and COMPETITION if they are given; ENSEMBLE= (and WEIGHTS=) is built first.
+# What lies in OUT, under OWNER, SLUG and COMPETITION if they are given; ENSEMBLE= (and WEIGHTS=) is built first,
+# with SPLIT=1 as two datasets; what of it is uploaded, the build itself says.
 upload: $(READY)
 	$(if $(ENSEMBLE),,$(if $(WEIGHTS),$(error WEIGHTS= needs ENSEMBLE=, the TOML that they belong to)))
-	$(PY) build_dataset.py $(if $(ENSEMBLE),'$(ENSEMBLE)' --out '$(OUT)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') \
+	$(PY) build_dataset.py $(if $(ENSEMBLE),'$(ENSEMBLE)' --out '$(OUT)') $(if $(SPLIT),--split) $(if $(WEIGHTS),--weights '$(WEIGHTS)') \
 		--upload '$(OUT)' $(GIVEN)
 
 clean:

@@ -4,7 +4,8 @@
     python build_dataset.py --upload out
     python build_dataset.py --simulate-mount --out out
 
-The work is done in builder/; this file reads the command line.
+The work is done in builder/; this file reads the command line. `hourglass build` and `hourglass upload` are
+the same.
 """
 from __future__ import annotations
 
@@ -12,15 +13,37 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder import staging, watched
 from kernel.errors import HourglassError
 
+if TYPE_CHECKING:
+    from builder import assembly
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options, each with its default and unit in its help."""
+PROG = "build_dataset.py"
+EXAMPLES = """examples:
+  %(prog)s ensembles/default.toml --out out --owner NAME --slug my-bundle
+  %(prog)s ensembles/mine.toml --weights my_checkpoints --owner NAME --competition birdclef-2025
+  %(prog)s --simulate-mount --out out
+  %(prog)s --upload out
+"""
+UPLOAD_EXAMPLES = """examples:
+  %(prog)s out
+  %(prog)s out --owner NAME --slug my-bundle --competition birdclef-2025
+"""
+
+
+def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help.
+
+    prog  the command as it was typed
+    """
     parser = argparse.ArgumentParser(
-        prog="build_dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=(__doc__ or "").splitlines()[0],
+        epilog=UPLOAD_EXAMPLES if prog.endswith(" upload") else EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("ensemble", type=Path, nargs="?", help="ensemble TOML (default: nothing is built)")
@@ -49,6 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--sample", type=Path, metavar="CSV",
         help="the competition's sample submission; an ensemble that writes another form is refused (default: "
         "not checked)")
+    add("--split", action="store_true",
+        help="make two datasets, code and weights, so that a change of code uploads kilobytes (default: one)")
     add("--notebook", action="store_true", help="push a notebook, for competitions that take no script")
     add("--simulate-mount", action="store_true",
         help="prove that the kernel finds the bundle of --out on every mount")
@@ -58,9 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_arguments(arguments: list[str]) -> argparse.Namespace:
+def read_arguments(arguments: list[str], prog: str = PROG) -> argparse.Namespace:
     """Parsed command line; ends the process with exit code 2 for bad arguments."""
-    parser = make_parser()
+    parser = make_parser(prog)
     chosen = parser.parse_args(arguments)
     if chosen.ensemble is None and not (chosen.simulate_mount or chosen.upload):
         parser.error("give an ensemble TOML, --simulate-mount or --upload OUT")
@@ -69,8 +94,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def build(chosen: argparse.Namespace) -> None:
     """Build, then say what was built and how to upload it."""
-    from builder import assembly, machines, metadata, upload
-    from builder.kaggle_client import name_client
+    from builder import assembly
 
     built = assembly.build(
         assembly.BuildRequest(
@@ -92,13 +116,24 @@ def build(chosen: argparse.Namespace) -> None:
             compare_tolerance=chosen.compare_tolerance,
             compare_allow=chosen.compare_allow,
             sample=chosen.sample,
+            split=chosen.split,
         )
     )
+    tell(built, chosen)
+
+
+def tell(built: assembly.Built, chosen: argparse.Namespace) -> None:
+    """What was built, and how to upload it."""
+    from builder import assembly, attached, machines, metadata, upload
+    from builder.kaggle_client import name_client
+
     size = sum(path.stat().st_size for path in (chosen.out / "bundle").iterdir())
     print(
         f"{chosen.out / 'bundle'}: bundle {built.manifest.bundle}, "
         f"{len(built.manifest.files) + assembly.OTHER_FILES} files, {size / 1e6:.1f} MB"
     )
+    for line in attached.tell(chosen.out, built.manifest):
+        print(line)
     if built.filled:
         print(
             f"RANDOM WEIGHTS in {len(built.filled)} nets ({', '.join(built.filled[:5])}...): "
@@ -109,6 +144,7 @@ def build(chosen: argparse.Namespace) -> None:
         dataset=built.papers.dataset["id"],
         kernel=built.papers.kernel["id"],
         competition=built.papers.competition,
+        weights=built.papers.weights["id"] if built.papers.weights else None,
     )
     commands = upload.list_commands(checked, name_client(os.environ))
     print("\n".join(["\nTo upload, wait, run and submit, pasted as one block:\n", *commands]))
@@ -175,9 +211,9 @@ def tell_state(chosen: argparse.Namespace, before: list[int]) -> str:
     return f"; the build in {chosen.out} is complete"
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], prog: str = PROG) -> int:
     """Exit code of `main` in a process of its own, which a user's own file cannot end unnoticed."""
-    chosen = read_arguments(arguments)
+    chosen = read_arguments(arguments, prog)
     return watched.run(lambda: main(arguments), lambda: staging.sweep(chosen.out))
 
 

@@ -66,13 +66,8 @@ CONSTANT = None  # filled by build_dataset.py
 
 KAGGLE_INPUT = "/kaggle/input"
 KAGGLE_WORKING = "/kaggle/working"
-SAMPLE_NAMES = (
-    "sample_submission.csv",
-    "sample_submission.csv.gz",
-    "sample_submission.csv.zip",
-    "sample_submission.zip",
-    "samplesubmission.csv",
-)
+SAMPLE_NAMES = ("sample_submission.csv", "sample_submission.csv.gz", "sample_submission.csv.zip",
+                "sample_submission.zip", "samplesubmission.csv")
 AUDIO_NAMES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus", ".m4a", ".au", ".w64")
 # The same figures as kernel.limits.PROFILES["fat2019"]
 DEFAULT_PROFILE = {
@@ -84,22 +79,9 @@ DEFAULT_PROFILE = {
     "gpu": True,
 }
 # Units of a size on the command line, the same as kernel.units.UNITS
-UNITS = {
-    "": 1,
-    "b": 1,
-    "k": 10**3,
-    "kb": 10**3,
-    "m": 10**6,
-    "mb": 10**6,
-    "g": 10**9,
-    "gb": 10**9,
-    "t": 10**12,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
+UNITS = {"": 1, "b": 1}
+for power, letter in enumerate("kmgt", 1):
+    UNITS |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
 # Smallest value written; the engine's submissions have the same (kernel.scores.submission)
 LEAST = 1e-30
 # Nothing larger is read: it is none of ours
@@ -123,6 +105,7 @@ BUNDLE_DEPTH = 8  # /kaggle/input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION
 MOST_SECONDS = 1e8  # a longer time is a slip, and more than the system's timers take
 LEAST_BUDGET_S = 3.0  # below it only the prior
 RESTART_ROOM_S = 3.0  # an engine needs about this long before it scores its first row
+DRY_RUN_SHARE = 0.5  # of the time that is left
 MAX_RESTARTS = 20
 MAX_BARREN = 2  # a culprit is known after two crashes, so one barren restart proves nothing
 EXIT_VERDICT = 3  # the engine names what a restart would meet again
@@ -161,6 +144,9 @@ sys.path.insert(0, code)
 if entry == "engine":
     from kernel.run import main
     main(*arguments)
+elif entry == "dry-run":
+    from kernel.rehearsal.dry_run import main
+    main(*arguments)
 else:
     from kernel.rehearsal.command import main
     sys.exit(main(arguments[1:], arguments[0]))
@@ -173,11 +159,8 @@ else:
 def main(arguments: list[str]) -> None:
     """Parse, run, end the process without waiting for anything that may be stuck."""
     if not sys.platform.startswith("linux"):
-        print(
-            "[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is "
-            f"{sys.platform}: use a Linux machine, WSL or a container",
-            file=sys.stderr,
-        )
+        print("[hourglass] this kernel and its rehearsal run on Linux only, as Kaggle does; here is "
+              f"{sys.platform}: use a Linux machine, WSL or a container", file=sys.stderr)
         sys.exit(2)
     open_streams()
     hear_of_children()
@@ -223,12 +206,9 @@ def execute(run: "Run") -> int:
     set_alarm(run)
     try:
         if run.line.handle < 0:
-            run.fault(
-                "WatcherMissing",
-                "guard",
+            run.fault("WatcherMissing", "guard",
                 "no second process to be had: a mount that stops answering could hold this run for ever; "
-                "allow one more process",
-            )
+                "allow one more process")
         run.line.tell("doing", f"preparing {run.working}")
         prepare_working(run)
         if run.arguments.offset is None and run.input == KAGGLE_INPUT:
@@ -285,12 +265,9 @@ def serve(run: "Run") -> None:
     # An unpinned kernel learns the classes and their prior only now
     prior = run.prior if run.prior and run.constant else settle_sample(run)
     if run.budget_s() < LEAST_BUDGET_S or run.elapsed() >= run.marks().stop_s:
-        raise Fault(
-            "BudgetTooSmall",
-            "clock",
+        raise Fault("BudgetTooSmall", "clock",
             f"{run.budget_s():g} s with {run.elapsed():.1f} s gone leave no time for more than the prior; "
-            "give --seconds",
-        )
+            "give --seconds")
     adopt_orphans(run.line.handle >= 0)
     while True:
         run.line.tell("doing", "making a private folder")
@@ -298,6 +275,7 @@ def serve(run: "Run") -> None:
         try:
             run.line.tell("doing", "watching the engine")
             run_engine(run, prior.sample)
+            safely(run, try_clips, run)
             return
         except OSError as error:
             end_engine(run, 0.0)
@@ -787,9 +765,8 @@ class Run:
 
     def fault(self, code: str, where: str, message: object) -> None:
         """Record a fault and say it: no degradation without a line here."""
-        self.faults.append(
-            {"t": round(self.elapsed(), 2), "code": code, "where": where, "message": str(message)}
-        )
+        t = round(self.elapsed(), 2)
+        self.faults.append({"t": t, "code": code, "where": where, "message": str(message)})
         say(f"{code} {where}: {message}")
 
     def elapsed(self) -> float:
@@ -884,51 +861,31 @@ def make_parser() -> "argparse.ArgumentParser":
     parser = argparse.ArgumentParser(
         prog="infer_kernel.py", description=__doc__, allow_abbrev=False, formatter_class=make_formatter
     )
-    parser.add_argument(
-        "--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)"
-    )
-    parser.add_argument(
-        "--input",
-        metavar="DIR",
-        help="folder with sample_submission.csv and the clips (default: /kaggle/input)",
-    )
-    parser.add_argument(
-        "--clips", metavar="DIR", help="folder of clips (default: found below the input)"
-    )
-    parser.add_argument(
-        "--working",
-        metavar="DIR",
-        help="folder for submission.csv and report.json (default: /kaggle/working)",
-    )
-    parser.add_argument(
-        "--limits", metavar="PROFILE", help="fat2019, code-gpu, code-cpu, birdclef-cpu90 (default: bundle's)"
-    )
-    parser.add_argument("--seconds", type=parse_seconds, help="time budget (default: the profile's)")
-    parser.add_argument(
-        "--ram", type=parse_bytes, metavar="14GB", help="memory limit (default: the profile's)"
-    )
-    parser.add_argument("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)"
-    )
-    parser.add_argument(
-        "--first",
-        type=parse_count,
-        metavar="N",
-        help="predict the first N rows only; the others keep the prior (default: all)",
-    )
-    parser.add_argument(
-        "--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)"
-    )
-    parser.add_argument(
-        "--offset", type=parse_seconds, metavar="SECONDS", help="passed before the start (default: found)"
-    )
-    parser.add_argument("--strict", action="store_true", help="exit 1 when anything was degraded")
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="rehearse with --clips under the limits: see --rehearse --bundle DIR --help",
-    )
+    add = parser.add_argument
+    add("--bundle", metavar="DIR", help="folder with manifest.json (default: searched below the input)")
+    add("--input", metavar="DIR",
+        help="folder with sample_submission.csv and clips (default: /kaggle/input)")
+    add("--clips", metavar="DIR", help="folder of clips (default: found below the input)")
+    add("--working", metavar="DIR",
+        help="folder of submission.csv and report.json (default: /kaggle/working)")
+    add("--limits", metavar="PROFILE",
+        help="fat2019, code-gpu, code-cpu, birdclef-cpu90 (default: bundle's)")
+    add("--seconds", type=parse_seconds, help="time budget (default: the profile's)")
+    add("--ram", type=parse_bytes, metavar="14GB", help="memory limit (default: the profile's)")
+    add("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
+    add("--device", choices=("auto", "cpu", "cuda"), help="where the nets run (default: what works)")
+    add("--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
+        help="how nets run (default: auto, the fastest that agrees)")
+    add("--first", type=parse_count, metavar="N",
+        help="predict the first N rows only; the others keep the prior (default: all)")
+    add("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
+    add("--offset", type=parse_seconds, metavar="SECONDS", help="passed before the start (default: found)")
+    add("--dry-run-clips", metavar="DIR",
+        help="recordings below the input, tried while the test set is a placeholder (default: bundle's)")
+    add("--dry-run", type=parse_count, metavar="N", help="how many of them (default: bundle's, else 10)")
+    add("--strict", action="store_true", help="exit 1 when anything was degraded")
+    add("--rehearse", action="store_true",
+        help="rehearse with --clips under the limits: see --rehearse --bundle DIR --help")
     return parser
 
 
@@ -1188,11 +1145,8 @@ def find_sample(run: "Run", first: "Callable[[Sample], object]" = lambda _: None
     ranked.sort(key=lambda entry: entry[:3])
     samples = [sample for *_, sample in ranked]
     if any(sample.ids != samples[0].ids for sample in samples):
-        run.fault(
-            "SampleAmbiguous",
-            str(samples[0].path),
-            f"one of {len(samples)} samples below {run.input}; give --input",
-        )
+        run.fault("SampleAmbiguous", str(samples[0].path),
+            f"one of {len(samples)} samples below {run.input}; give --input")
     if hung and not samples:  # made up from the clips it would not be the competition's
         raise Refusal("InputHung", run.input, f"{hung}; no sample_submission.csv could be read before a "
                       "submission was written: attach the competition again, or give --input")
@@ -1261,12 +1215,9 @@ def settle_sample(run: "Run") -> "Prior":
     """
     sample = run.prior.sample if run.prior else make_sample(run)
     if sample is None:
-        raise Refusal(
-            "SampleMissing",
-            run.input,
+        raise Refusal("SampleMissing", run.input,
             "no sample_submission.csv below it and nothing to make one from (clips, and a bundle that names "
-            "the classes; rows of fixed windows always need the sample); give --input",
-        )
+            "the classes; rows of fixed windows always need the sample); give --input")
     publish_prior(run, sample)
     return report_columns(run)
 
@@ -1292,9 +1243,8 @@ def make_sample(run: "Run") -> "Sample | None":
         root = os.path.join(root, shared)
         names = [name[len(shared) + 1:] for name in names]
     run.clips = root
-    run.fault(
-        "SampleMissing", run.input, f"no sample_submission.csv; made one from {len(names)} clips in {root}"
-    )
+    run.fault("SampleMissing", run.input,
+        f"no sample_submission.csv; made one from {len(names)} clips in {root}")
     labelled = run.output.get("format") == "label"
     columns = [run.output.get("label_column") or "label"] if labelled else run.classes
     return Sample(None, ["fname", *columns], names, [])
@@ -1447,9 +1397,8 @@ def report_columns(run: "Run") -> "Prior":
     ):
         if names:
             shown = ", ".join(map(repr, sorted(names)[:5])) + (" ..." if len(names) > 5 else "")
-            run.fault(
-                "ColumnsUnknown", prior.sample.path or "sample", f"{len(names)} columns ({shown}) {text}"
-            )
+            run.fault("ColumnsUnknown", prior.sample.path or "sample",
+                f"{len(names)} columns ({shown}) {text}")
     return prior
 
 
@@ -1485,20 +1434,14 @@ def open_bundle(run: "Run") -> dict[str, bytes]:
     if last is not None:
         raise last
     if not pinned or not strangers:
-        raise Fault(
-            "BundleMissing",
-            run.arguments.bundle or (KAGGLE_INPUT if pinned else "--bundle"),
+        raise Fault("BundleMissing", run.arguments.bundle or (KAGGLE_INPUT if pinned else "--bundle"),
             "no manifest.json found; "
             + ("attach the dataset to the kernel" if pinned
-               else "give --bundle the folder that build_dataset.py wrote"),
-        )
-    raise Fault(
-        "BundleHashMismatch",
-        run.input,
+               else "give --bundle the folder that build_dataset.py wrote"))
+    raise Fault("BundleHashMismatch", run.input,
         f"this kernel wants the manifest with sha256 {pinned[:16]}, but "
         + "; ".join(list(strangers.values())[:3])
-        + ". Push the kernel again, or wait until the dataset is processed",
-    )
+        + ". Push the kernel again, or wait until the dataset is processed")
 
 
 def find_manifests(run: "Run") -> "Iterator[str]":
@@ -1545,9 +1488,8 @@ def parse_manifest(text: bytes, path: str) -> "dict[str, Any]":
         ):
             raise ValueError("a field has the wrong type")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Fault(
-            "BundleInvalid", path, f"no manifest of ours ({type(error).__name__}: {error}); build it again"
-        ) from error
+        raise Fault("BundleInvalid", path,
+            f"no manifest of ours ({type(error).__name__}: {error}); build it again") from error
     return data
 
 
@@ -1561,9 +1503,8 @@ def read_code(reader: "Reader", folder: str, wheel: "dict[str, Any]") -> dict[st
     Fault.
     """
     if not all(map(is_safe, wheel["files"])):
-        raise Fault(
-            "BundleInvalid", folder, "the manifest names files outside the wheel; build the bundle again"
-        )
+        raise Fault("BundleInvalid", folder,
+            "the manifest names files outside the wheel; build the bundle again")
     seen = []
     for path in find_wheels(reader, folder, wheel):
         try:
@@ -1626,11 +1567,8 @@ def unpack(data: bytes, expected: "dict[str, Any]", path: str) -> dict[str, byte
             with archive.open(name) as file:
                 code[name] = file.read(entry["bytes"] + 1)
             if sha256(code[name]) != entry["sha256"]:
-                raise Fault(
-                    "BundleHashMismatch",
-                    path,
-                    f"{name} inside differs from the manifest; build the bundle again",
-                )
+                raise Fault("BundleHashMismatch", path,
+                    f"{name} inside differs from the manifest; build the bundle again")
     return code
 
 
@@ -1661,9 +1599,8 @@ def set_limits(run: "Run") -> None:
     if wanted in profiles:
         run.profile = {**profiles[wanted], "name": wanted}
     elif given.limits and given.limits != run.profile["name"]:
-        raise Refusal(
-            "LimitError", f"--limits {wanted}", f"unknown; choose one of: {', '.join(sorted(profiles))}"
-        )
+        raise Refusal("LimitError", f"--limits {wanted}",
+            f"unknown; choose one of: {', '.join(sorted(profiles))}")
     if given.ram == 0:
         raise Refusal("LimitError", "--ram 0", "RAM must be above 0; give a size, e.g. 14GB")
     if given.ram is not None:
@@ -1707,24 +1644,14 @@ def make_state(run: "Run", code: dict[str, bytes], sample: "Sample | None" = Non
         run.lock = lock
         if place == run.working:
             run.profile["disk_bytes"] = 0
-            run.fault(
-                "ScratchRejected",
-                place,
+            run.fault("ScratchRejected", place,
                 "only the output folder is writable: nothing is spilled there, what does not fit "
-                "into memory is computed again; set TMPDIR to a folder on a disk",
-            )
+                "into memory is computed again; set TMPDIR to a folder on a disk")
         elif is_memory(place):
-            run.fault(
-                "ScratchRejected",
-                place,
-                "is memory, not a disk, and nothing else is writable: spilling there uses RAM",
-            )
+            run.fault("ScratchRejected", place,
+                "is memory, not a disk, and nothing else is writable: spilling there uses RAM")
         return
-    raise Fault(
-        "StoreError",
-        "scratch",
-        f"no folder for private files ({'; '.join(tried)}); set TMPDIR",
-    )
+    raise Fault("StoreError", "scratch", f"no folder for private files ({'; '.join(tried)}); set TMPDIR")
 
 
 def make_folder(path: str) -> int:
@@ -1866,6 +1793,7 @@ def describe_order(run: "Run", sample: "Sample") -> "dict[str, Any]":
         "loaders": given.loaders,
         "first": given.first,
         "attempt": run.attempts,
+        "backend": given.backend,
     }
 
 
@@ -1934,6 +1862,26 @@ def attempt(run: "Run", sample: "Sample") -> bool:
         return True
     oom = read_number("/proc/vmstat", "oom_kill ") > oom_kills
     return report_death(run, why, status, run.elapsed() - began, oom)
+
+
+def try_clips(run: "Run") -> None:
+    """The dry run, if one is wanted: training clips into side files, now that submission.csv is settled. None
+    while Kaggle scores.
+    """
+    wanted = run.manifest["ensemble"].get("dry_run") or {}
+    clips = run.arguments.dry_run_clips or wanted.get("clips")
+    left_s = DRY_RUN_SHARE * (run.marks().stop_s - run.elapsed())
+    if not clips or not run.finished or left_s <= 0 or "KAGGLE_IS_COMPETITION_RERUN" in os.environ:
+        return
+    run.line.tell("doing", f"trying clips of {clips}")
+    until = time.monotonic() + left_s
+    given = (run.arguments.dry_run_clips or "", str(run.arguments.dry_run or ""), str(left_s))
+    engine = run.engine = Engine(run, "dry-run", run.state, *given)
+    while engine.process.poll() is None and not run.signal and time.monotonic() < until:
+        time.sleep(POLL_S)
+    if engine.process.poll() != 0:
+        run.fault("DryRunFailed", clips, "see above; submission.csv is not touched by this")
+    end_engine(run, 0.0)
 
 
 class Engine:
@@ -2022,11 +1970,8 @@ def watch(run: "Run", engine: "Engine") -> str:
             return "deadline"
         if run.elapsed() >= marks.term_s and not termed:
             termed = True
-            run.fault(
-                "DeadlineTerminated",
-                "engine",
-                f"still running at {marks.term_s:.1f} s; told to publish and leave",
-            )
+            run.fault("DeadlineTerminated", "engine",
+                f"still running at {marks.term_s:.1f} s; told to publish and leave")
             engine.signal(signal.SIGTERM)
         if now >= next_beat:
             next_beat = now + HEARTBEAT_S
@@ -2038,15 +1983,11 @@ def watch(run: "Run", engine: "Engine") -> str:
                     return "hung"
                 if not spared:  # too late for another engine: this one may yet come through
                     spared = True
-                    run.fault(
-                        "EngineHung",
-                        "engine",
-                        "no progress for too long; no time for a restart, so it is left to go on",
-                    )
+                    run.fault("EngineHung", "engine",
+                        "no progress for too long; no time for a restart, so it is left to go on")
             if patience.paused_s > paused_s:
-                run.fault(
-                    "Paused", "machine", f"everything stood still for {patience.paused_s - paused_s:.1f} s"
-                )
+                run.fault("Paused", "machine",
+                    f"everything stood still for {patience.paused_s - paused_s:.1f} s")
         time.sleep(POLL_S)
     return "exit"
 
@@ -2129,11 +2070,8 @@ def end_engine(run: "Run", grace_s: float) -> None:
     while engine.process.poll() is None:
         if time.monotonic() > until:
             run.stuck = True
-            run.fault(
-                "EngineStuck",
-                "engine",
-                "cannot be killed: a read from a mount that does not answer holds it; left behind",
-            )
+            run.fault("EngineStuck", "engine",
+                "cannot be killed: a read from a mount that does not answer holds it; left behind")
             break
         time.sleep(0.002)
     run.line.tell("engine", 0)
@@ -2147,25 +2085,15 @@ def report_death(run: "Run", why: str, status: int | None, life_s: float, oom: b
     elif why == "deadline":
         run.fault("DeadlineKilled", "engine", "did not leave in time; the last published submission stays")
     elif why == "hung":
-        run.fault(
-            "EngineHung",
-            "engine",
-            f"no progress in attempt {run.attempts}; ended after {life_s:.1f} s, see guard.stacks",
-        )
+        run.fault("EngineHung", "engine",
+            f"no progress in attempt {run.attempts}; ended after {life_s:.1f} s, see guard.stacks")
     else:
         name = signal.Signals(-status).name if status and status < 0 else f"exit code {status}"
         hint = " (out of memory: the kernel's OOM killer struck)" if oom else ""
         run.fault("EngineDied", "engine", f"{name}{hint} in attempt {run.attempts} after {life_s:.1f} s")
-    run.deaths.append(
-        {
-            "attempt": run.attempts,
-            "why": why,
-            "status": status,
-            "oom": oom,
-            "life_s": round(life_s, 2),
-            "scored_rows": count_gains(run.state)[0],
-        }
-    )
+    scored = count_gains(run.state)[0]
+    run.deaths.append({"attempt": run.attempts, "why": why, "status": status, "oom": oom,
+                       "life_s": round(life_s, 2), "scored_rows": scored})
     return why in ("signal", "deadline")
 
 
@@ -2303,28 +2231,20 @@ def make_report(run: "Run", prior: "Prior", engines: bool) -> dict[str, "Any"]:
             "random_weights": bool(run.manifest.get("random_weights")),
         }
     elif any(report.get(key) != value for key, value in counts.items()):
-        told = ", ".join(f"{key} {report.get(key)}" for key in counts)
+        said = ", ".join(f"{key} {report.get(key)}" for key in counts)
         here = ", ".join(f"{key} {value}" for key, value in counts.items())
-        run.fault("ReportCorrected", "report.json", f"said {told}; submission.csv has {here}")
+        run.fault("ReportCorrected", "report.json", f"said {said}; submission.csv has {here}")
     report.update(counts)
     report.setdefault("faults", []).extend(run.faults)
     named = report.setdefault("fault_counts", {})
     for fault in run.faults:
         named[fault["code"]] = named.get(fault["code"], 0) + 1
     report["wall_s"] = round(run.elapsed(), 3)
-    report["guard"] = {
-        "prior_s": run.prior_s,
-        "attempts": run.attempts,
-        "deaths": run.deaths,
-        "faults": run.faults,
-        "finished": run.finished,
+    told = ("prior_s", "attempts", "deaths", "faults", "finished", "bundle", "offset_s", "stacks", "signal")
+    report["guard"] = {name: getattr(run, name) for name in told} | {
         "pinned": bool(run.constant),
-        "bundle": run.bundle,
-        "offset_s": run.offset_s,
         "peak_bytes": 1024 * read_number("/proc/self/status", "VmHWM"),  # resident, of this process
         "sample": prior.sample.path,
-        "stacks": run.stacks,
-        "signal": run.signal,
     }
     return report
 
@@ -2351,22 +2271,16 @@ def print_banner(run: "Run", report: "dict[str, Any]", code: int) -> None:
     """The last lines of the log: what is in the file, and loudly what is not."""
     rows = report.get("rows", 0)
     prior = report.get("prior_rows", 0)
-    say(
-        f"submission.csv: {rows} rows, {rows - prior} predicted, {prior} prior | {run.elapsed():.1f} s of "
-        f"{run.budget_s():.0f} s | exit {code}"
-    )
+    say(f"submission.csv: {rows} rows, {rows - prior} predicted, {prior} prior | {run.elapsed():.1f} s of "
+        f"{run.budget_s():.0f} s | exit {code}")
     if report.get("random_weights"):
         say("RANDOM WEIGHTS: this bundle was built to be timed; its scores mean nothing")
     if not run.constant:
-        say(
-            "UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a "
-            "pushed one"
-        )
+        say("UNPINNED: the manifest's sha256 was not compiled in; this is the repository's file, not a "
+            "pushed one")
     if report["guard"].get("sample", "") is None:
-        say(
-            "SAMPLE MADE UP: there was no sample_submission.csv; the rows are the clips', and Kaggle takes "
-            "them only if its own sample has the same"
-        )
+        say("SAMPLE MADE UP: there was no sample_submission.csv; the rows are the clips', and Kaggle takes "
+            "them only if its own sample has the same")
     if is_degraded(report):
         counted = sorted(report.get("fault_counts", {}).items())
         counts = " | " + ", ".join(f"{name} x{count}" for name, count in counted) if counted else ""

@@ -21,11 +21,23 @@ from kernel.errors import HourglassError  # noqa: E402
 from kernel.units import parse_count  # noqa: E402
 from training import pipeline  # noqa: E402
 
+PROG = "train.py"
+EXAMPLES = """examples:
+  %(prog)s training/recipes/default.toml --data my_clips
+  %(prog)s my_recipe.toml --data my_clips --out out/train/mine --scale small
+"""
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options, each with its default and unit in its help."""
+
+def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help.
+
+    prog  the command as it was typed
+    """
     about = __doc__ or ""
-    parser = argparse.ArgumentParser(prog="train.py", description=about.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=prog, description=about.splitlines()[0], epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("recipe", type=Path, help="training/recipes/NAME.toml or your own (required)")
     add("--data", type=Path, required=True, metavar="DIR", help="folder of the labelled clips (required)")
@@ -39,14 +51,23 @@ def make_parser() -> argparse.ArgumentParser:
     add("--threads", type=parse_count, default=2, metavar="N",
         help="torch threads; last digits depend on it (default: 2)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--pseudo", type=Path, metavar="NPZ",
+        help="scores of recordings by training.score: they train as soft labels (default: none)")
+    add("--soundscapes", type=Path, metavar="DIR",
+        help="folder of those recordings, with --pseudo (default: none)")
+    add("--round", type=parse_count, default=1, metavar="N",
+        help="which of the recipe's [[pseudo]] tables is meant, from 1 (default: 1)")
     add("--no-write", action="store_true", help="train only; write no TOML, weights or card")
     return parser
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], prog: str = PROG) -> int:
     """Exit code: 0 done, 2 wrong recipe or data."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser(prog).parse_args(arguments)
     command = shlex.join(["python", "train.py", str(options.recipe), "--data", str(options.data)])
+    if options.pseudo:
+        command += " " + shlex.join(["--pseudo", str(options.pseudo), "--soundscapes",
+                                     str(options.soundscapes), "--round", str(options.round)])
     try:
         pipeline.train(
             pipeline.TrainRequest(
@@ -59,6 +80,9 @@ def main(arguments: list[str]) -> int:
                 device=options.device,
                 write=not options.no_write,
                 command=command,
+                pseudo=options.pseudo,
+                soundscapes=options.soundscapes,
+                round=options.round,
             )
         )
     except HourglassError as error:

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode  # isort: skip
 
 from kernel import models
 
-from kernel.inference import backends, onnx  # isort: skip
+from kernel.inference import backends, graph_net, onnx  # isort: skip
 
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "simple_cnn": ("simple_cnn", {}),
@@ -111,7 +111,7 @@ def list_ways(net: nn.Module, clips: list[torch.Tensor], threads: int) -> dict[s
     }
     exported = export_net(net, {"x": clips[0]}, "x", fixed=False)
     for runtime in find_runtimes():
-        graph = onnx.GraphNet(exported, runtime, threads)
+        graph = graph_net.load_net(exported, runtime, threads)
         ways[f"{SIDE}{graph.path}"] = graph
     return ways
 

@@ -2,11 +2,12 @@
 
 Prints a table; asserts nothing. Survived = a submission that can be scored (header, ids, order, finite values
 in 0..1), exit code 0, before the limit; "WRONG" = it looks so, but a row that the fault does not touch, or
-all rows, silently changed. `python benchmarks/faults_baseline.py [--only WORD]`
+all rows, silently changed. `python benchmarks/faults_baseline.py [--only WORD] [--json FILE]`
 """
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -260,9 +261,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="faults whose name holds this word")
+    parser.add_argument("--json", type=Path, help="write the verdicts there, too")
     chosen = parser.parse_args()
     survived = {True: 0, False: 0}
     references: dict[bool, dict[str, list[str]]] = {}
+    listed: dict[str, dict[str, str]] = {}
     faults = [f for f in FAULTS if chosen.only in f.name or f.name == "no fault"]
     print(f"{'fault':<48}{'Hourglass':<34}plain script")
     with tempfile.TemporaryDirectory(prefix="baseline-") as top:
@@ -282,6 +285,10 @@ def main() -> None:
                     references[plain] = rows
                 survived[plain] += verdicts[plain] == "survived"
             print(f"{fault.name:<48}{verdicts[False]:<34}{verdicts[True]}", flush=True)
+            listed[fault.name] = {"hourglass": verdicts[False], "plain": verdicts[True]}
+    if chosen.json is not None:
+        chosen.json.parent.mkdir(parents=True, exist_ok=True)
+        chosen.json.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     print(f"\nof {len(faults)}: Hourglass survives {survived[False]}, the plain script {survived[True]}")
 
 

@@ -7,10 +7,10 @@ clips of 1 to 2 s, the shipped ensemble), `limit` (the device's largest convolut
 a name. Without a GPU the tests run on a stand-in (the CPU takes the GPU's way), `feed` counts launches and
 host seconds, everything else is left out, and the exit code is 0.
 
-An ensemble runs whole, from wav files on disk and a bundle with random weights, by the engine itself. Peers
-compute the same nets on --peer-clips of the same clips and are scaled by seconds of audio: `one clip a call`
-(the loop of the argus kernel: its cuts, fp32) and `padded` (batches of 32 in arrival order, padded, fp16
-autocast). Both get our front ends' arrays for nothing, which favours them.
+An ensemble runs whole, from wav files on disk and a bundle with random weights, by the engine itself. Its
+peers (`benchmarks.gpu_peers`) compute the same nets on --peer-clips of the same clips and are scaled. Every
+part's figures go to --out as JSON when it is done, beside those of parts that ran before; the lines for
+docs/performance.md stand at the end.
 """
 from __future__ import annotations
 
@@ -20,40 +20,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks import zero_cost
+from benchmarks import gpu_peers, zero_cost
 from benchmarks.rounds import describe_machine, draw_seconds, write_clips
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
 
 from builder import assembly
-from kernel import models, spec
-from kernel.bundle import open_bundle
+from kernel import spec
 from kernel.engine import loop
 from kernel.engine.batches import BatchedNets
 from kernel.engine.heartbeat import Heartbeat
-from kernel.inference.member import row_inputs
+from kernel.inference.recipe import build_recipe
 from tests.helpers.orders import make_order
 
 ROOT = Path(__file__).resolve().parent.parent
 ENSEMBLES = ("default", "argus", "qrfaction", "simongrest", "hackerearth")
-STAND_IN = ("tests/inference/test_staging.py", "tests/inference/test_backends.py", "tests/engine/test_gpu.py",
-            "tests/engine/test_devices.py")
-PADDED_BATCH = 32
-WARM_UP_CLIPS = 4
+# Both: files with tests marked `cuda`, so that nothing is imported that such a machine need not have
+ON_GPU = ("tests/inference/test_staging.py", "tests/inference/test_ways.py", "tests/engine/test_on_gpu.py")
+STAND_IN = (*ON_GPU, "tests/inference/test_backends.py", "tests/engine/test_gpu.py",
+            "tests/engine/test_crowds.py", "tests/engine/test_devices.py")
 
 
 def run_tests(gpu: bool) -> dict[str, Any]:
     """The tests marked `cuda`, or the GPU's tests on the stand-in."""
-    chosen = ["-m", "cuda", "tests"] if gpu else list(STAND_IN)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    chosen = ["-m", "cuda", *ON_GPU] if gpu else list(STAND_IN)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     began = time.perf_counter()
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     return {"tests": "cuda" if gpu else "stand-in", "exit_code": code, "seconds": time.perf_counter() - began}
@@ -144,97 +143,45 @@ def measure_ensemble(name: str, data: Path, folder: Path, device: str, audio_s: 
     }
 
 
-def load_modules(bundle: Path, device: str) -> list[tuple[spec.Member, torch.nn.Module]]:
-    """Every first-level net of a bundle, on the device."""
+def count_gmac(bundle: Path, seconds: Sequence[float]) -> float:
+    """Multiply-adds / 1e9 of all first-level nets over clips of these lengths, by the manifest."""
     manifest = spec.load_manifest((bundle / "manifest.json").read_bytes(), "manifest.json")
-    opened = open_bundle(bundle, manifest)
-    members = {member.name: member for member in manifest.ensemble.members}
-    nets = []
-    for entry in manifest.nets:
-        if entry.member in members:
-            member = members[entry.member]
-            outputs = member.outputs(len(manifest.ensemble.classes))
-            net = models.build(member.family, dict(member.params), outputs)
-            net.load_state_dict(models.rename(member.family, dict(member.params), opened.load_state(entry)))
-            nets.append((member, net.eval().to(device)))
-    return nets
+    total = 0.0
+    for member in manifest.ensemble.members:
+        cost = manifest.costs.get(member.name, spec.Cost())
+        recipe = build_recipe(manifest.ensemble, member)
+        cells = sum(recipe.cells(s) for s in seconds)
+        total += len(member.folds) * (cost.gmac_a * len(seconds) + cost.gmac_b * cells)
+    return total
 
 
-def measure_peers(
-    name: str, folder: Path, device: str, clips: int, seconds: Sequence[float]
-) -> dict[str, Any]:
-    """Seconds of both peers on some clips, their inputs at hand, scaled to all by seconds of audio."""
-    ensemble = spec.load_ensemble(ROOT / "ensembles" / f"{name}.toml")
-    where = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
-    modules = load_modules(folder / name / "bundle", where)
-    scale = sum(seconds) / sum(seconds[:clips])
-    spent = {"one clip a call": 0.0, "padded": 0.0}
-    with tempfile.TemporaryDirectory() as place, torch.inference_mode():
-        inputs: dict[str, list[dict[str, torch.Tensor]]] = {}
-        for member, module in modules:
-            if member.name not in inputs:
-                setting = zero_cost.open_setting(ensemble, member, seconds[:clips], Path(place))
-                rows = [setting.runs[0].rows.all[i] for i in range(clips)]
-                net = setting.nets[0]
-                inputs = {member.name: [row_inputs(net, setting.feed.store, row) for row in rows]}
-                setting.feed.store.close()
-                setting.runs[0].heartbeat.close()
-            for peer, run in PEERS.items():
-                run(module, inputs[member.name][:WARM_UP_CLIPS], where)
-                began = time.perf_counter()
-                run(module, inputs[member.name], where)
-                spent[peer] += time.perf_counter() - began
-    return {f"{peer}, s, {clips} clips scaled": s * scale for peer, s in spent.items()}
+def table_row(row: dict[str, Any]) -> str | None:
+    """A measured row as a line of docs/performance.md, None for one that has none."""
+    if "ensemble" not in row:
+        return None
+    peers = row.get("peers", {})
+    told = ", ".join(f"{peer} {seconds:,.0f} s" for peer, seconds in peers.items()) or "-"
+    if row.get("librosa_s"):
+        told += f", librosa {row['librosa_s']:,.0f} s"
+    busy = row["busy_share_of_steps"]
+    limit = row.get("limit_s")
+    parts = [
+        f"{row['seconds']:.1f} s ({row['audio_s_per_s']:,.0f} s of audio a second)",
+        f"{row['seconds_per_net']:.2f} s a net",
+        "busy -" if busy is None else f"busy {100 * busy:.0f} %",
+        "" if row["peak_device_bytes"] is None else f"{row['peak_device_bytes'] / 1e9:.1f} GB",
+        f"{limit:.1f} s at the rate of its largest convolution" if limit else "",
+    ]
+    name = f"{row['ensemble']}, {row['nets']} nets, {row['clips']:,} clips, {row['device']}"
+    against = f"{told} (scaled from {row['peer_clips']} clips)" if peers else "-"
+    measured = ", ".join(part for part in parts if part)
+    return f"| {name} | {against} | {measured} | `make gpu PART={row['part']}` |"
 
 
-def one_clip_a_call(module: torch.nn.Module, inputs: Sequence[dict[str, torch.Tensor]], where: str) -> None:
-    """fp32, the passes of one clip a call, answers read at once."""
-    for given in inputs:
-        there = {k: v.to(where) for k, v in given.items()}
-        _first(module(there["x"] if set(there) == {"x"} else there)).cpu()
-
-
-def padded(module: torch.nn.Module, inputs: Sequence[dict[str, torch.Tensor]], where: str) -> None:
-    """fp16 autocast, batches of 32 clips' passes in arrival order, padded to the longest."""
-    for first in range(0, len(inputs), PADDED_BATCH):
-        some = inputs[first : first + PADDED_BATCH]
-        there = {k: _pad([given[k] for given in some]).to(where) for k in some[0]}
-        with torch.autocast(where, dtype=torch.float16 if where == "cuda" else torch.bfloat16):
-            _first(module(there["x"] if set(there) == {"x"} else there)).float().cpu()
-
-
-def _pad(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    longest = max(value.shape[-1] for value in values)
-    return torch.cat([torch.nn.functional.pad(v, (0, longest - v.shape[-1])) for v in values])
-
-
-def _first(out: Any) -> torch.Tensor:
-    found: torch.Tensor = out[0] if isinstance(out, tuple) else out
-    return found
-
-
-PEERS: dict[str, Callable[..., None]] = {"one clip a call": one_clip_a_call, "padded": padded}
-
-
-def measure_limit(device: str) -> dict[str, Any]:
-    """TFLOP/s of one 256-channel 3 x 3 convolution: what the device can do at all."""
-    if device == "cpu" or not torch.cuda.is_available():
-        return {}
-    found = {}
-    for kind in (torch.float32, torch.float16):
-        x = torch.randn(64, 256, 64, 64, device="cuda", dtype=kind).to(memory_format=torch.channels_last)
-        weights = torch.randn(256, 256, 3, 3, device="cuda", dtype=kind)
-        for _ in range(3):
-            torch.nn.functional.conv2d(x, weights, padding=1)
-        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        events[0].record()
-        for _ in range(10):
-            torch.nn.functional.conv2d(x, weights, padding=1)
-        events[1].record()
-        torch.cuda.synchronize()
-        flops = 10 * 2 * 9 * 256 * x.numel()
-        found[str(kind)] = flops / (events[0].elapsed_time(events[1]) / 1000) / 1e12
-    return {"limit_tflops": found}
+def device_name(wanted: str) -> str:
+    """The device that is measured, for people."""
+    cuda = wanted != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if cuda else "CPU"
 
 
 def measure(part: str, given: argparse.Namespace, gpu: bool) -> list[dict[str, Any]]:
@@ -243,8 +190,9 @@ def measure(part: str, given: argparse.Namespace, gpu: bool) -> list[dict[str, A
         return [run_tests(gpu)]
     if part == "feed":
         return zero_cost.report(zero_cost.NAMES, min(1000, given.clips), 3, None)
+    limit = gpu_peers.measure_limit(gpu and given.device != "cpu")
     if part == "limit":
-        return [measure_limit(given.device)]
+        return [{"limit_tflops": limit}]
     scale = part == "scale"
     name = "default" if scale else part
     seconds = draw_seconds(given.clips)
@@ -255,10 +203,27 @@ def measure(part: str, given: argparse.Namespace, gpu: bool) -> list[dict[str, A
         folder = Path(place)
         data = render(folder / "input", seconds, ensemble.classes)
         row = measure_ensemble(name, data, folder, given.device, sum(seconds))
+        bundle = folder / name / "bundle"
+        row |= {"part": part, "clips": len(seconds), "device": device_name(given.device)}
+        if limit:
+            row["limit_s"] = 2 * count_gmac(bundle, seconds) / 1e3 / max(limit.values())
         if not scale:
-            peer_clips = min(given.peer_clips, given.clips)
-            row |= measure_peers(name, folder, given.device, peer_clips, seconds)
+            where = "cuda" if limit else "cpu"
+            row |= gpu_peers.measure(ensemble, bundle, where, seconds, min(given.peer_clips, len(seconds)))
+        if name == "argus":
+            row |= gpu_peers.measure_librosa(sorted((data / "test").iterdir()), seconds)
     return [row]
+
+
+def keep(out: Path, part: str, rows: list[dict[str, Any]]) -> None:
+    """Write a part's rows beside those of other parts."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        known = json.loads(out.read_bytes())
+    except (OSError, ValueError):  # none yet, or no file of ours: it is written anew
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    out.write_text(json.dumps({**known, part: rows}, indent=1, default=str) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not gpu and given.device != "cpu":
         print("no GPU: the GPU's tests run on a stand-in, and the host alone is measured")
         given.parts = [part for part in given.parts if part in ("tests", "feed")]
-    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
     failed = 0
     for part in given.parts:
         try:
@@ -285,10 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in found:
             print(json.dumps(row, default=str), flush=True)
             failed |= bool(row.get("exit_code"))
-        rows += found
+            if (line := table_row(row)) is not None:
+                lines.append(line)
         if given.out is not None:
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text(json.dumps(rows, indent=1, default=str) + "\n")
+            keep(given.out, part, found)
+    if lines:
+        print("\n| what | against | measured | command |\n| --- | --- | --- | --- |")
+        print("\n".join(lines))
     return failed
 
 

@@ -3,11 +3,13 @@
     python -m benchmarks.zero_cost [--clips 1000] [--rounds 3] [--folds 1] [ENSEMBLE ...]
 
 The arrays are in the store. Everything that the host does before and after the device is done: reading the
-store, drawing cuts, packing, sending (the copy to the device is not made: "copy" is its floor beside it, from
+store, drawing cuts, packing, sending (the copy to the device is not made: the floor is one from and to
 pageable memory), batches, marks, bringing scores to the board. What the device does is left out and counted:
 `launches` are the operations of one batch that are not views, net and forward apart, counted on the CPU.
-`fed` is seconds of audio per processor second of both threads, all folds of the member together; a loaded
-machine moves it less than the wall clock.
+`fed` is seconds of audio per processor second of both threads, all folds of the member together. `by wall`
+is the same by the clock: on an idle core within a few percent of `fed`, on a loaded one less. `queue` says
+why: the seconds in which threads of this process were ready and had no core, as a share of the wall. `x copy`
+is the processor time as a multiple of a bare copy of the stored bytes.
 """
 from __future__ import annotations
 
@@ -53,13 +55,18 @@ from kernel.sound.source import Source
 ENSEMBLES = Path(__file__).resolve().parent.parent / "ensembles"
 NAMES = ("argus", "simongrest", "qrfaction", "hackerearth", "shirogane", "viel", "default")
 RATE = 44_100
+QUEUE_EVERY = 8  # blocks between two looks at the queue
 # Families whose nets these benchmarks need not build: what they ask of their input
 NEEDS = {"timm": (1, False), "statistics_cnn": (1, False)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fed:
-    """One member's figures, the best of the rounds: processor and wall seconds, and what was sent."""
+    """One member's figures, the best of the rounds: processor and wall seconds, and what was sent.
+
+    queue_s  seconds that threads of this process were ready and had no core, in the round of `wall_s`; 0
+             where the system does not tell
+    """
 
     audio_s: float
     cpu_s: float
@@ -68,6 +75,7 @@ class Fed:
     sent_bytes: int
     blocks: int
     launches: float
+    queue_s: float
 
 
 class ZeroCost(Lane):
@@ -110,8 +118,10 @@ def open_nets(ensemble: spec.Ensemble, member: spec.Member, device: Device) -> l
     classes = len(ensemble.classes)
     recipe = build_recipe(ensemble, member)
 
+    answers = torch.zeros((gpu.ROWS_PER_BATCH, classes))
+
     def run(inputs: Any, frames: torch.Tensor | None) -> torch.Tensor:
-        return torch.empty((len(next(iter(inputs.values()))), classes), device="meta")
+        return answers[: len(next(iter(inputs.values())))]
 
     if member.family in NEEDS:
         module = torch.nn.Module()
@@ -174,15 +184,24 @@ def open_setting(
     return Setting(nets=nets, runs=runs, feed=feed, todo=todo)
 
 
-def time_once(setting: Setting) -> tuple[float, float, int, int]:
-    """(processor seconds, wall seconds, bytes sent, blocks) of one step of all folds."""
+def queued_s() -> float:
+    """Seconds that this process's threads have waited for a core so far."""
+    try:
+        texts = [path.read_text() for path in Path("/proc/self/task").glob("*/schedstat")]
+    except OSError:  # another system, or a thread that has ended meanwhile
+        return 0.0
+    return sum(int(text.split()[1]) for text in texts) / 1e9
+
+
+def time_once(setting: Setting) -> tuple[float, float, int, int, float]:
+    """(processor seconds, wall seconds, bytes sent, blocks, queue seconds) of one step of all folds."""
     opened: list[Future[LoadedNet]] = []
     for net in setting.nets:
         opened.append(Future())
         opened[-1].set_result(net)
     lane = ZeroCost(setting.nets[0].runner.device)
     schedule = gpu.GpuSchedule(setting.runs, opened, setting.feed, lane, lambda: False)
-    void = torch.empty(1, device="meta")
+    void = torch.zeros(1)
 
     def draw(block: StagedBlock, places: Any, width: int) -> Any:
         own = block.lengths[places]
@@ -193,10 +212,15 @@ def time_once(setting: Setting) -> tuple[float, float, int, int]:
         return void.expand(len(block.rows), answers.shape[1])
 
     with mock.patch.object(StagedBlock, "draw", draw), mock.patch.object(seats, "_merge_rows", merge):
+        before = last = queued_s()
         cpu = time.process_time()
         wall = time.perf_counter()
-        blocks = sum(1 for _ in schedule.predict(setting.todo))
-        return time.process_time() - cpu, time.perf_counter() - wall, lane.sent_bytes, blocks
+        blocks = 0
+        for blocks, _ in enumerate(schedule.predict(setting.todo), 1):
+            if not blocks % QUEUE_EVERY:  # the thread that makes blocks ready is gone at the end
+                last = max(last, queued_s())
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        return cpu, wall, lane.sent_bytes, blocks, last - before
 
 
 def count_launches(setting: Setting) -> float:
@@ -238,7 +262,7 @@ def measure(name: str, member: str | None, clips: int, rounds: int, folds: int |
         fed = Fed(
             audio_s=sum(seconds), cpu_s=min(t[0] for t in timed), wall_s=min(t[1] for t in timed),
             copy_s=time_copy(setting), sent_bytes=timed[0][2], blocks=timed[0][3],
-            launches=count_launches(setting))
+            launches=count_launches(setting), queue_s=min(timed, key=lambda t: t[1])[4])
         setting.feed.store.close()
         setting.runs[0].heartbeat.close()
     return fed
@@ -257,7 +281,7 @@ def cases(names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def report(names: Sequence[str], clips: int, rounds: int, folds: int | None) -> list[dict[str, Any]]:
     """Rows of the table, printed as they come."""
     rows = []
-    heads = ("fed, s/s", 11), ("by wall", 10), ("copy alone", 12), ("MB", 7), ("launches", 10)
+    heads = ("fed, s/s", 11), ("by wall", 10), ("queue", 7), ("x copy", 8), ("MB", 7), ("launches", 10)
     print(f"{'member':<18}{'folds':>6}" + "".join(f"{head:>{width}}" for head, width in heads))
     for name, member in cases(names):
         for count in (1, folds):
@@ -266,7 +290,8 @@ def report(names: Sequence[str], clips: int, rounds: int, folds: int | None) -> 
             told = "all" if count is None else str(count)
             print(
                 f"{label:<18}{told:>6}{fed.audio_s / fed.cpu_s:>11,.0f}{fed.audio_s / fed.wall_s:>10,.0f}"
-                f"{fed.audio_s / fed.copy_s:>12,.0f}{fed.sent_bytes / 1e6:>7.0f}{fed.launches:>10.0f}",
+                f"{fed.queue_s / fed.wall_s:>7.1f}{fed.cpu_s / fed.copy_s:>8.1f}"
+                f"{fed.sent_bytes / 1e6:>7.0f}{fed.launches:>10.0f}",
                 flush=True,
             )
             rows.append({"member": label, "folds": told, **vars(fed)})

@@ -5,45 +5,54 @@ beside the target, checked as an upload, and moved into place. Does not know Kag
 bundle_check) or formats of weights (weights).
 """
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import kernel
-from kernel.errors import ModelLoadFailed, SpecError, UploadError
+from kernel import models
+from kernel.errors import UploadError
 from kernel.limits import PROFILES, limits
 from kernel.pin import SCRIPT, constant, fill_constant
 from kernel.scores.submission import check_form
-from kernel.spec import Cost, Ensemble, FileEntry, Manifest, Part, Stacker, dumps_json, load_ensemble, net_ids
+from kernel.spec import (
+    Attached,
+    Cost,
+    Ensemble,
+    FileEntry,
+    Manifest,
+    Net,
+    Stacker,
+    dumps_json,
+    load_ensemble,
+)
 
 from . import (
+    attached,
     bundle_check,
     code_wheel,
     compare,
+    costs_file,
     dry_run,
+    graph_members,
     metadata,
     mounts,
     notebook,
     own_fronts,
     own_steps,
-    random_weights,
+    sources,
     watched,
     weights,
 )
 from .metadata import PLACEHOLDER_OWNER
-from .staging import check_replaceable, put_in_place, staging
+from .sources import ROOT, Modules
+from .staging import WEIGHTS, check_replaceable, put_in_place, staging
 
-ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 GPU_MACHINE = "NvidiaTeslaT4"  # The default GPU machine (two cards).
 COMPETITIONS = {"fat2019": "freesound-audio-tagging-2019"}  # Profile -> competition to attach.
 OTHER_FILES = 3  # The wheel, the manifest and the metadata, beside nets, graphs and wheels of a back end.
-Modules = Mapping[str, nn.Module]  # By member or stacker; a member that is a graph already has none.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,7 @@ class BuildRequest:
     weights         folder of checkpoints; None: `weights/` beside the TOML, the TOML's folder, `weights/`
                     beside that folder (where training puts them), `weights/` of the repository
     costs           report.json of a rehearsal: measured seconds enter the manifest
+    split           code and weights become two datasets
     back_end        "openvino" or "onnxruntime" wheels ride along
     sample          the competition's sample submission, which must want what the ensemble writes
     machine         accelerator of the kernel, "cpu", or None: by the profile
@@ -78,16 +88,21 @@ class BuildRequest:
     compare_tolerance: float | None = None
     compare_allow: bool = False
     sample: Path | None = None
+    split: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Papers:
-    """Both metadata files of an upload, already checked against Kaggle's rules."""
+    """The metadata files of an upload, already checked against Kaggle's rules.
+
+    weights  of the dataset of weights, where the build is split
+    """
 
     slug: str
     competition: str | None
     dataset: dict[str, Any]
     kernel: dict[str, Any]
+    weights: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,93 +114,12 @@ class Built:
     filled: tuple[str, ...]
 
 
-def weights_folders(request: BuildRequest) -> list[Path]:
-    """Folders searched for checkpoints, in order."""
-    if request.weights is not None:
-        if not request.weights.is_dir():
-            raise SpecError(f"--weights {request.weights}: no such folder")
-        return [request.weights]
-    beside = request.ensemble.resolve().parent
-    return list(dict.fromkeys([beside / "weights", beside, beside.parent / "weights", ROOT / "weights"]))
-
-
-def _find_sources(
-    parts: Sequence[Part], modules: Modules, request: BuildRequest
-) -> tuple[list[weights.Source], list[str]]:
-    """Sources of all nets in order, and the ids of those to be filled with random values.
-
-    Raises  ModelLoadFailed listing every checkpoint that is missing
-    """
-    folders = weights_folders(request)
-    sources: list[weights.Source] = []
-    missing: list[str] = []
-    filled: list[str] = []
-    by_name = {part.name: part for part in parts}
-
-    @lru_cache(maxsize=1)  # The folds of a member are alike and follow each other.
-    def fill(name: str) -> weights.Blob:
-        state = random_weights.draw_state(modules[name], by_name[name].family, by_name[name].params)
-        return weights.Blob(weights.to_blob(state, name))
-
-    for part in parts:
-        module = modules.get(part.name)
-        for fold, net_id in zip(part.folds, net_ids(part), strict=True):
-            name = part.weights_file(fold)  # type: ignore[misc]  # One function that both classes share.
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise SpecError(f"{part.name}.weights: {name!r}; a name below the weights folder")
-            path = weights.find_weights(name, folders)
-            if path is not None:
-                read = partial(weights.load_blob, path, part.family, part.params, module, part)
-            elif request.random_weights and module is not None:
-                filled.append(net_id)
-                read = partial(fill, part.name)
-            else:
-                missing.append(f"{net_id}: {name}")
-                continue
-            kind = "onnx" if module is None else "safetensors"
-            sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read))
-    if missing:
-        raise ModelLoadFailed(
-            "no checkpoint for\n  " + "\n  ".join(missing) + "\nin " + ", ".join(map(str, folders))
-            + "\ngive --weights DIR, or --random-weights to time the ensemble without them"
-        )
-    return sources, filled
-
-
-def _seconds(value: Any) -> float:
-    """A measured cost; ValueError for what is none."""
-    seconds = float(value)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{seconds} is no number of seconds")
-    return seconds
-
-
-def _measured(path: Path | None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """Measured costs of a rehearsal's report.json.
-
-    First member -> seconds (a, b per frame), then front end -> seconds per second of audio.
-    Raises  SpecError when the file holds no costs
-    """
-    if path is None:
-        return {}, {}
-    try:
-        costs = json.loads(path.read_bytes())["costs"]
-        members = {k: (_seconds(v["seconds_a"]), _seconds(v["seconds_b"]))
-                   for k, v in costs["members"].items()}
-        return members, {k: _seconds(v) for k, v in costs["frontends"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SpecError(
-            f"--costs {path}: no measured costs ({type(error).__name__}: {error}); "
-            "give the report.json of a rehearsal"
-        ) from error
-
-
-def _try_parts(ensemble: Ensemble, parts: Sequence[Part], modules: Modules,
-               sources: list[weights.Source], seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
+def _try_parts(ensemble: Ensemble, modules: Modules, found: list[weights.Source],
+               seconds: dict[str, tuple[float, float]]) -> dict[str, Cost]:
     """Cost of each member and stacker, after the first fold of each ran once."""
     costs: dict[str, Cost] = {}
-    for part in parts:
-        blob = next(source for source in sources if source.member == part.name).read()
+    for part in ensemble.parts:
+        blob = next(source for source in found if source.member == part.name).read()
         with watched.limited(f"the trial of {part.name!r} on {dry_run.SECONDS:g} s of sound"):
             if isinstance(part, Stacker):
                 cost = dry_run.try_stacker(part, len(ensemble.classes), blob, modules[part.name])
@@ -212,9 +146,18 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     found = code_wheel.find_own_files(load_ensemble(request.ensemble), request.ensemble.resolve().parent)
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
+    dry_run.warn_empty_filters(found.here, say)
+    found = replace(found, shipped=attached.without_copies(found.shipped))
     with watched.limited("the trial of the steps on scores"):
         own_steps.try_all(request.ensemble, found.here, say)
     return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+
+
+def _build_modules(ensemble: Ensemble) -> Modules:
+    """The nets of members and stackers, without weights."""
+    with watched.limited("the building of the nets, your own files among them,"):
+        return {p.name: models.build(p.family, dict(p.params), p.outputs(len(ensemble.classes))).eval()
+                for p in ensemble.parts if p.family != dry_run.ONNX}
 
 
 def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
@@ -226,25 +169,23 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
     found = _find_own_files(request, say)
     ensemble = found.here
     papers = _make_papers(request, ensemble)
-    seconds, frontend_seconds = _measured(request.costs)
+    seconds, frontend_seconds = costs_file.read(request.costs)
     parts, classes = ensemble.parts, len(ensemble.classes)
-    with watched.limited("the building of the nets, your own files among them,"):
-        modules = dry_run.build_modules(parts, classes)
+    modules = _build_modules(ensemble)
     dry_run.check_back_end(ensemble, request.back_end)
-    sources, filled = _find_sources(parts, modules, request)
-    costs = _try_parts(ensemble, parts, modules, sources, seconds)
-    if request.compare is not None:
-        tolerance, allowed = request.compare_tolerance, request.compare_allow
-        compare.check(request.compare, ensemble, modules, sources, tolerance, allowed, say)
-    dry_run.warn_empty_filters(ensemble, say)
+    read, filled = sources.find_sources(parts, modules, request.ensemble, request.weights,
+                                        request.random_weights)
+    found = graph_members.settle(found, read, say)
+    ensemble = found.here
+    costs = _try_parts(ensemble, modules, read, seconds)
+    _compare(request, ensemble, modules, read, say)
     dry_run.tell_classes(ensemble, say)
-    say(f"{len(sources)} nets of {len(parts)} members and stackers fit; writing {request.out}")
+    say(f"{len(read)} nets of {len(parts)} members and stackers fit; writing {request.out}")
     with staging(request.out) as folder:
         bundle = folder / "bundle"
         bundle.mkdir()
-        extra, graphs = _write_back_ends(request, bundle, ensemble, modules, sources)
-        most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
-        nets, files = weights.write_nets(bundle, sources, packed=len(sources) > most)
+        extra, graphs = _write_back_ends(request, bundle, ensemble, modules, read)
+        nets, files, held = _write_nets(request, folder, read, extra)
         weights.say_conversions(nets, say)
         code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
@@ -253,8 +194,9 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
             version=kernel.__version__,
             ensemble=found.shipped,
             wheel=code_wheel.write_wheel(bundle, kernel.__version__, code),
-            files={**files, **extra},
-            nets=tuple(nets),
+            files=files,
+            nets=nets,
+            attached=held,
             prior=ensemble.prior or (1.0 / classes,) * classes,
             profiles=PROFILES,
             costs=costs,
@@ -262,11 +204,34 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
             frontend_seconds=frontend_seconds,
             random_weights=bool(filled),
         ))
+        papers = replace(papers, kernel=attached.attach(papers.kernel, manifest))
         _write_papers(folder, manifest, papers)
-        bundle_check.check_bundle(bundle)
-        mounts.confirm(folder)
+        _check_upload(folder, manifest)
         put_in_place(folder, request.out)
     return Built(manifest=manifest, papers=papers, filled=tuple(filled))
+
+
+def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: list[weights.Source],
+             say: Callable[[str], None]) -> None:
+    """Tells how far the ensemble is from --compare. Raises SpecError where that is too far."""
+    if request.compare is not None:
+        compare.check(request.compare, ensemble, modules, read, request.compare_tolerance,
+                      request.compare_allow, say)
+
+
+def _write_nets(
+    request: BuildRequest, folder: Path, read: list[weights.Source], extra: dict[str, FileEntry]
+) -> tuple[tuple[Net, ...], dict[str, FileEntry], dict[str, Attached]]:
+    """The nets, the files of the bundle, and those that lie elsewhere; `extra` is written already."""
+    held = sources.list_attached(read)
+    most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
+    nets, files = weights.write_nets(folder / "bundle", read, packed=len(read) - len(held) > most)
+    files |= extra
+    if request.split:
+        held |= attached.split(folder, files)
+        files = {}
+    sources.lay_links(folder, read)
+    return tuple(nets), files, held
 
 
 def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
@@ -291,7 +256,7 @@ def _make_papers(request: BuildRequest, ensemble: Ensemble) -> Papers:
     )
     metadata.check_dataset(papers.dataset)
     metadata.check_kernel(papers.kernel)
-    return papers
+    return replace(papers, weights=attached.describe_weights(papers.dataset)) if request.split else papers
 
 
 def _choose_names(request: BuildRequest, ensemble: str) -> tuple[str, str]:
@@ -318,6 +283,8 @@ def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
     text = dumps_json(manifest)
     (folder / "bundle" / "manifest.json").write_bytes(text)
     (folder / "bundle" / bundle_check.METADATA).write_bytes(dumps_json(papers.dataset))
+    if papers.weights is not None:
+        (folder / WEIGHTS / bundle_check.METADATA).write_bytes(dumps_json(papers.weights))
     profile = asdict(limits(manifest.ensemble.profile))
     value = constant(manifest, hashlib.sha256(text).hexdigest(), profile, papers.slug)
     source = fill_constant((ROOT / SCRIPT).read_text(encoding="utf-8"), value)
@@ -331,8 +298,16 @@ def _write_papers(folder: Path, manifest: Manifest, papers: Papers) -> None:
     metadata.check_kernel(papers.kernel, target)
 
 
+def _check_upload(folder: Path, manifest: Manifest) -> None:
+    """Nothing, when all that was written can be uploaded and the kernel takes it. Raises UploadError."""
+    bundle_check.check_bundle(folder / "bundle")
+    if attached.is_split(manifest):
+        attached.check_weights(folder, manifest)
+    mounts.confirm(folder)
+
+
 def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, modules: Modules,
-                     sources: list[weights.Source]) -> tuple[dict[str, FileEntry], dict[str, dict[str, str]]]:
+                     read: list[weights.Source]) -> tuple[dict[str, FileEntry], dict[str, dict[str, str]]]:
     """Files of optional back ends (wheels and exported graphs), and which graph belongs to which net."""
     graphs: dict[str, dict[str, str]] = {}
     if request.back_end:
@@ -342,6 +317,6 @@ def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, mo
     if request.export_onnx:
         from . import onnx_export
 
-        graphs = onnx_export.export(folder, ensemble, modules, sources)
+        graphs = onnx_export.export(folder, ensemble, modules, read)
     return {path.name: FileEntry(bytes=path.stat().st_size, sha256=bundle_check.file_sha256(path))
             for path in sorted(folder.iterdir())}, graphs

@@ -6,10 +6,11 @@ the two metadata files (metadata) and repairs nothing: whatever it refuses has t
 import hashlib
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from kernel.errors import UploadError
-from kernel.spec import FILE_NAME, Manifest, load_manifest
+from kernel.spec import FILE_NAME, Attached, FileEntry, Manifest, load_manifest
 
 MAX_FILES = 50  # Kaggle's limit of files at the top level of a dataset.
 MAX_BYTES = 200_000_000_000  # Kaggle's limit of a dataset.
@@ -146,7 +147,17 @@ def check_bundle(folder: Path) -> Manifest:
         raise UploadError(f"{folder}: no manifest.json; build the bundle first")
     manifest = load_manifest((folder / "manifest.json").read_bytes())
     listed = {**manifest.files, manifest.wheel.file: manifest.wheel.entry}
-    present = {path.name for path in folder.iterdir()} - {"manifest.json", METADATA}
+    check_listed(folder, listed, {"manifest.json", METADATA})
+    _check_wheel(folder / manifest.wheel.file)
+    return manifest
+
+
+def check_listed(folder: Path, listed: Mapping[str, FileEntry | Attached], besides: set[str]) -> None:
+    """Nothing, when the folder holds exactly these files, with these bytes, and perhaps those of `besides`.
+
+    Raises  UploadError naming the file
+    """
+    present = {path.name for path in folder.iterdir()} - besides
     for name in sorted(present - set(listed)):
         raise UploadError(f"{name}: not in the manifest; remove it or build again")
     for name in sorted(set(listed) - present):
@@ -154,5 +165,3 @@ def check_bundle(folder: Path) -> Manifest:
     for name, entry in listed.items():
         if (folder / name).stat().st_size != entry.bytes or file_sha256(folder / name) != entry.sha256:
             raise UploadError(f"{name}: its bytes differ from the manifest; build again")
-    _check_wheel(folder / manifest.wheel.file)
-    return manifest

@@ -20,8 +20,9 @@ from kernel.errors import HourglassError, UploadError
 from kernel.pin import SCRIPT
 from kernel.spec import load_manifest
 
+from .attached import SUFFIX
 from .bundle_check import METADATA
-from .staging import staging
+from .staging import ATTACHED, WEIGHTS, staging
 
 CLIPS = 50_000  # As many as the test folder of a large competition.
 COMPETITION = "some-competition"
@@ -150,6 +151,30 @@ def _mount(bundle: Path, target: Path) -> None:
             os.link(path, target / path.name)
 
 
+def _mount_others(out: Path, root: Path, layout: str, slug: str) -> list[Path]:
+    """What lies beside the bundle of `out`, mounted as well; gives the folders that were made.
+
+    Its own weights have the bundle's layout, attached files that of their datasets and models.
+    """
+    made: list[Path] = []
+    if (out / WEIGHTS).is_dir():
+        made.append(root / LAYOUTS[layout].format(owner="someone", slug=slug + SUFFIX))
+        _mount(out / WEIGHTS, made[-1])
+    place = out / ATTACHED
+    older = {"datasets": 2, "models": 2} if layout == "legacy" else {}  # datasets/OWNER/ was not there
+    for path in place.rglob("*"):
+        parts = path.relative_to(place).parts
+        if path.is_symlink():
+            target = root.joinpath(*parts[older.get(parts[0], 0):])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), target)
+            except OSError:  # It lies on another disk.
+                target.symlink_to(path.resolve())
+            made.append(target.parent)
+    return list(dict.fromkeys(made))
+
+
 def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
     """Let the kernel find and verify manifest and code below `root`, then read every net."""
     began = time.monotonic()
@@ -162,7 +187,7 @@ def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
     seconds = time.monotonic() - began
     lost = []
     manifest = load_manifest(run.manifest_text)
-    bundle = open_bundle(Path(run.bundle), manifest)
+    bundle = open_bundle(Path(run.bundle), manifest, root)
     for net in manifest.nets:
         try:
             bundle.read_net(net)
@@ -191,9 +216,12 @@ def simulate(out: Path, clips: int = CLIPS, layouts: Sequence[str] = tuple(LAYOU
             for change in changes:
                 target = root / LAYOUTS[layout].format(owner="someone", slug=slug)
                 _mount(out / "bundle", target)
-                CHANGES[change](target)
+                mounted = [target, *_mount_others(out, root, layout, slug)]
+                for place in mounted:
+                    CHANGES[change](place)
                 cases.append(_try(kernel, root, layout, change))
-                shutil.rmtree(target)
+                for place in mounted:
+                    shutil.rmtree(place)
             if layout == "legacy":
                 (root / COMPETITION).rename(root / "competitions" / COMPETITION)
     return cases

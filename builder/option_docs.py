@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import build_dataset
+import hourglass
 import infer_kernel
 import train
 from kernel.errors import SpecError
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "rehearse": options.make_parser,
     "kernel": infer_kernel.make_parser,
     "train": train.make_parser,
+    "score": hourglass.make_score_parser,
 }
 
 

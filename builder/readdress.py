@@ -1,6 +1,6 @@
 """A finished build under another owner, slug, title or competition, without building it again.
 
-Owns the four places that hold them: both metadata files, the kernel's constant, and its notebook. The other
+Owns the places that hold them: the metadata files, the kernel's constant, and its notebook. The other
 files of the bundle, and so its id, stay as they are.
 """
 import shutil
@@ -13,6 +13,8 @@ from kernel.pin import EMPTY, SCRIPT, fill_constant, read_constant
 from kernel.spec import dumps_json, loads_json
 
 from . import bundle_check, metadata, notebook
+from .attached import describe_weights, weights_id
+from .staging import WEIGHTS
 
 KERNEL_METADATA = "kernel-metadata.json"
 
@@ -59,12 +61,15 @@ def readdress(
     new = f"{owner or old_owner}/{slug or old_slug}"
     kept = slug in (None, old_slug)
     name = title or (dataset["title"] if kept else metadata.name_dataset("", slug, None)[1])
-    attached = [new if each == dataset["id"] else each for each in kernel.get("dataset_sources", [])]
-    wanted = {"id": new, "title": name, "dataset_sources": attached}
+    own = {dataset["id"]: new, weights_id(dataset["id"]): weights_id(new)}
+    sources = [own.get(each, each) for each in kernel.get("dataset_sources", [])]
+    wanted = {"id": new, "title": name, "dataset_sources": sources}
     if competition is not None:
         wanted["competition_sources"] = [competition]
     new_dataset = {**dataset, "id": new, "title": name}
     new_kernel = {**kernel, **wanted}
+    split = (out / WEIGHTS / bundle_check.METADATA).is_file()
+    new_weights = describe_weights(new_dataset) if split else None
     metadata.check_dataset(new_dataset)
     metadata.check_kernel(new_kernel)
     if new_dataset == dataset and new_kernel == kernel:
@@ -77,11 +82,11 @@ def readdress(
     files = {SCRIPT: source.encode(), KERNEL_METADATA: dumps_json(new_kernel)}
     if kernel["code_file"] == notebook.FILE:
         files[notebook.FILE] = notebook.make_notebook(source)
-    _put(out, dumps_json(new_dataset), files)
+    _put(out, dumps_json(new_dataset), dumps_json(new_weights) if new_weights else None, files)
     return [f"{key}: {new_kernel[key]!r}" for key in wanted if new_kernel[key] != kernel.get(key)]
 
 
-def _put(out: Path, dataset: bytes, files: dict[str, bytes]) -> None:
+def _put(out: Path, dataset: bytes, weights: bytes | None, files: dict[str, bytes]) -> None:
     """Both metadata files and the kernel; what a kill leaves half done, the next check refuses."""
     fresh, old = out / "push.new", out / "push.old"
     try:
@@ -91,6 +96,8 @@ def _put(out: Path, dataset: bytes, files: dict[str, bytes]) -> None:
         for name, data in files.items():
             (fresh / name).write_bytes(data)
         write_atomically(out / "bundle" / bundle_check.METADATA, dataset)
+        if weights is not None:
+            write_atomically(out / WEIGHTS / bundle_check.METADATA, weights)
         (out / "push").rename(old)
         fresh.rename(out / "push")
         shutil.rmtree(old)

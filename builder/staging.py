@@ -22,6 +22,9 @@ LEFT = re.compile(r"\.building-\d+-\w+")  # What `mkdtemp` makes of it; a folder
 LOCK = "lock"
 SCRIPT = "infer_kernel.py"  # kernel.pin has it too, but loads numpy.
 NAMES = ("bundle", "push")
+WEIGHTS, ATTACHED = "bundle-weights", "bundle-attached"  # kernel.bundle has them too, but loads torch.
+OPTIONAL = (WEIGHTS, ATTACHED)
+ALL = (NAMES[0], *OPTIONAL, NAMES[1])
 # What file systems without such locks answer; there, two builds into one folder are the user's to avoid.
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -122,7 +125,7 @@ def check_replaceable(out: Path) -> None:
 
     Raises  OutputUnwritable naming the folder that somebody else made
     """
-    for name, is_ours in zip(NAMES, (_is_bundle, _is_push), strict=True):
+    for name, is_ours in zip(ALL, (_is_bundle, _is_weights, _is_attached, _is_push), strict=True):
         there = out / name
         if not os.path.lexists(there):
             continue
@@ -148,6 +151,16 @@ def _is_bundle(folder: Path) -> bool:
     return isinstance(data, dict) and {"bundle", "wheel", "ensemble"} <= set(data)
 
 
+def _is_weights(folder: Path) -> bool:
+    """True for the weights of a bundle that was split."""
+    return (folder / "dataset-metadata.json").is_file()
+
+
+def _is_attached(folder: Path) -> bool:
+    """True for links to attached files, laid out as Kaggle mounts them."""
+    return {path.name for path in folder.iterdir()} <= {"datasets", "models"}
+
+
 def _is_push(folder: Path) -> bool:
     """True for the folder to push, also one whose files were damaged."""
     try:
@@ -166,14 +179,18 @@ def _unwritable(out: Path, error: OSError) -> OutputUnwritable:
 
 
 def put_in_place(folder: Path, out: Path) -> None:
-    """Swap the finished `bundle` and `push` of `folder` with those of `out`; both, or neither.
+    """Swap the finished parts of a build in `folder` with those of `out`; all, or none.
 
     Raises  OutputUnwritable, once the old ones are back
     """
     check_replaceable(out)
     with _alone(out):
         try:
-            for name in NAMES:
+            parts = [name for name in ALL if name in NAMES or _takes_part(folder, out, name)]
+            for name in parts:
+                if name in OPTIONAL:  # An empty one stands for none, so that the swap can be undone.
+                    (folder / name).mkdir(exist_ok=True)
+            for name in parts:
                 if os.path.lexists(out / name):
                     os.rename(out / name, folder / f"old-{name}")
                 os.rename(folder / name, out / name)
@@ -190,10 +207,20 @@ def put_in_place(folder: Path, out: Path) -> None:
             raise
 
 
+        for name in OPTIONAL:
+            if name in parts and not any((out / name).iterdir()):
+                (out / name).rmdir()
+
+
+def _takes_part(folder: Path, out: Path, name: str) -> bool:
+    """True for what is optional and lies in the new build or in the one before."""
+    return (folder / name).exists() or os.path.lexists(out / name)
+
+
 def _holds_old(folder: Path) -> bool:
     """True while the only copy of the build before lies here: the swap could not even be undone."""
     unfinished = (folder / NAMES[-1]).exists()
-    return unfinished and any(os.path.lexists(folder / f"old-{name}") for name in NAMES)
+    return unfinished and any(os.path.lexists(folder / f"old-{name}") for name in ALL)
 
 
 def put_back(folder: Path, out: Path) -> None:
@@ -203,7 +230,10 @@ def put_back(folder: Path, out: Path) -> None:
     """
     if not (folder / NAMES[-1]).exists():
         return
-    for name in reversed(NAMES):
+    begun = not (folder / NAMES[0]).exists()  # The first is moved first.
+    for name in reversed(ALL):
+        if name in OPTIONAL and not (begun and _takes_part(folder, out, name)):
+            continue
         if not (folder / name).exists():
             os.rename(out / name, folder / name)
         if os.path.lexists(folder / f"old-{name}"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import SpecError
-from training import augment, data, effects, losses, mixers, optim, recipe
+from training import augment, data, effects, losses, mixers, optim, pseudo, recipe
 from training.text_formats import markdown_table
 
 from . import ensemble_docs
@@ -85,6 +85,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "wave_effects": lambda: choice_table(effects.EFFECTS),
     "loss": lambda: choice_table(losses.LOSSES),
     "optimiser": optimiser_table,
+    "pseudo": lambda: ensemble_docs.key_table(recipe.PseudoRound),
+    "soften": lambda: choice_table(pseudo.SOFTEN),
+    "pseudo_sampling": lambda: choice_table(pseudo.SAMPLINGS),
     "schedule": lambda: choice_table(optim.SCHEDULES),
 }
 

@@ -15,7 +15,7 @@ from kernel.files import write_atomically
 from kernel.pin import read_constant
 from kernel.spec import dumps_json, loads_json
 
-from . import bundle_check, metadata, notebook, pushed, upload_script
+from . import attached, bundle_check, metadata, notebook, pushed, sent, upload_script
 from .kaggle_client import (
     DATASET_DONE,
     IN_USE,
@@ -30,6 +30,7 @@ from .kaggle_client import (
     find_client,
     name_client,
 )
+from .staging import WEIGHTS
 
 READY_SECONDS = 1800  # Kaggle takes minutes to process a large dataset.
 PAUSES = (0.5, 1.5, 10.0)  # Seconds before the first look, factor for the next ones, most.
@@ -40,18 +41,24 @@ PAGE = "https://www.kaggle.com/datasets/"
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A build that can be uploaded: owner/slug of dataset and kernel, and the competition if any."""
+    """A build that can be uploaded: owner/slug of dataset and kernel, and the competition if any.
+
+    weights  owner/slug of the dataset of weights, where the build was split
+    """
 
     out: Path
     dataset: str
     kernel: str
     competition: str | None
+    weights: str | None = None
 
 
 def list_commands(checked: Checked, client: str = "kaggle") -> list[str]:
     """Lines of a shell that upload, wait, push, wait and submit, to be pasted as one block."""
     submit = upload_script.submit_lines(checked.kernel, checked.competition) if checked.competition else []
     lines = upload_script.upload_lines(checked.out, checked.dataset)
+    if checked.weights is not None:
+        lines = upload_script.upload_lines(checked.out, checked.weights, WEIGHTS) + lines
     return upload_script.join(client, lines, upload_script.push_lines(checked.out), submit)
 
 
@@ -89,9 +96,13 @@ def check(out: Path, say: Callable[[str], None] = print) -> Checked:
             "(make upload OWNER=...)"
         )
     sources = kernel.get("dataset_sources")
-    attached = [str(each).split("/")[:2] for each in sources] if isinstance(sources, list) else []
-    if dataset["id"].split("/") not in attached:
+    known = [str(each).split("/")[:2] for each in sources] if isinstance(sources, list) else []
+    if dataset["id"].split("/") not in known:
         raise UploadError(f"dataset_sources: {sources!r}; the kernel would run without {dataset['id']}")
+    attached.check_attached(kernel, manifest, dataset["id"])
+    weights = _check_weights(out, dataset["id"]) if attached.is_split(manifest) else None
+    if weights is not None:
+        attached.check_weights(out, manifest)
     _check_code(out / "push" / str(kernel["code_file"]), out / "bundle", manifest.bundle)
     if dataset != told:
         write_atomically(out / "bundle" / bundle_check.METADATA, dumps_json(dataset))
@@ -102,7 +113,20 @@ def check(out: Path, say: Callable[[str], None] = print) -> Checked:
         dataset=dataset["id"],
         kernel=str(kernel["id"]),
         competition=str(competitions[0]) if isinstance(competitions, list) and competitions else None,
+        weights=weights,
     )
+
+
+def _check_weights(out: Path, dataset: str) -> str:
+    """owner/slug of the dataset of weights, once its metadata fit those of the bundle."""
+    told = metadata.complete_dataset(_read(out / WEIGHTS / bundle_check.METADATA))
+    metadata.check_dataset(told)
+    if told["id"] != attached.weights_id(dataset):
+        raise UploadError(
+            f"{WEIGHTS}/{bundle_check.METADATA}: id {told['id']!r}; the bundle {dataset} wants "
+            f"{attached.weights_id(dataset)}; give --upload --owner and --slug, or build again"
+        )
+    return str(told["id"])
 
 
 def _check_code(code: Path, bundle: Path, name: str) -> None:
@@ -119,15 +143,21 @@ def _check_code(code: Path, bundle: Path, name: str) -> None:
 
 
 class Upload:
-    """One upload: the client, the build, and how it says and sleeps."""
+    """One upload: the client, the build, and how it says and sleeps.
+
+    part  folder of the build whose dataset it is
+    """
 
     def __init__(
-        self, client: Client, checked: Checked, say: Callable[[str], None], sleep: Callable[[float], None]
+        self, client: Client, checked: Checked, say: Callable[[str], None], sleep: Callable[[float], None],
+        part: str = "bundle",
     ) -> None:
         self.client = client
         self.checked = checked
         self.say = say
         self.sleep = sleep
+        self.part = part
+        self.dataset = checked.dataset if part == "bundle" else checked.weights or ""
 
     def refuse(self, what: str, answer: Answer, more: str = "") -> UploadError:
         """The error for an answer that is a refusal: the client's line whole, then what to do."""
@@ -144,12 +174,12 @@ class Upload:
 
         Raises  UploadError when there is no login, or no answer for some time
         """
-        found = self.client.look(self.checked.dataset)
+        found = self.client.look(self.dataset)
         for attempt in range(TRIES - 1):
             if isinstance(found, State) or not found.passing:
                 break
             self.sleep(PAUSES[0] * 2**attempt)
-            found = self.client.look(self.checked.dataset)
+            found = self.client.look(self.dataset)
         if isinstance(found, State):
             return found
         if found.passing or NO_LOGIN.search(found.reason) or TOO_OLD.search(found.reason):
@@ -163,7 +193,7 @@ class Upload:
 
         Raises  UploadError
         """
-        bundle = self._folder("bundle")
+        bundle = self._folder(self.part)
         if isinstance(before, State):
             answer = self.client.do("datasets", "version", "-p", bundle, "-m", "new bundle")
         else:
@@ -180,7 +210,7 @@ class Upload:
         """What a refused upload may have left on the server, or found there, in words."""
         said = before.reason if isinstance(before, Answer) else ""
         if said and IN_USE.search(answer.reason) and not NOT_THERE.search(said):
-            return f"\nor try again, if {self.checked.dataset} is yours: at first Kaggle said {said!r}"
+            return f"\nor try again, if {self.dataset} is yours: at first Kaggle said {said!r}"
         lost = [line.partition(": ")[2] for line in answer.out if line.startswith("Upload unsuccessful: ")]
         if lost and any(DATASET_DONE.match(line) for line in answer.out):
             return f"\nthe newest version on Kaggle lacks {', '.join(lost)}: do not use it"
@@ -191,11 +221,12 @@ class Upload:
 
         Raises  UploadError when Kaggle could not process it, or needs too long
         """
-        name = self.checked.dataset
+        name = self.dataset
         pause, factor, most = PAUSES
         waited = 0.0
         shown = ""
-        again = f"\nthe files are up; once {PAGE}{name} shows the new version as ready: {self._push_again()}"
+        rest = self._push_again() if self.part == "bundle" else "upload again, which sends the bundle"
+        again = f"\nthe files are up; once {PAGE}{name} shows the new version as ready: {rest}"
         while waited < READY_SECONDS:
             self.sleep(pause)
             waited += pause
@@ -254,12 +285,30 @@ def upload(
         say("where a client is, this does the same, pasted as one block:\n")
         say("\n".join([*list_commands(checked), ""]))
         raise
+    if checked.weights is not None:
+        send_weights(Upload(client, checked, say, sleep, WEIGHTS))
     task = Upload(client, checked, say, sleep)
     version = task.wait(task.send(task.look()))
     say(f"{checked.dataset}: version {version} is ready")
     number = task.push()
     rest = tell_rest(checked, number, name_client(environment))
     say(f"{checked.kernel}: version {number or '(unknown)'} is pushed; {rest}")
+
+
+def send_weights(task: Upload) -> None:
+    """The weights of a split bundle on Kaggle: sent only if its newest version is not the one that was sent
+    from here with these very bytes.
+
+    Raises  UploadError
+    """
+    state = task.look()
+    known = sent.find_version(task.checked.out, task.dataset)
+    if isinstance(state, State) and state.status == "ready" and state.number == known:
+        task.say(f"{task.dataset}: version {state.number} holds these very weights; they are not sent again")
+        return
+    version = task.wait(task.send(state))
+    task.say(f"{task.dataset}: version {version} is ready")
+    sent.remember(task.checked.out, task.dataset, version)
 
 
 def tell_rest(checked: Checked, version: str, client: str) -> str:

@@ -14,9 +14,12 @@ STATES = """\
   esac"""
 
 
-def upload_lines(out: Path, dataset: str) -> list[str]:
-    """Create or version, then wait until the new version is the current one."""
-    bundle = shlex.quote(str(out.resolve() / "bundle"))
+def upload_lines(out: Path, dataset: str, part: str = "bundle") -> list[str]:
+    """Create or version, then wait until the new version is the current one.
+
+    part  folder of `out` that is uploaded
+    """
+    bundle = shlex.quote(str(out.resolve() / part))
     return [
         "digits() { printf %s \"$1\" | tr -dc 0-9; }",
         f"before=$(kaggle datasets status {dataset} --format json 2>/dev/null) || before=",

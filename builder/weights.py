@@ -16,7 +16,7 @@ from torch import nn
 
 from kernel.bundle import MAX_HEADER_BYTES, parse_state
 from kernel.errors import ModelLoadFailed
-from kernel.spec import FileEntry, Net, Part
+from kernel.spec import Attached, FileEntry, Net, Part
 from training.checkpoints import KERAS, PICKLES, read_checkpoint
 from training.state_matching import FLOAT8, fit_state, match_state
 
@@ -98,12 +98,17 @@ def load_blob(path: Path, family: str, params: Mapping[str, Any], module: nn.Mod
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One net to be stored: who it is and how to get its bytes (called once, when it is written)."""
+    """One net to be stored: who it is and how to get its bytes (called once, when it is written).
+
+    attached  the file out of another dataset or model that holds it, instead of the bundle;  copy: here
+    """
 
     member: str
     fold: int
     read: Callable[[], bytes]
     kind: str = "safetensors"
+    attached: Attached | None = None
+    copy: Path | None = None
 
 
 def file_of(source: Source, packed: bool) -> str:
@@ -118,25 +123,46 @@ def write_nets(
 ) -> tuple[list[Net], dict[str, FileEntry]]:
     """Nets and files written to `folder`: one file per net, or the folds of a member one after the other.
 
-    Nets of a member must follow each other in `sources`; one net is in memory at a time.
+    Nets of a member must follow each other in `sources`; one net is in memory at a time. Attached ones are
+    checked, and not written.
+
+    Raises  ModelLoadFailed when an attached file would have to be converted
     """
     nets: list[Net] = []
     sizes: dict[str, int] = {}
     digests: dict[str, hashlib._Hash] = {}
     for source in sources:
-        name = file_of(source, packed)
+        name = file_of(source, packed and source.attached is None)
         blob = source.read()
-        with open(folder / name, "ab") as file:
-            file.write(blob)
         offset = sizes.get(name, 0)
-        sizes[name] = offset + len(blob)
-        digests.setdefault(name, hashlib.sha256()).update(blob)
+        if source.attached is not None:
+            check_unconverted(source, blob)
+        else:
+            with open(folder / name, "ab") as file:
+                file.write(blob)
+            sizes[name] = offset + len(blob)
+            digests.setdefault(name, hashlib.sha256()).update(blob)
         nets.append(Net(member=source.member, fold=source.fold, file=name, offset=offset, length=len(blob),
                         sha256=hashlib.sha256(blob).hexdigest(), kind=source.kind,
                         said=blob.said if isinstance(blob, Blob) else ()))
     return nets, {
         name: FileEntry(bytes=size, sha256=digests[name].hexdigest()) for name, size in sizes.items()
     }
+
+
+def check_unconverted(source: Source, blob: bytes) -> None:
+    """Nothing, when the kernel can read an attached file as it is.
+
+    Raises  ModelLoadFailed saying what would be converted, and what to upload instead
+    """
+    if source.attached is None or hashlib.sha256(blob).hexdigest() == source.attached.sha256:
+        return
+    said = "; ".join(blob.said) if isinstance(blob, Blob) and blob.said else "format or names of its tensors"
+    raise ModelLoadFailed(
+        f"{source.member}.source: {source.copy} would have to be converted ({said}), and the kernel reads an "
+        f"attached file as it is. Build once without `source`: bundle/{file_of(source, False)} is the file "
+        "to put into that dataset"
+    )
 
 
 def say_conversions(nets: Sequence[Net], say: Callable[[str], None]) -> None:

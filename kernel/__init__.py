@@ -9,9 +9,9 @@ engine     drives it all: what runs when, on which device        order of the gu
 report     what happened                                         figures -> report.json, report.html, lines
 rehearsal  what will happen, tried on the user's machine         bundle, clips, limits -> PASS or FAIL
 
-Beside the rooms: library (`from kernel import score`), run (the engine's entry), order (what the guard tells
-it), spec (ensembles and manifests), limits, memory, bundle, pin (the pushed file's constant), units, files,
-errors. Imports point one way: tests/kernel/test_imports.py.
+Beside the rooms: library (`from kernel import score, listen`; `spectrogram` is report's), run (the engine's
+entry), order (what the guard tells it), spec (ensembles and manifests), limits, memory, bundle, pin (the
+pushed file's constant), units, files, errors. Imports point one way: tests/kernel/test_imports.py.
 """
 
 from typing import Any
@@ -20,9 +20,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`score` on demand: the engine and the guard's tests import this package without pandas."""
-    if name != "score":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .library import score
+    """What people import, on demand: the engine and the guard's tests load this package without pandas."""
+    if name == "spectrogram":
+        from .report.drawing import spectrogram
 
-    return score
+        return spectrogram
+    if name not in ("score", "listen"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import library
+
+    return getattr(library, name)

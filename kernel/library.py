@@ -1,8 +1,9 @@
 """The kernel as a function: a bundle and clips in, a table of scores out.
 
-Owns `score`: the input folder that a run wants, the engine's process and what comes of its end. The engine is
-the bundle's own code, verified, in a process of its own, so that its numbers are the kernel's to the last
-digit and a net that ends its process ends no notebook. Nothing watches for a hang: that is the guard's.
+Owns `score`, and `listen`, which draws what a score came from: the input folder that a run wants, the
+engine's process and what comes of its end. The engine is the bundle's own code, verified, in a process of its
+own, so that its numbers are the kernel's to the last digit and a net that ends its process ends no notebook.
+Nothing watches for a hang: that is the guard's.
 """
 import hashlib
 import io
@@ -27,6 +28,7 @@ from . import errors, spec
 from . import limits as profiles
 from .errors import BundleHashMismatch, BundleMissing, HourglassError, SampleMissing, SpecError
 from .rehearsal import fake_kaggle
+from .report import drawing, explanations
 from .run import EXIT_VERDICT
 from .scores import submission
 
@@ -84,10 +86,48 @@ def score(
         _unpack(where, manifest, place / "code")
         (place / "state" / "manifest.json").write_bytes(text)
         order = _make_order(place, where, folder, allowed, device=device, first=first)
-        _run(place, order, len(ids) if first is None else min(first, len(ids)), progress)
+        rows = len(ids) if first is None else min(first, len(ids))
+        _run(place, order, rows, len(manifest.nets), progress)
         table = _read(place / "working", manifest.ensemble.output.format == "label")
     _warn(table.attrs["report"])
     return table
+
+
+def listen(
+    bundle: str | os.PathLike[str], path: str | os.PathLike[str], *, device: str = "auto"
+) -> pd.DataFrame:
+    """What an ensemble hears in one clip, drawn: its spectrogram, its ten best classes over time where the
+    nets tell, and what each member says.
+
+    Returns  the ten best classes: the ensemble's scores and each member's (columns), `.attrs["disagree"]` the
+             members whose own best class is another one; for a recording the windows are the columns
+
+    Raises  what `score` raises; HourglassError without matplotlib
+    """
+    drawing.load_pyplot()  # before anything is scored
+    clip = Path(path).resolve()
+    if not clip.is_file():
+        raise SampleMissing(f"{path}: no such file; give one audio file")
+    ensemble = spec.load_manifest((_find_bundle(Path(bundle)) / "manifest.json").read_bytes()).ensemble
+    names = fake_kaggle.row_ids(clip.name, clip, ensemble)
+    table = score(bundle, clip.parent, names=names, device=device, progress=False)
+    report = table.attrs["report"]
+    if ensemble.windows is not None and ensemble.output.format != "label":
+        best = table.max().sort_values(ascending=False).index[: explanations.CLASSES]
+        shown = table[best].T
+        drawing.draw_windows(clip, names, shown.to_numpy(), list(best), ensemble.windows.seconds)
+        return shown
+    told = [spec.load(explanations.Explanation, row) for row in report.get("explained", ())]
+    if not told:
+        reason = report["broken_rows"].get(names[0]) or "its bundle is older than this; build it again"
+        raise HourglassError(f"{clip}: nothing was heard: {reason}")
+    drawing.draw_told(clip, told[0])
+    found = pd.DataFrame({member.name: member.scores for member in told[0].members}, index=told[0].classes)
+    found.index.name = told[0].row
+    if ensemble.output.format != "label":
+        found.insert(0, "ensemble", table.iloc[0][list(told[0].classes)].to_numpy())
+    found.attrs["disagree"] = {member.name: member.best for member in told[0].dissenters}
+    return found
 
 
 def _check(device: str, first: int | None) -> None:
@@ -190,14 +230,14 @@ def _environment(cores: int, state: Path) -> dict[str, str]:
     }
 
 
-def _run(place: Path, order: dict[str, Any], rows: int, progress: bool) -> None:
+def _run(place: Path, order: dict[str, Any], rows: int, nets: int, progress: bool) -> None:
     """Engines until one finishes.
 
     Raises  what the engine's verdict names, or HourglassError with its last lines
     """
     state = place / "state"
     said = ""
-    with _bar(rows, progress) as show:
+    with _bar(rows, nets, progress) as show:
         for attempt in range(1, ATTEMPTS + 1):
             (state / "run.json").write_text(json.dumps({**order, "attempt": attempt}))
             status, said = _one_life(place, order["limits"]["cores"], show)
@@ -228,36 +268,44 @@ def _one_life(place: Path, cores: int, show: Any) -> tuple[int, str]:
                     status = process.wait(TICK_S)
                     break
                 except subprocess.TimeoutExpired:
-                    show(_scored(place / "state"))
+                    show(_beat(place / "state"))
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        show(_scored(place / "state"))
+        show(_beat(place / "state"))
         told.seek(0)
         return status, "\n".join(told.read().decode("utf-8", "replace").splitlines()[-15:])
 
 
-def _scored(state: Path) -> int:
-    """Rows with a score so far, as the engine's heartbeat says."""
+def _beat(state: Path) -> dict[str, Any]:
+    """What the engine's heartbeat says; nothing while it is not written."""
     try:
-        return int(json.loads((state / "heartbeat.json").read_bytes())["scored_rows"])
-    except (OSError, ValueError, KeyError):
-        return 0  # not written yet
+        beat = json.loads((state / "heartbeat.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return beat if isinstance(beat, dict) else {}
 
 
 @contextmanager
-def _bar(rows: int, wanted: bool) -> Iterator[Any]:
-    """A function that shows a number of rows; silent where there is no tqdm."""
+def _bar(rows: int, nets: int, wanted: bool) -> Iterator[Any]:
+    """A function that shows a heartbeat: scores of nets in rows. Silent where there is no tqdm."""
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without widgets gets the bar as text
+            from tqdm.auto import tqdm
     except ImportError:
         wanted = False
     if not wanted:
-        yield lambda done: None
+        yield lambda beat: None
         return
-    with tqdm(total=rows, unit="row") as bar:
-        yield lambda done: bar.update(max(0, done - bar.n))
+    with tqdm(total=rows * nets, unit="score", desc=f"{rows} rows x {nets} nets", mininterval=1.0) as bar:
+
+        def show(beat: dict[str, Any]) -> None:
+            done = int(beat.get("scores", nets * int(beat.get("scored_rows", 0))))  # older bundles count rows
+            bar.update(max(0, min(done, bar.total) - bar.n))
+
+        yield show
 
 
 def _read(working: Path, labels: bool) -> pd.DataFrame:

@@ -39,6 +39,8 @@ class Order:
     started       the guard's start by CLOCK_MONOTONIC; started_boot: by CLOCK_BOOTTIME
     offset_s      seconds that had gone before that start
     device        "auto", "cpu" or "cuda"
+    backend       how nets run: "auto", "torch", "fp32" (torch, full precision on a GPU too), "onnxruntime" or
+                  "openvino"; what cannot run so runs as under "auto"
     loaders       loader threads, None = one per core;  first: predict the first rows only, None = all
     attempt       1 for the first engine of this run, 2 after the first restart, ...
     """
@@ -59,6 +61,7 @@ class Order:
     loaders: int | None
     first: int | None
     attempt: int
+    backend: str = "auto"
 
 
 def load_order(text: bytes) -> Order:

@@ -56,12 +56,14 @@ def main(state: str) -> None:
     faulthandler.register(signal.SIGUSR1, file=stacks)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     from .engine.heartbeat import Heartbeat
+    from .engine.outside import deny_outside
 
     heartbeat = Heartbeat(folder / "heartbeat.json")
     status = 0
     try:
         order = load_order((folder / "run.json").read_bytes())
         check_memory(order.limits.ram_bytes)
+        deny_outside(order)
         from .engine.loop import Engine
 
         gc.freeze()  # what is loaded stays: looking through it again after each net took 0.2 s

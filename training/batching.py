@@ -61,6 +61,8 @@ class Job:
     rows, targets, noisy  of all clips; learn, hold: positions of the training and the held-out clips
     folder                where checkpoint, log and result of this net go
     start                 weights to start from, or None
+    worth                 f64 of all rows: how often a pseudo-labelled one is drawn, 0 = a clip; None: none is
+    share                 of the draws that go to pseudo-labelled rows
     """
 
     recipe: Recipe
@@ -75,6 +77,8 @@ class Job:
     hold: np.ndarray
     folder: Path
     start: dict[str, torch.Tensor] | None = None
+    worth: np.ndarray | None = None
+    share: float = 0.0
 
     @property
     def name(self) -> str:
@@ -88,11 +92,26 @@ class Job:
         learnt = [(self.rows[i].id, self.targets[i].tolist(), bool(self.noisy[i])) for i in self.learn]
         deciding = (member.family, sorted(member.params.items()), member.named_inputs(), fronts, self.train,
                     self.seeds, learnt, self.classes)
+        if self.worth is not None:
+            deciding += (self.worth[self.learn].tolist(), self.share)  # type: ignore[assignment]
         return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
 
     @property
     def seeds(self) -> tuple[int, ...]:
         return (self.seed, zlib.crc32(self.name.encode()))
+
+
+def draw_shares(job: Job) -> np.ndarray:
+    """f64[len(learn)], the share of the draws of each row that a net learns from; sums to 1."""
+    targets, noisy = job.targets[job.learn], job.noisy[job.learn]
+    if job.worth is None:
+        return chances(targets, noisy, job.train)
+    worth = job.worth[job.learn]
+    soft = worth > 0
+    shares = np.empty(len(worth))
+    shares[~soft] = (1 - job.share) * chances(targets[~soft], noisy[~soft], job.train)
+    shares[soft] = job.share * worth[soft] / worth[soft].sum()
+    return shares / shares.sum()  # without pseudo-labelled rows in this fold the others get all
 
 
 class Batches:
@@ -108,10 +127,12 @@ class Batches:
             )
         self._job = job
         self._features = features
-        self._chances = chances(job.targets[job.learn], job.noisy[job.learn], job.train)
+        self._chances = draw_shares(job)
         self._augment = augment.build(job.train.augment)
         self._mix = mixers.build(job.train.mixers)
-        self.count = max(1, (job.train.samples or len(job.learn)) // job.train.batch)
+        clips = len(job.learn) if job.worth is None else int((job.worth[job.learn] == 0).sum())
+        self._draws = job.train.samples or clips
+        self.count = max(1, self._draws // job.train.batch)
 
     def class_shares(self) -> np.ndarray:
         """f64[K], the mean target of every class among the draws."""
@@ -122,10 +143,11 @@ class Batches:
         train = self._job.train
         learn = self._job.learn
         rng = np.random.default_rng([*self._job.seeds, epoch])
-        if train.sampling == "uniform" and train.noisy is None and train.samples in (0, len(learn)):
+        plainly = train.sampling == "uniform" and train.noisy is None and self._job.worth is None
+        if plainly and train.samples in (0, len(learn)):
             drawn = learn[rng.permutation(len(learn))]
         else:
-            drawn = learn[rng.choice(len(learn), train.samples or len(learn), p=self._chances)]
+            drawn = learn[rng.choice(len(learn), self._draws, p=self._chances)]
         plain = epoch >= train.epochs - train.clean_epochs
         whole = len(drawn) // train.batch * train.batch
         parts = np.array_split(drawn[: max(train.batch, whole)], self.count)

@@ -8,6 +8,7 @@ held out, and that honest figure is printed.
 """
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,13 +149,24 @@ def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.
     return Choice(weights=best.weights, score=best.score, honest=honest)
 
 
+def _found_from(member: dict[str, Any], before: Path, now: Path) -> dict[str, Any]:
+    """A member's table whose files of labels and maps are found from another folder."""
+    files = {
+        key: os.path.relpath(before / member[key], now)
+        for key in ("classes_from", "classes_map") if isinstance(member.get(key), str)
+    }
+    return {**member, **files}
+
+
 def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
     """Writes the ensemble with the chosen members and their weights, without stackers whose inputs are gone.
 
-    Raises  SpecError when a chosen member is not in the ensemble
+    Raises  SpecError when a chosen member is not in the ensemble, or weights by class would undo the choice
     """
     data = read_toml(ensemble, "an ensemble TOML")
     loaded = parse_ensemble(data, ensemble)
+    if loaded.weights_by:
+        raise SpecError(f"{ensemble}: weights_by: what is chosen is one weight per member; take this key out")
     known = {member["name"]: member for member in data["members"]}
     for name in choice.weights:
         if name not in known:
@@ -167,6 +179,7 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
         if loaded.prior:
             data["prior"] = list(loaded.prior)
         _take_in_files(data, loaded)
+        known = {name: _found_from(member, ensemble.parent, out.parent) for name, member in known.items()}
     data["members"] = [{**known[name], "weight": weight} for name, weight in choice.weights.items()]
     kept = [s for s in data.pop("stackers", []) if set(s["inputs"]) <= set(choice.weights)]
     if kept:

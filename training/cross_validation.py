@@ -25,6 +25,7 @@ from . import curves, effects, folds, trainer
 from .data import Clips
 from .epoch_progress import Progress
 from .features import Features
+from .pseudo import Pseudo
 from .recipe import MemberRecipe, Recipe
 
 
@@ -65,16 +66,18 @@ class CrossValidation:
     A context manager: its spill files go at the end of `with`.
 
     folder  where everything goes; device: torch's name of it; jobs: loader threads
+    pseudo  rows with soft labels that train in every fold, but where their recording is held out
     """
 
     def __init__(self, recipe: Recipe, clips: Clips, folder: Path, device: str = "cpu", jobs: int = 2,
-                 progress: Progress | None = None) -> None:
+                 progress: Progress | None = None, pseudo: Pseudo | None = None) -> None:
         self.recipe = recipe
         self.clips = clips
         self.folder = folder
         self.device = device
         self.jobs = jobs
         self.progress = progress or Progress(quiet=True)
+        self.pseudo = pseudo
         self.folds = folds.split(clips, int(recipe.folds.get("count", folds.COUNT)), recipe.seed)
         settings = [recipe.settings(member) for member in recipe.members]
         kinds = {repr(s.wave_effects) for s in settings if s.wave_variants}
@@ -83,7 +86,10 @@ class CrossValidation:
                 "train.wave_effects: members differ; give all members with wave_variants the same effects"
             )
         effect = next((effects.build(s.wave_effects) for s in settings if s.wave_variants), None)
-        self.features = Features(clips.folder, clips.ids, recipe.max_seconds, jobs, effect)
+        more = pseudo.rows if pseudo is not None else ()
+        if twice := sorted(set(clips.ids) & {row.id for row in more}):
+            raise SpecError(f"{twice[0]!r} is a clip and a pseudo-labelled row; rename one of the files")
+        self.features = Features(clips.folder, clips.ids, recipe.max_seconds, jobs, effect, more)
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +142,7 @@ class CrossValidation:
                         frontends=self.recipe.frontends)
 
     def _job(self, member: MemberRecipe, stages: NetRecipe, fold: int) -> trainer.Job:
-        usable = self.features.usable
+        usable = self.features.usable[: len(self.clips)]
         for rows, purpose in ((self.folds != fold, "train"), (self.folds == fold, "measure")):
             if not (rows & usable).any():
                 broken = next((f": {error}" for error in self.features.errors.values()), "")
@@ -144,7 +150,7 @@ class CrossValidation:
                     f"fold {fold}: no clip to {purpose} it on, of {rows.sum()} in the table; correct "
                     f"folds.run, or the clips{broken}"
                 )
-        return trainer.Job(
+        job = trainer.Job(
             recipe=stages,
             train=self.recipe.settings(member),
             fold=fold,
@@ -156,6 +162,22 @@ class CrossValidation:
             learn=np.flatnonzero((self.folds != fold) & usable),
             hold=np.flatnonzero((self.folds == fold) & usable),
             folder=self.folder / f"{member.name}_{fold}",
+        )
+        return job if self.pseudo is None else self._with_pseudo(job, self.pseudo)
+
+    def _with_pseudo(self, job: trainer.Job, pseudo: Pseudo) -> trainer.Job:
+        """The job with the pseudo-labelled rows behind the clips, but those of recordings held out."""
+        count = len(self.clips)
+        held = {self.clips.groups[i] for i in job.hold} | {self.features.rows[i].clip.id for i in job.hold}
+        held |= {Path(self.clips.ids[i]).stem for i in job.hold}
+        free = np.array([name not in held for name in pseudo.recordings])
+        return replace(
+            job,
+            targets=np.concatenate([job.targets, pseudo.labels]),
+            noisy=np.concatenate([job.noisy, np.zeros(len(free), bool)]),
+            worth=np.concatenate([np.zeros(count), pseudo.worth]),
+            share=pseudo.share,
+            learn=np.concatenate([job.learn, count + np.flatnonzero(free & self.features.usable[count:])]),
         )
 
     def _train_one(self, member: MemberRecipe, job: trainer.Job) -> None:

@@ -47,7 +47,7 @@ class Altered:
 class Features:
     """Arrays of every (front end, row): a kernel Store over the clips of `folder`.
 
-    rows         one per clip, in the order of ids
+    rows         one per clip, in the order of ids, then the rows `more`
     errors       row id -> why the clip could not be used
     max_seconds  longer clips are cut there
     loaders      threads that decode and transform
@@ -55,9 +55,11 @@ class Features:
     """
 
     def __init__(self, folder: Path, ids: Sequence[str], max_seconds: float, loaders: int = 2,
-                 effect: Effect | None = None) -> None:
-        self.rows = list_rows(list(ids), find_clips(folder, list(ids)), None)
+                 effect: Effect | None = None, more: Sequence[Row] = ()) -> None:
+        self.rows = [*list_rows(list(ids), find_clips(folder, list(ids)), None), *more]
+        self._originals = {row.id for row in self.rows}
         self._recordings = Recordings(max_seconds)
+        self._windows = Recordings()  # of recordings of any length
         self._effect = effect
         self._scratch = tempfile.TemporaryDirectory(prefix="hourglass-train-")
         meter = Meter()
@@ -82,9 +84,10 @@ class Features:
     ) -> Iterator[tuple[Row, np.ndarray | ClipError]]:
         for row in rows:
             source = fe
-            if self._effect is not None and row.id != row.clip.id:
+            if self._effect is not None and row.id not in self._originals:
                 source = Altered(fe=fe, effect=self._effect, seed=zlib.crc32(row.id.encode()))
-            for made, array in produce(source, [row], self._recordings, lambda id, text: None):
+            recordings = self._windows if row.window else self._recordings
+            for made, array in produce(source, [row], recordings, lambda id, text: None):
                 if isinstance(array, ClipError):
                     self.errors[made.id] = array
                 yield made, array
@@ -97,4 +100,5 @@ class Features:
     def close(self) -> None:
         """Removes the spill files."""
         self.store.close()
+        self._windows.close()
         self._scratch.cleanup()

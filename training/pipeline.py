@@ -19,7 +19,7 @@ from kernel.scores import blend
 from kernel.scores.metrics import lwlrap
 from kernel.spec import Ensemble, load
 
-from . import data, evaluation, export, external_clips, model_card, stackers
+from . import data, evaluation, export, external_clips, model_card, pseudo, stackers
 from .class_list import find_classes, read_classes
 from .cross_validation import CrossValidation, Trained
 from .defaults import name_defaults
@@ -42,6 +42,9 @@ class TrainRequest:
     device: str = "auto"
     write: bool = True
     command: str = ""
+    pseudo: Path | None = None
+    soundscapes: Path | None = None
+    round: int = 1
 
 
 def train(request: TrainRequest) -> model_card.Facts | None:
@@ -54,13 +57,16 @@ def train(request: TrainRequest) -> model_card.Facts | None:
     folder = request.out or Path("out/train") / (recipe.name + ("_small" if request.small else ""))
     devices, notes = find_devices(request.device)
     ships = recipe.ship and not request.small
-    into = request.into or (request.recipe.resolve().parents[2] if ships else folder)
+    root = request.recipe.resolve().parents[min(2, len(request.recipe.resolve().parents) - 1)]
+    ships = ships and (root / "pyproject.toml").is_file()  # an installed copy is no place for results
+    into = request.into or (root if ships else folder)
     with ExitStack() as stack:
         with closing(Progress()) as progress:
             for note in notes:
                 progress.say(note)
             work = stack.enter_context(
-                CrossValidation(recipe, clips, folder, devices[0].name, request.threads, progress))
+                CrossValidation(recipe, clips, folder, devices[0].name, request.threads, progress,
+                                _read_pseudo(request, recipe, clips)))
             _check_found(work, progress.say)
             nets = list(work.train())
         if not request.write:
@@ -105,7 +111,7 @@ def _check_found(work: CrossValidation, say: Callable[[str], None]) -> None:
 
     Raises  SpecError when none is
     """
-    gone = [row.id for row in work.features.rows if row.clip.path is None]
+    gone = [row.id for row in work.features.rows[: len(work.clips)] if row.clip.path is None]
     if len(gone) == len(work.clips):
         raise SpecError(
             f"{work.clips.folder}: none of the {len(gone)} clips of the table is there, e.g. {gone[0]!r}; "
@@ -113,6 +119,23 @@ def _check_found(work: CrossValidation, say: Callable[[str], None]) -> None:
         )
     if gone:
         say(f"{len(gone)} of {len(work.clips)} clips are not in {work.clips.folder}, e.g. {gone[0]!r}")
+
+
+def _read_pseudo(request: TrainRequest, recipe: Recipe, clips: data.Clips) -> pseudo.Pseudo | None:
+    """The pseudo-labels that the command names, as the recipe's round wants them. Raises SpecError."""
+    for i, turn in enumerate(recipe.pseudo):
+        pseudo.check_round(turn, f"pseudo[{i}]")
+    if request.pseudo is None:
+        if request.soundscapes is not None or request.round != 1:
+            raise SpecError("--soundscapes and --round go with --pseudo NPZ; give that, or remove them")
+        return None
+    if request.soundscapes is None:
+        raise SpecError("--pseudo: give the folder of the recordings that were scored, --soundscapes DIR")
+    turn = pseudo.choose_round(recipe.pseudo, request.round)
+    found = pseudo.read(request.pseudo, request.soundscapes, clips.classes, turn)
+    what = f"{len(found.rows)} windows of {len(set(found.recordings))} recordings"
+    print(f"pseudo-labels: {what}, {found.share:.0%} of the draws", flush=True)
+    return found
 
 
 def _refer(path: Path, ensembles: Path, values: Sequence[Value]) -> str | Sequence[Value]:

@@ -137,6 +137,22 @@ class StackerRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PseudoRound:
+    """One round of pseudo-labels: how a teacher's scores of unlabelled recordings train beside the clips.
+
+    soften    [{kind, ...}] from scores to soft labels, in order
+    seconds   length of a training clip: rows side by side with the largest of their labels; 0 = one row
+    sampling  how often a row is drawn: "uniform", "row_max" or "file_sum"
+    share     of all draws that go to pseudo-labelled rows
+    """
+
+    soften: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
+    sampling: str = "uniform"
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class Small:
     """What `--scale small` puts in place of the published values, so that a CPU can follow.
 
@@ -186,6 +202,7 @@ class Recipe:
     elsewhere    adapter and keys of clips that never train and are scored for the card
     stackers     nets over the members' scores, one table [[stackers]] each
     ensemble     keys of the written ensemble TOML (profile, mean, output ...)
+    pseudo       rounds of pseudo-labels, one table [[pseudo]] each: `train.py --pseudo FILE --round N`
     small        what `--scale small` changes
     """
 
@@ -207,6 +224,7 @@ class Recipe:
     elsewhere: dict[str, Any] = field(default_factory=dict)
     stackers: tuple[StackerRecipe, ...] = ()
     ensemble: dict[str, Any] = field(default_factory=dict)
+    pseudo: tuple[PseudoRound, ...] = ()
     small: Small = field(default_factory=Small)
 
     def settings(self, member: MemberRecipe) -> Train:

@@ -1,4 +1,4 @@
-"""Nets that share batches on a device: folds of a member over the same staged blocks.
+"""Nets that share batches on a device: the same staged blocks for all of them.
 
 Owns `BatchedNets`: launching a block's batches on every net and reading the answers one block later, so that
 nothing waits for a single batch. A net that fails is left out, the others go on. Does not choose rows or make
@@ -117,7 +117,7 @@ class BatchedNets:
                 yield self._answer(before)
 
     def _alive(self) -> bool:
-        return not all(seat.failed for seat in self._seats)
+        return not all(seat.gone for seat in self._seats)
 
     def _retry(self, item: Unsent, waited: float) -> Generator[Answered]:
         """Rows that did not reach the device, in halves; one that does not even alone gets no answer."""
@@ -157,7 +157,7 @@ class BatchedNets:
     def _open_seats(self) -> Iterator[tuple[int, Seat]]:
         """The nets that are there; those that cannot be opened fail here."""
         for place, seat in enumerate(self._seats):
-            if not seat.failed and seat.attempt(seat.opened.result) is not None:
+            if seat.takes_part():
                 yield place, seat
 
     def _launch(self, block: StagedBlock, waited: float) -> _Launched:
@@ -165,7 +165,7 @@ class BatchedNets:
         launched = _Launched(block=block, waited=waited, began=time.monotonic())
         self._lane.accept(block.held, block.ready)
         parts: dict[int, list[torch.Tensor]] = {}
-        if all(seat.failed or seat.opened.done() for seat in self._seats):
+        if all(seat.gone or seat.opened.done() for seat in self._seats):
             for places, width in block.batches:
                 drawn = self._draw(block, places, width)
                 for place, seat in self._open_seats():
@@ -199,7 +199,7 @@ class BatchedNets:
         drawn: Drawn | None,
         outs: list[torch.Tensor],
     ) -> None:
-        if not seat.failed:
+        if not seat.gone:
             outs += seat.attempt(lambda: seat.run(self._lane, block, *batch, drawn)) or []
 
     def _answer(self, launched: _Launched) -> Answered:

@@ -19,6 +19,7 @@ member counts 1 / (1 + folds begun), our choice. The rules:
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .plan import LEAST_PATIENCE_S, MARGIN, PATIENCE, NetCost, Speeds, Step, Todo, forecast
 
@@ -71,7 +72,7 @@ def next_step(
     rows       rows that can be predicted in all
     uncovered  rows that no net has scored and that can still be scored
     busy       net ids running on other devices
-    together   most folds of a member that this device runs on the same batches;  devices: that share the work
+    together   most nets that this device runs on the same batches;  devices: that share the work
     """
     if left_s <= 0:
         return None
@@ -87,18 +88,17 @@ def next_step(
     # Stackers on the rows they can have, when nothing else is started
     waiting = [c for c in ready if c not in open_now and not {o.member for o in others} & set(c.inputs)]
     if not row_independent:
-        chosen = _choose_members(open_now, todo, speeds, left_s, devices) or _choose_members(
-            waiting, todo, speeds, left_s, devices)
-        return _step([chosen], todo, speeds) if chosen else None
+        whole = partial(_refine_whole, todo=todo, speeds=speeds, left_s=left_s, most=(together, devices))
+        return whole(open_now) or whole(waiting)
     stackers = [c for c in costs if c.net_id in todo and unfinished & set(c.inputs)]
     outlooks = _outlooks(costs, open_now, todo, speeds, rows)
     kept_s = _kept_s(stackers, outlooks, todo, speeds, left_s)
-    step = _refine(outlooks, todo, speeds, left_s, kept_s, together)
+    step = _refine(outlooks, todo, speeds, left_s, kept_s, (together, devices))
     if step is None:
         first = _choose_first(_outlooks(costs, waiting, todo, speeds, rows), left_s)
         step = _step([first], todo, speeds) if first else None
     if step is None and kept_s:  # the stackers have nothing to do: what was kept for them is free
-        step = _refine(outlooks, todo, speeds, left_s, 0.0, together)
+        step = _refine(outlooks, todo, speeds, left_s, 0.0, (together, devices))
     return step
 
 
@@ -108,16 +108,20 @@ def _refine(
     speeds: Speeds,
     left_s: float,
     kept_s: float,
-    together: int,
+    most: tuple[int, int],
 ) -> Step | None:
-    """The best use of the time left, but for `kept_s` at its end; None where nothing brings anything."""
+    """The best use of the time left, but for `kept_s` at its end; None where nothing brings anything.
+
+    most  nets that run together, and devices that share the work
+    """
     free_s = left_s - kept_s
     if kept_s and free_s < LEAST_START_S:
         return None
     first = _choose_first(outlooks, free_s)
     if first is None:
         return None
-    step = _step(_with_folds(first, outlooks, todo, speeds, free_s, together), todo, speeds)
+    ready = [first, *(o.cost for o in outlooks if o.cost is not first)]
+    step = _step(_crowd(ready, todo, speeds, free_s, *most), todo, speeds)
     return replace(step, patience_s=free_s) if kept_s and step.forecast_s > free_s else step
 
 
@@ -235,22 +239,29 @@ def _fill(rest: Sequence[Outlook], left_s: float) -> float:
     return gained
 
 
-def _with_folds(
-    first: NetCost,
-    outlooks: Sequence[Outlook],
+def _crowd(
+    ready: Sequence[NetCost],
     todo: Mapping[str, Todo],
     speeds: Speeds,
     left_s: float,
     together: int,
+    devices: int,
 ) -> list[NetCost]:
-    """`first` and as many further folds of its member as fit beside it."""
-    folds = [first]
-    others = [o.cost for o in outlooks if o.cost.member == first.member and o.cost is not first]
-    for cost in others[:together - 1] if not first.inputs else []:
-        if _together_s([*folds, cost], todo, speeds) * MARGIN > left_s:
+    """The first of these nets and as many that may share its batches as fit beside it.
+
+    Not more than this device's share of the work: the others must not wait for it at the end.
+    """
+    crowd = [ready[0]]
+    others = [cost for cost in ready[1:] if ready[0].may_share(cost)]
+    share_s = math.inf
+    if devices > 1:
+        share_s = sum(forecast(cost, todo[cost.net_id], speeds) for cost in ready) / devices
+    for cost in others[:together - 1]:
+        seconds = _together_s([*crowd, cost], todo, speeds)
+        if seconds * MARGIN > left_s or seconds > share_s:
             break
-        folds.append(cost)
-    return folds
+        crowd.append(cost)
+    return crowd
 
 
 def _kept_s(
@@ -276,10 +287,22 @@ def _kept_s(
     return kept_s if sum(c.value for c in hungry) > outlooks[0].density * kept_s else 0.0
 
 
+def _refine_whole(
+    ready: Sequence[NetCost],
+    todo: Mapping[str, Todo],
+    speeds: Speeds,
+    left_s: float,
+    most: tuple[int, int],
+) -> Step | None:
+    """As `_refine` where only complete members count; None where none fits."""
+    chosen = _choose_members(ready, todo, speeds, left_s, most[1])
+    return _step(_crowd(chosen, todo, speeds, left_s, *most), todo, speeds) if chosen else None
+
+
 def _choose_members(
     ready: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds, left_s: float, devices: int
-) -> NetCost | None:
-    """The next net where only complete members count: of the densest member of the best set that fits."""
+) -> list[NetCost]:
+    """The nets of the best set of members that fits, where only complete ones count; the densest first."""
     seconds: dict[str, float] = {}
     longest: dict[str, float] = {}
     values: dict[str, float] = {}
@@ -290,10 +313,8 @@ def _choose_members(
         values[c.member] = c.value
     fitting = {member: max(needed_s, longest[member]) for member, needed_s in seconds.items()}
     best = _best_set(fitting, values, left_s)
-    if not best:
-        return None
-    densest = max(best, key=lambda member: values[member] / max(seconds[member], 1e-9))
-    return next(c for c in ready if c.member == densest)
+    order = sorted(best, key=lambda member: -values[member] / max(seconds[member], 1e-9))
+    return [c for member in order for c in ready if c.member == member]
 
 
 def _best_set(seconds: Mapping[str, float], values: Mapping[str, float], left_s: float) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ step's.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..scores.blend import input_nets, stacker_rows
 from ..sound.source import Source
 from ..spec import Stacker
-from . import choice, plan
+from . import choice, crowds, plan
 from .net_run import NetRun
 from .state import Run
 
@@ -28,6 +29,8 @@ class Dispatcher:
     outcomes  of the steps so far
     busy      net ids that run now
     changed   notified whenever a step has ended
+    aside     net ids that a lost device had in hand: they wait for another process
+    devices   that still work
     """
 
     def __init__(self, run: Run, left_s: Callable[[], float], ended: Callable[[], bool]) -> None:
@@ -39,6 +42,8 @@ class Dispatcher:
         self.outcomes: list[plan.Outcome] = []
         self.busy: set[str] = set()
         self.changed = threading.Condition()
+        self.aside: set[str] = set()
+        self.devices = len(run.devices)
         self._ready: dict[str, tuple[list[int], int]] = {}
 
     def take(self, together: int = 1) -> plan.Step | None:
@@ -47,7 +52,7 @@ class Dispatcher:
         Nets of members that have ended engines come last, and nothing runs beside them: whatever they do, the
         others have spoken, and a second crash has one culprit.
 
-        together  most folds of a member that the device runs on the same batches
+        together  most nets that the device runs on the same batches
         """
         with self.changed:
             while not self._ended():
@@ -84,18 +89,39 @@ class Dispatcher:
         self, todo: Mapping[str, plan.Todo], untried: int, together: int
     ) -> plan.Step | None:
         """The plan's choice among these nets, at this moment."""
+        costs = self._costs if together == 1 else self._with_stages(self._costs)
         return choice.next_step(
-            self._costs,
+            costs,
             todo,
             self._speeds,
             left_s=self._left_s(),
             rows=int(np.count_nonzero(self._run.rows.left())),
             uncovered=untried,
-            busy=self.busy,
+            busy=self.busy | self.aside,
             row_independent=self._run.levels.row_independent,
             together=together,
-            devices=len(self._run.devices),
+            devices=self.devices,
         )
+
+    def _with_stages(self, costs: Sequence[plan.NetCost]) -> list[plan.NetCost]:
+        """The costs with what nets of several members may share: equal inputs, taken in the same way.
+
+        A member of which no net was opened yet counts as like the others; the step finds out.
+        """
+        known: dict[str, Hashable] = {}
+        usual: dict[Hashable, Hashable] = {}
+        for net in self._run.nets.values():
+            if net.recipe is not None and net.intake is not None:
+                known[net.part.name] = net.intake
+                usual.setdefault(net.recipe.key, net.intake)
+        found = []
+        for cost in costs:
+            net = self._run.nets[cost.net_id]
+            if net.recipe is not None and crowds.may_mix(net):
+                key = net.recipe.key
+                cost = replace(cost, staged=(key, known.get(cost.member, usual.get(key))))
+            found.append(cost)
+        return found
 
     def stop_of(self, step: plan.Step) -> Callable[[], bool]:
         """Tells a step when to leave: time is up, or it takes so long that the plan wants another choice.
@@ -109,6 +135,11 @@ class Dispatcher:
         return lambda: self._ended() or (
             time.monotonic() > until and sum(net.answered for net in nets) > before)
 
+    def left_of(self, step: plan.Step) -> Callable[[], float]:
+        """Tells a step how many seconds it has, by the clock and the plan."""
+        until = time.monotonic() + step.patience_s
+        return lambda: min(self._left_s(), until - time.monotonic())
+
     def finish(self, step: plan.Step, outcomes: Sequence[plan.Outcome]) -> None:
         """Learn from a step that has ended, and let the store drop what nobody will read again."""
         with self.changed:
@@ -119,14 +150,30 @@ class Dispatcher:
                     cost = next(c for c in self._costs if c.net_id == outcome.net_id)
                     expected_s = plan.expected(cost, outcome.timed)
                     spent = outcome.seconds - outcome.loading_s - outcome.setup_s
-                    self._speeds = self._speeds.learn(step.member, expected_s, spent, outcome.setup_s)
+                    self._speeds = self._speeds.learn(cost.member, expected_s, spent, outcome.setup_s)
             self._drop_finished()
             self.changed.notify_all()
+
+    def lose_device(self, step: plan.Step) -> bool:
+        """A device is lost in this step: its nets wait for another process. False where it was the last."""
+        with self.changed:
+            if self.devices < 2:
+                return False
+            self.devices -= 1
+            self.busy.difference_update(step.net_ids)
+            self.aside.update(step.net_ids)
+            self.changed.notify_all()
+        return True
+
+    def waits_aside(self) -> bool:
+        """True where a net that a lost device had in hand still lacks rows."""
+        nets = (self._run.nets[net_id] for net_id in self.aside)
+        return any(not net.failed and net.lacking().rows for net in nets)
 
     def remaining_s(self) -> float:
         """Seconds that everything not yet done would take on these devices."""
         with self.changed:
-            return plan.remaining(self._costs, self._todo(), self._speeds) / len(self._run.devices)
+            return plan.remaining(self._costs, self._todo(), self._speeds) / self.devices
 
     def count_untried(self) -> int:
         """Rows to predict that no net has scored or had to pass over.

@@ -4,9 +4,11 @@ Owns the blocks, the order in which they run, how large a batch may be, and brin
 runs. What happens to a block on the device is `batches`. Does not choose lengths that go together
 (length_groups), cut and finish (inference), mask (models) or settle what a failure costs (net_run).
 """
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -23,6 +25,7 @@ from . import length_groups
 from .batches import BatchedNets, Unsent
 from .feed import Feed
 from .net_run import NetRun
+from .opener import LeftSeconds
 from .seats import Seat
 
 BLOCK_ROWS = 512  # most rows that are made ready together
@@ -73,11 +76,35 @@ def open_block(
     return stage_block(intake, store.get, rows, lose, lane, group)
 
 
+@dataclass
+class _Pace:
+    """How fast blocks go by: cells that are left, cells that were done, and the seconds these took."""
+
+    left: float
+    done: float = 0.0
+    seconds: float = 0.0
+    blocks: int = 0
+
+    def add(self, cells: float, seconds: float) -> None:
+        """A block has been answered. The first one, which torch prepares its kernels for, tells no pace."""
+        self.left -= cells
+        self.blocks += 1
+        if self.blocks > 1:
+            self.done += cells
+            self.seconds += seconds
+
+    def needed_s(self) -> float:
+        """Seconds that the rest will take with as many nets as now; 0 where nothing is known."""
+        return max(0.0, self.left) * self.seconds / self.done if self.done else 0.0
+
+
 class GpuSchedule:
     """Nets of one intake over the same rows on a GPU.
 
     runs    of the nets; opened: the nets themselves in the same order, the first one there, the others
             perhaps still being read and built
+    left_s  seconds that they have: where not all will end in time, the last ones leave, so that no crowd
+            stands half done at the stop mark
     """
 
     def __init__(
@@ -87,6 +114,7 @@ class GpuSchedule:
         feed: Feed,
         lane: Lane,
         stop: Callable[[], bool],
+        left_s: LeftSeconds = lambda: math.inf,
     ) -> None:
         self._runs = runs
         self._opened = opened
@@ -94,28 +122,52 @@ class GpuSchedule:
         self._feed = feed
         self._lane = lane
         self._stop = stop
+        self._left_s = left_s
 
     def predict(self, todo: Sequence[int]) -> Iterator[None]:
         """Scores block by block; the next blocks are made ready meanwhile. Yields after each block."""
         seats = [
-            Seat(opened=opened, count=run.count, fail=run.fail, settle=partial(_settle, run))
+            Seat(opened=opened, count=run.count, fail=run.fail, settle=partial(_settle, run),
+                 intake=self._net.intake.key)
             for run, opened in zip(self._runs, self._opened, strict=True)
         ]
         batched = BatchedNets(seats, self._lane, self._stage)
         rows = self._runs[0].rows
+        pace = _Pace(left=float(self._runs[0].cells[todo].sum()))
         with closing(batched.predict(self._open_blocks(self._cut(todo)), self._flight)) as answered:
             for done in answered:
                 numbers = np.array([rows.number(row) for row in done.rows], np.intp)
+                cells = float(self._runs[0].cells[numbers].sum())
+                shares = self._shares(list(done.probs), len(numbers), cells)
                 for place, probs in done.probs.items():
                     run = self._runs[place]
                     run.loading_s += done.waited / len(self._runs)
-                    cells = float(run.cells[numbers].sum())
-                    run.timing.add(len(numbers), cells, done.seconds / len(done.probs))
+                    run.timing.add(len(numbers), cells, done.seconds * shares[place])
                     run.journal.choose(run.net_id, self._opened[place].result().runner.path)
                     run.put_all(numbers, probs)
                 if self._stop():
                     return
+                pace.add(cells, done.waited + done.seconds)
+                self._shrink(seats, pace, shares)
                 yield
+
+    def _shares(self, places: Sequence[int], rows: int, cells: float) -> dict[int, float]:
+        """Each net's part of a block's seconds, by multiply-adds; equal parts where one's are unknown."""
+        costs = [self._opened[place].result().cost for place in places]
+        work = [cost.gmac_a * rows + cost.gmac_b * cells for cost in costs]
+        if min(work, default=0.0) <= 0:
+            work = [1.0] * len(places)
+        return {place: own / sum(work) for place, own in zip(places, work, strict=True)}
+
+    def _shrink(self, seats: Sequence[Seat], pace: _Pace, shares: Mapping[int, float]) -> None:
+        """Let the last nets leave where what is left takes longer than there is time, but not the first."""
+        left_s = self._left_s()
+        there = [place for place, seat in enumerate(seats) if not seat.gone]
+        while len(there) > 1 and pace.needed_s() > left_s:
+            place = there.pop()
+            seats[place].gone = True
+            pace.seconds *= 1.0 - shares.get(place, 0.0)
+            self._runs[place].notes.append("left its batches to others: not all would have ended in time")
 
     def _flight(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         run = self._runs[0]

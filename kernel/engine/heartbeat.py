@@ -20,13 +20,14 @@ class Heartbeat:
 
     unit         what is being done ("start", a net id, "publish");  forecast_s: how long it should take
     scored_rows  rows with a score;  quarantined: clips, (net, row) pairs and nets, for the guard's count of
-                 what a restart brought
+                 what a restart brought;  scores: of nets in rows, for whoever shows how far the run is
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._progress = 0
         self.scored_rows = 0
+        self.scores = 0
         self.quarantined = 0
         self.unit = "start"
         self._forecast_s = 0.0
@@ -93,6 +94,7 @@ class Heartbeat:
             "unit": self.unit,
             "forecast_s": self._forecast_s,
             "scored_rows": self.scored_rows,
+            "scores": self.scores,
             "quarantined": self.quarantined,
             "finished": self._finished,
             "pid": os.getpid(),

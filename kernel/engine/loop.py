@@ -6,15 +6,14 @@ died. Does not write the prior, restart itself or end itself by force: that is t
 import signal
 import threading
 import time
-from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
 import torch
 
 from ..cache import ram
-from ..errors import BudgetTooSmall
-from ..inference.devices import Device
+from ..errors import BudgetTooSmall, DeviceError, text_of
+from ..inference.devices import Device, is_lost
 from ..limits import Clock
 from ..order import Order
 from ..report import progress, recorder, terminal
@@ -30,7 +29,7 @@ from .step import StepRunner
 TRIM_EVERY_S = 1.0
 LINE_EVERY_S = 1.0  # figures for the progress, which decides what is printed
 TICK_S = 0.25
-FOLDS_TOGETHER = 16  # most nets whose weights lie on a GPU at once, beside the next one; our choice
+NETS_TOGETHER = 16  # most nets whose weights lie on a GPU at once, beside the next one; our choice
 
 
 class Engine:
@@ -51,9 +50,11 @@ class Engine:
             feed=self.run.feed,
             cores=self.run.cores,
             runtimes=order.state / "runtimes",
+            backend=order.backend,
         )
         self._publication = Publication(self.run)
         self._fatal: BaseException | None = None
+        self._lost: list[BaseException] = []
         self._peak_ram = 0
         self._progress = progress.Progress()
         self._published_steps = 0
@@ -81,6 +82,8 @@ class Engine:
             self._tick()
             with self.dispatcher.changed:
                 self.dispatcher.changed.wait(TICK_S)
+        if self._lost and self.dispatcher.waits_aside() and not self.out_of_time():
+            self._fatal = self._fatal or self._lost[0]  # a new process has it again, or knows that it is gone
         if self._fatal is not None:
             self._leave(self._fatal)
         self._end()
@@ -108,7 +111,7 @@ class Engine:
         used, disk = self._measure()
         self._progress.close(self._state("end", used, disk))
         report = self._publish()
-        report = replace(report, page=self._publication.write_page(report, self._stopping.is_set))
+        report = self._publication.write_page(report, self._stopping.is_set)
         self._publication.write_report(report)
         terminal.say(terminal.run_table(report))
         run.feed.store.close()
@@ -124,16 +127,24 @@ class Engine:
     def _work(self, device: Device) -> None:
         """Take steps until none is left, time is up, or the device is lost."""
         torch.set_num_threads(max(1, self.run.order.limits.cores))
+        step = None
         try:
-            while (step := self.dispatcher.take(FOLDS_TOGETHER if device.cuda else 1)) is not None:
+            while (step := self.dispatcher.take(NETS_TOGETHER if device.cuda else 1)) is not None:
                 self._await_publication(step)
                 stop = self.dispatcher.stop_of(step)
                 runs = [self.run.nets[net_id] for net_id in step.net_ids]
-                outcomes = self.steps.run_all(step, runs, device, stop, self.dispatcher.guess_next)
+                left_s = self.dispatcher.left_of(step)
+                outcomes = self.steps.run_all(step, runs, device, stop, self.dispatcher.guess_next, left_s)
                 self.dispatcher.finish(step, outcomes)
         except BaseException as error:
-            # Handed to the main thread, which ends the process with it; the other devices stop too
-            self._fatal = error
+            # One of several devices: the others do what they can, but for the nets that it had in hand.
+            # Else handed to the main thread, which ends the process with it; all devices stop
+            if is_lost(error) and step is not None and self.dispatcher.lose_device(step):
+                self._lost.append(error)
+                told = f"lost in {', '.join(step.net_ids)} ({text_of(error)}); the other devices go on"
+                self._recorder.error(device.name, DeviceError(told))
+            else:
+                self._fatal = error
         finally:
             with self.dispatcher.changed:
                 self.dispatcher.changed.notify_all()
@@ -182,6 +193,7 @@ class Engine:
         self._recorder.sample(used=reading.used_bytes, store=stats.ram_bytes, limit=reading.limit_bytes,
                               disk=stats.disk_bytes)
         run.heartbeat.scored_rows = int(np.count_nonzero(run.board.scored()))
+        run.heartbeat.scores = run.board.count()
         run.heartbeat.quarantined = run.journal.count_quarantined()
         return reading.used_bytes, stats.disk_bytes
 

@@ -4,7 +4,7 @@ Owns `NetRun`: a net's scores and skipped rows are written here alone, its figur
 the net. Both schedules work through it.
 Does not run the net (cpu, gpu), choose it (plan) or open it (step).
 """
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -79,6 +79,7 @@ class NetRun:
     recipe    stages of its member; None for a stacker, or where they cannot be built
     cells     f64[N], most cells the net computes for each row, all its passes together
     windows   where rows are made of the frames of several windows, which and when
+    intake    how its member wants its inputs, known once a net of it was opened: what may share batches
     scored    rows it has put on the board in this process
     widths    frames of a forward -> i64[3]: cells, padded cells and forwards of that width in all
     timing    work in widths that it had met;  fresh: work in new ones, for which torch prepares its kernels
@@ -109,6 +110,7 @@ class NetRun:
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     windows: WindowRows | None = None
+    intake: Hashable = None
     out_of_range: bool = False
     _known: tuple[tuple[int, int], Lacking] | None = None
 
@@ -232,7 +234,10 @@ class NetRun:
                 self.put(i, np.array([np.nan]))
         for i in np.flatnonzero(sound & ((probs < -ROUNDING) | (probs > 1.0 + ROUNDING)).any(axis=1))[:1]:
             self._check_range(int(numbers[i]), probs[i])
-        sound &= [not self.is_gone(i) for i in numbers.tolist()]
+        sound &= ~self.rows.lost[numbers]
+        passed = self.passed()
+        if passed:
+            sound &= ~np.isin(numbers, passed)
         places, source = self.rows.spread(numbers[sound])
         if len(places):
             self.board.add(self.net_id, places, probs[sound][source])

@@ -1,10 +1,13 @@
 """Opens nets for a GPU in a thread of their own, while the device computes.
 
-Owns `Opener`. What opening means is the step's; which net comes next is asked of the dispatcher.
+Owns `Opener`, and the `Hints` that a step gets. What opening means is the step's; which net comes next is
+asked of the dispatcher.
 """
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +16,15 @@ from ..inference.member import LoadedNet
 from .net_run import NetRun
 
 Upcoming = Callable[[], NetRun | None]
+LeftSeconds = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a step is told of its surroundings: the net to open ahead, and the seconds that it has."""
+
+    upcoming: Upcoming = lambda: None
+    left_s: LeftSeconds = lambda: math.inf
 
 
 class Opener:

@@ -5,7 +5,7 @@ numbers, new values go out, so every rule is tested with a fake clock. Does not 
 (step), watch the clock inside one (the schedules do) or hand steps to devices (dispatch).
 """
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from types import MappingProxyType
@@ -31,6 +31,7 @@ class NetCost:
     a_s, b_s_per_cell  seconds per row = a_s + b_s_per_cell x cells of the row (all its passes)
     value              worth of the net's member, > 0; equal values mean the cheap one first
     inputs             members that must be complete first (stackers); empty for first-level nets
+    staged             nets of other members run on the same batches where this is equal; None = on none
     """
 
     net_id: str
@@ -39,6 +40,12 @@ class NetCost:
     b_s_per_cell: float
     value: float = 1.0
     inputs: tuple[str, ...] = ()
+    staged: Hashable = None
+
+    def may_share(self, other: "NetCost") -> bool:
+        """True where both may run on the same batches of a GPU."""
+        alike = self.staged is not None and self.staged == other.staged
+        return not self.inputs and not other.inputs and (self.member == other.member or alike)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +69,9 @@ class Todo:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Nets of one member that run together over the rows they lack: one, or several folds on a GPU.
+    """Nets that run together over the rows they lack: one, or several that share batches on a GPU.
 
+    member      of the first of them
     kind        "cover": always starts; "refine" or "stack": the best use of the time left
     patience_s  after this long the step gives way to another choice: not every row may wait for the one slow
                 net

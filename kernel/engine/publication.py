@@ -16,6 +16,7 @@ from ..report.contents import Report, encode_report
 from ..report.page import encode_page, page
 from ..report.pictures import draw_rows
 from ..scores import blend, submission
+from .explain import add_moments
 from .state import Run
 
 PAGE_S = 8.0  # report.html may take this long
@@ -128,8 +129,10 @@ class Publication:
                     f"{error.strerror}; the submission is not touched by this",
                 )
 
-    def write_page(self, report: Report, stopping: Callable[[], bool]) -> str:
-        """What became of report.html: drawn last, once, if there is time; its failure is not the run's."""
+    def write_page(self, report: Report, stopping: Callable[[], bool]) -> Report:
+        """The report with what became of report.html: drawn last, once, if there is time; its failure is not
+        the run's.
+        """
         run = self._run
         begun = run.order.state / "page"
         until = min(run.recorder.now() + PAGE_S, run.order.marks.term_s)
@@ -138,17 +141,25 @@ class Publication:
             return stopping() or run.recorder.now() > until - PAGE_S / 2
 
         if begun.exists():
-            return "report.html was not written: an engine died while it was drawn"
+            return replace(report, page="report.html was not written: an engine died while it was drawn")
         if late():
-            return "report.html was not written: too little time was left"
+            return replace(report, page="report.html was not written: too little time was left")
         begun.touch()
         run.heartbeat.begin("page", PAGE_S)
         try:
-            shown = {entry.row for entry in report.uncertain}
-            pictures = draw_rows(
-                [row for row in run.rows.all if row.id in shown], run.ensemble.longest_s, late
-            )
-            write_atomically(run.order.working / "report.html", encode_page(page(report, pictures)))
-            return "report.html"
+            report = self._finish_page(report, late)
         except Exception as error:  # the submission is complete; report.json says why the page is not there
-            return f"report.html was not written: {type(error).__name__}: {error}"
+            return replace(report, page=f"report.html was not written: {type(error).__name__}: {error}")
+        return replace(report, page="report.html")
+
+    def _finish_page(self, report: Report, late: Callable[[], bool]) -> Report:
+        """report.html, and the report with all that stands on it."""
+        run = self._run
+        shown = {entry.row for entry in report.uncertain}
+        numbers = {row.id: i for i, row in reversed(list(enumerate(run.rows.all))) if row.id in shown}
+        rows = [run.rows.all[i] for i in numbers.values()]
+        pictures = draw_rows(rows, run.ensemble.longest_s, late)
+        told = add_moments(run, report.explained, [numbers[entry.row] for entry in report.explained], late)
+        report = replace(report, explained=told)
+        write_atomically(run.order.working / "report.html", encode_page(page(report, pictures)))
+        return report

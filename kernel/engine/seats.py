@@ -3,7 +3,7 @@
 Owns `Seat`: launching a block's batches, splitting one that fails down to the row that is to blame, merging
 the answers on the device and reading them. Does not order blocks (batches) or book what is lost (net_run).
 """
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,6 +43,9 @@ class Seat:
     count   called with width, cells and padded cells of every batch
     fail    called with what the net has failed of, once
     settle  called with a row that the net cannot do, and what it raises there
+    intake  how the batches suit its net; one that wants them otherwise leaves unscored. None = not looked at
+    gone    whether it has no more part in these batches
+    looked  whether its net was looked at
     was_half  whether a batch has run in half precision, which may have been given up since
     """
 
@@ -50,8 +53,19 @@ class Seat:
     count: Callable[[int, int, int], None]
     fail: Callable[[BaseException], None]
     settle: Callable[[Row, BaseException], None]
-    failed: bool = False
+    intake: Hashable = None
+    gone: bool = False
+    looked: bool = False
     was_half: bool = False
+
+    def takes_part(self) -> bool:
+        """True where the net is there and these batches suit it; it leaves where they do not."""
+        if not self.gone and not self.looked:
+            net = self.attempt(self.opened.result)
+            self.looked = True
+            if net is not None and self.intake is not None and net.intake.key != self.intake:
+                self.gone = True
+        return not self.gone
 
     def attempt(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or None where the net has failed of it. Raises the error of a lost device."""
@@ -60,7 +74,7 @@ class Seat:
         except BaseException as error:  # whatever a net's own code raises costs this net
             if is_lost(error):
                 raise
-            self.failed = True
+            self.gone = True
             self.fail(error)
         return None
 
@@ -137,10 +151,9 @@ class Seat:
             notes.append(f"{kind} at {count} x {width}: such batches are halved ({message})")
 
     def merge(self, lane: Lane, block: StagedBlock, outs: Sequence[torch.Tensor]) -> Told:
-        """The block's answers on their way to the host. Raises ValueError for frames of several passes."""
+        """The block's answers on their way to the host."""
         net = self.opened.result()
         if net.recipe.member.frames is not None:
-            check_frames((1, 1, 1), -(-len(block.lengths) // len(block.rows)))
             fetched = [lane.fetch(_score_frames(net, out)) for out in outs]
             return Told(answers=None, fetched=fetched)
         classes = net.recipe.width(max(out.shape[1] for out in outs))
@@ -156,10 +169,22 @@ class Seat:
             answers = (answer for part in told.fetched for answer in part.read())
             for row, answer in zip(block.row_of, answers, strict=True):
                 scores[row] = answer
-        if not self.was_half:
-            return scores
-        broken = np.array([not np.isfinite(answer).all() for answer in scores])
-        return self._rerun(lane, block, told, scores, broken) if broken.any() else scores
+        if self.was_half:
+            broken = np.array([not np.isfinite(answer).all() for answer in scores])
+            scores = self._rerun(lane, block, told, scores, broken) if broken.any() else scores
+        if isinstance(scores, list):
+            self._refuse_passes(block, scores)
+        return scores
+
+    def _refuse_passes(self, block: StagedBlock, scores: list[np.ndarray]) -> None:
+        """Rows of which a net of frames has heard several passes: it has no say in them."""
+        passes = np.bincount(block.row_of, minlength=len(block.rows))
+        for row in np.flatnonzero(passes > 1).tolist():
+            try:
+                check_frames((1, *scores[row].shape), int(passes[row]))
+            except ValueError as error:
+                self.settle(block.rows[row], error)
+            scores[row] = np.full((1, 1), np.nan)
 
     def _rerun(
         self, lane: Lane, block: StagedBlock, told: Told, scores: Scores, broken: np.ndarray

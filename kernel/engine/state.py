@@ -13,7 +13,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
-from ..errors import HourglassError, NetQuarantined
+from ..errors import BundleError, HourglassError, NetQuarantined
 from ..inference import devices
 from ..inference.recipe import Recipe, build_recipe
 from ..memory import Meter, peak_resident
@@ -21,6 +21,7 @@ from ..order import Order
 from ..report.recorder import Recorder
 from ..scores.blend import Board, open_board
 from ..scores.class_weights import unknown_classes
+from ..scores.frames import Merging
 from ..scores.levels import Levels, count_tables, open_levels
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_work_bytes
@@ -109,7 +110,7 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
     return Run(
         order=order,
         manifest=manifest,
-        bundle=open_bundle(order.bundle, manifest),
+        bundle=_open_bundle(order, manifest, nets, heartbeat),
         meter=meter,
         journal=journal,
         recorder=recorder,
@@ -184,7 +185,7 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             run = NetRun(net_id=net_id, part=part, rows=rows, board=board, journal=journal,
                          heartbeat=heartbeat, recipe=recipe, cells=cells)
             if isinstance(part, spec.Member) and part.frames and ensemble.windows is not None:
-                run.windows = WindowRows(part.frames, ensemble.windows, rows, run.is_gone)
+                run.windows = WindowRows(Merging.of(part, ensemble.windows), rows, run.is_gone)
             nets[net_id] = run
             if passed := journal.quarantined_with(net_id):
                 run.give_up(sorted(passed))
@@ -196,6 +197,20 @@ def _open_nets(ensemble: spec.Ensemble, rows: RunRows, board: Board, journal: Jo
             if saved is not None:
                 board.load(net_id, saved)
     return nets
+
+
+def _open_bundle(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun],
+                 heartbeat: Heartbeat) -> Bundle:
+    """The bundle; nets whose files nobody attached have failed from the start, even where no row asks."""
+    bundle = open_bundle(order.bundle, manifest, order.input)
+    for net in bundle.manifest.nets:
+        if net.file in bundle.manifest.attached and nets[net.id].failed is None:
+            heartbeat.beat()
+            try:
+                bundle.find_attached(net.file)
+            except BundleError as error:
+                nets[net.id].fail(error)
+    return bundle
 
 
 def _store_limits(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun], rows: RunRows,

@@ -1,10 +1,12 @@
-"""One step of the plan: one net, or folds that share batches, opened on a device, over the rows they lack.
+"""One step of the plan: one net, or nets that share batches, opened on a device, over the rows they lack.
 
 Owns what a step is: opening nets, the choice of their schedule (cpu, gpu, or a stacker's own), saving as it
 goes, and the outcome. Does not choose steps (plan) or publish (publication).
 """
+import math
 import time
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,18 +19,20 @@ import torch
 from .. import spec
 from ..bundle import Bundle
 from ..errors import ModelLoadFailed
-from ..inference import onnx
+from ..inference import graph_net, onnx
 from ..inference.backends import forget_nets
 from ..inference.devices import Device, is_lost
-from ..inference.member import LoadedNet, load_graph, load_net, load_stacker
+from ..inference.member import LoadedNet, load_net, load_stacker
 from ..inference.recipe import Recipe
 from ..inference.staging import Lane
+from ..inference.ways import Precision, way_of
 from ..scores.blend import count_lacking, hopeless_rows, stacker_features
-from . import gpu, plan
+from . import crowds, gpu, plan
 from .cpu import Cores, CpuSchedule, Stop
 from .feed import Feed
+from .graph_ways import GraphWays
 from .net_run import NetRun
-from .opener import Opener, Upcoming
+from .opener import Hints, LeftSeconds, Opener, Upcoming
 
 SAVE_EVERY_S = 10.0  # scores to disk inside a step: the most a crash can cost
 
@@ -38,50 +42,54 @@ class StepRunner:
     """Runs steps; one thread per device may call it at once.
 
     runtimes  folder for back ends that the bundle brings as wheels
+    backend   what `--backend` asks for (kernel.order)
     """
 
     bundle: Bundle
     feed: Feed
     cores: Cores
     runtimes: Path
+    backend: str = "auto"
     _openers: dict[str, Opener] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
+    _precisions: dict[str, Precision] = field(default_factory=dict)
 
     def run(self, step: plan.Step, run: NetRun, device: Device, stop: Stop) -> plan.Outcome:
         """Scores of one net on the board and in the journal.
 
         Raises  the error of a lost device: only a new process helps
         """
-        return self._run_group(step, [run], device, stop, lambda: None)[0]
+        return self._run_group(step, [run], device, stop, Hints())[0]
 
     def run_all(
-        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming
+        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming,
+        left_s: LeftSeconds = lambda: math.inf,
     ) -> list[plan.Outcome]:
         """Outcome of each net of a step: together on a GPU where they want the same rows, else one by one.
 
         upcoming  asked for the net that will run after them, which is opened while they compute
+        left_s    seconds that the step has: nets that share batches get fewer where not all will end in time
         """
-        crowds: list[list[NetRun]] = []
-        for run in runs:
-            crowd = crowds[-1] if crowds else None
-            if crowd and _may_share(crowd[0], run, device) and not self._is_graph(run):
-                crowd.append(run)
-            else:
-                crowds.append([run])
+        found = crowds.split(runs, device, self._is_graph)
         outcomes: list[plan.Outcome] = []
-        for number, crowd in enumerate(crowds, 1):
+        for number, crowd in enumerate(found, 1):
+            if outcomes and stop():
+                break
             # A crash while another net is being opened would not tell which of them it was
-            ahead = number == len(crowds) and not crowd[0].journal.nets_in_doubt
-            outcomes += self._run_group(step, crowd, device, stop, upcoming if ahead else lambda: None)
+            ahead = number == len(found) and not crowd[0].journal.nets_in_doubt
+            # What a user's file does to torch's settings while it runs would meet a net that is being built
+            ahead = ahead and not any(crowds.has_own_code(run.part) for run in crowd)
+            hints = Hints(upcoming=upcoming if ahead else lambda: None, left_s=left_s)
+            outcomes += self._run_group(step, crowd, device, stop, hints)
         return outcomes
 
     def _run_group(
-        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming
+        self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, hints: Hints
     ) -> list[plan.Outcome]:
         """Nets over the rows that each of them lacks; several share batches."""
         todo = runs[0].missing()
         began = time.monotonic()
-        before = [(run.loading_s, run.timed()) for run in runs]
+        before = [(run.loading_s, run.timed(), run.timing.seconds) for run in runs]
         runs[0].heartbeat.begin(
             runs[0].net_id, max(step.forecast_s, self.feed.slowest_s(runs[0].recipe))
         )
@@ -93,7 +101,7 @@ class StepRunner:
                     span(run.net_id, device=device.name, rows=len(todo), forecast_s=forecast_s)
                 )
             try:
-                self._predict(runs, todo, device, stop, upcoming)
+                self._predict(runs, todo, device, stop, hints)
             except BaseException as error:  # whatever a net's own code raises costs this net
                 if is_lost(error):
                     raise
@@ -103,15 +111,18 @@ class StepRunner:
             leaving = time.monotonic()
             forget_nets()
             runs[0].setup_s += time.monotonic() - leaving
-        share_s = (time.monotonic() - began) / len(runs)
+        whole_s = time.monotonic() - began
         setup_s = runs[0].setup_s / len(runs)
+        own_s = [run.timing.seconds - seconds for run, (_, _, seconds) in zip(runs, before, strict=True)]
+        common_s = max(0.0, whole_s - sum(own_s)) / len(runs)
+        scale = min(1.0, whole_s / max(1e-9, sum(own_s)))
         return [
-            _outcome(step, run, todo, share_s, loading_s, setup_s, timed)
-            for run, (loading_s, timed) in zip(runs, before, strict=True)
+            _outcome(step, run, todo, common_s + scale * seconds, loading_s, setup_s, timed)
+            for run, seconds, (loading_s, timed, _) in zip(runs, own_s, before, strict=True)
         ]
 
     def _predict(
-        self, runs: Sequence[NetRun], todo: list[int], device: Device, stop: Stop, upcoming: Upcoming
+        self, runs: Sequence[NetRun], todo: list[int], device: Device, stop: Stop, hints: Hints
     ) -> None:
         run = runs[0]
         if isinstance(run.part, spec.Stacker):
@@ -119,7 +130,7 @@ class StepRunner:
         elif run.recipe is None:
             return  # its stages cannot be built: it has failed before the first step
         elif device.cuda and not self._is_graph(run):  # graphs run on the CPU
-            self._predict_on_gpu(runs, run.recipe, todo, device, stop, upcoming)
+            self._predict_on_gpu(runs, run.recipe, todo, device, stop, hints)
         else:
             self._predict_on_cpu(run, run.recipe, todo, device, stop)
 
@@ -135,8 +146,17 @@ class StepRunner:
         """A first-level net block by block, its scores saved now and then."""
         began = time.monotonic()
         todo = run.begin(todo)
-        net = self._open_run(run, device)
+        if self._is_graph(run):
+            ways = GraphWays(bundle=self.bundle, feed=self.feed, cores=self.cores, runtimes=self.runtimes,
+                             backend=self.backend)
+            net = ways.open(run, recipe, todo, stop)
+        else:
+            net = self._open_run(run, device)
         run.path = net.runner.path
+        if self.backend in onnx.RUNTIMES and not run.path.startswith(self.backend):
+            why = "; ".join(net.runner.notes) or "the bundle holds no graph of it: build with --export onnx"
+            told = f"runs as {run.path} although {self.backend} was asked for ({why})"
+            run.rows.recorder.fault("BackendNotUsed", run.net_id, told)
         run.journal.choose(run.net_id, net.runner.path)
         run.setup_s = time.monotonic() - began
         _follow([run], CpuSchedule(run, net, self.cores, self.feed, stop).predict(_suspects_first(run, todo)))
@@ -150,7 +170,7 @@ class StepRunner:
         todo: list[int],
         device: Device,
         stop: Stop,
-        upcoming: Upcoming,
+        hints: Hints,
     ) -> None:
         """First-level nets that share batches: the first is waited for, the others are opened meanwhile."""
         began = time.monotonic()
@@ -161,7 +181,9 @@ class StepRunner:
         if opener is None:
             opener = self._openers[device.name] = Opener(self._open_run, device)
         opened = [opener.open(run) for run in runs]
-        opener.open_next(upcoming)
+        if any(crowds.has_own_code(run.part) for run in runs):  # and what it does to them while it is built
+            futures.wait(opened)
+        opener.open_next(partial(crowds.only_ours, hints.upcoming))
         there: list[tuple[NetRun, Future[LoadedNet]]] = []
         for run, future in zip(runs, opened, strict=True):
             if there or _is_open(run, future):
@@ -174,7 +196,8 @@ class StepRunner:
         if lane is None:
             lane = self._lanes[device.name] = Lane(first.runner.device)
         crowd = [run for run, _ in there]
-        schedule = gpu.GpuSchedule(crowd, [future for _, future in there], self.feed, lane, stop)
+        opened = [future for _, future in there]
+        schedule = gpu.GpuSchedule(crowd, opened, self.feed, lane, stop, hints.left_s)
         try:
             _follow(crowd, schedule.predict(_suspects_first(crowd[0], todo)))
         finally:
@@ -188,11 +211,16 @@ class StepRunner:
         if run.recipe is None:
             raise ModelLoadFailed(f"{run.net_id}: its stages cannot be built")
         torch.set_default_dtype(torch.float32)  # a net before may have changed it
-        with run.opening():
-            return self._open_net(run, run.recipe, device)
+        try:
+            with run.opening():
+                net = self._open_net(run, run.recipe, device)
+            run.intake = net.intake.key
+            return net
+        finally:  # and this one, while others run
+            torch.set_default_dtype(torch.float32)
 
     def _open_net(self, run: NetRun, recipe: Recipe, device: Device) -> LoadedNet:
-        """The net, ready to run: an ONNX member as its graph, others in torch or as a graph that agrees.
+        """The net, ready to run: in torch or as a graph that agrees.
 
         The heart beats between reading, building and recording: on a slow machine each can take its time. A
         way that an earlier engine of this run took is taken again.
@@ -204,25 +232,24 @@ class StepRunner:
         before = run.journal.choice(run.net_id)
         manifest = self.bundle.manifest
         cost = manifest.costs.get(entry.member, spec.Cost())
-        if entry.kind == "onnx":
-            data = self.bundle.read_net(entry)
-            return load_graph(
-                recipe, onnx.open_graph(data, onnx.ONNX, self.bundle, self.runtimes, False), cost
-            )
         state = self.bundle.load_state(entry)
         beat()
         name = manifest.graphs.get(entry.id, {}).get("onnx")
 
-        def open_exported(runtime: str) -> onnx.GraphNet:
+        def open_exported(runtime: str) -> graph_net.GraphNet:
             beat()
-            return onnx.open_graph(
+            return graph_net.open_graph(
                 self.bundle.read_file(str(name)), runtime, self.bundle, self.runtimes, True
             )
 
-        wanted = [runtime for runtime in onnx.RUNTIMES if before is None or before.startswith(runtime)]
+        way = before or ("" if self.backend == "auto" else self.backend)
+        wanted = [runtime for runtime in onnx.RUNTIMES if not way or way.startswith(runtime)]
         candidates = [partial(open_exported, runtime) for runtime in wanted if name is not None]
-        half = before is None or "fp32" not in before
-        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, half)
+        found = self._precisions.setdefault(entry.member, Precision())
+        own = way_of(before) or ("fp32" if "fp32" in way else None)  # of a fold that half does not suit, too
+        precision = found if own is None else Precision(way=own)
+        found.way = found.way or own
+        net = load_net(recipe, state, len(manifest.ensemble.classes), device, cost, candidates, precision)
         beat()
         return net
 
@@ -279,18 +306,6 @@ def _outcome(
         net_id=run.net_id, kind=step.kind, forecast_s=step.forecast_s / len(step.net_ids), seconds=seconds,
         loading_s=run.loading_s - loading_before_s, setup_s=setup_s, rows=len(todo), done=len(done),
         timed=timed)
-
-
-def _may_share(first: NetRun, run: NetRun, device: Device) -> bool:
-    """True where two folds may run on the same batches: the same rows, and no engine has died of a net."""
-    if not device.cuda or first.recipe is None or run.recipe is not first.recipe:
-        return False
-    if first.recipe.takes_constants:  # each fold's checkpoint may hold numbers of its own for the finish
-        return False
-    same = bool((first.lacking().mask == run.lacking().mask).all())
-    if first.windows is not None:  # windows around the rows they lack are heard, too
-        same = same and set(first.passed()) == set(run.passed())
-    return same and not first.journal.nets_in_doubt
 
 
 def _is_open(run: NetRun, future: Future[LoadedNet]) -> bool:

@@ -1,7 +1,8 @@
 """What a run has done so far, as the parts of report.json.
 
 Owns what the engine says of itself: the figures of nets and front ends, the measured costs (what `--costs`
-and a rehearsal read) and the choice of uncertain rows. Does not write, print or draw (publication, report).
+and a rehearsal read) and the choice of uncertain rows. Why they are so is
+`explain`'s. Does not write, print or draw (publication, report).
 """
 import os
 import resource
@@ -26,7 +27,7 @@ from ..scores import blend
 from ..scores.class_weights import known_classes
 from ..sound.rows import Row
 from ..spec import Ensemble, Member, Part
-from . import plan
+from . import explain, plan
 from .feed import LOADING_S, Feed
 from .net_run import NetRun, Timing
 from .state import Run
@@ -47,6 +48,7 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
     recorder = run.recorder
     rows = run.rows
     nets = list(run.nets.values())
+    uncertain = _find_uncertain(merged)
     return Report(
         wall_s=round(recorder.now(), 2),
         peak_ram_bytes=peak_ram,
@@ -75,7 +77,8 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
         lengths_s=_lengths(rows.seconds),
         groups=_groups(run.ensemble.members, nets),
         remarks=(NO_CLIPS,) if lacks_clips(rows.all) else (),
-        uncertain=_uncertain(rows.all, merged, run.ensemble),
+        uncertain=tuple(_show(rows.all[i], merged.values[i], run.ensemble.classes) for i in uncertain),
+        explained=explain.explain_rows(run, uncertain, merged.values),
         **recorder.snapshot(),
     )
 
@@ -247,18 +250,16 @@ def _sum_by_bin(widths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tu
     return tuple(sums.astype(int).tolist())
 
 
-def _uncertain(rows: Sequence[Row], merged: blend.Blend, ensemble: Ensemble) -> tuple[ShownRow, ...]:
-    """The predicted rows whose best two classes are closest, in the log domain."""
+def _find_uncertain(merged: blend.Blend) -> list[int]:
+    """Numbers of the predicted rows whose best two classes are closest, in the log domain."""
     predicted = np.flatnonzero(~merged.prior_rows)
-    if not len(predicted):
-        return ()
     gaps = np.empty(len(predicted))
     for start in range(0, len(predicted), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         top = np.sort(np.log(merged.values[predicted[block]]), axis=1)[:, -2:]
         gaps[block] = top[:, -1] - top[:, 0]
-    order = predicted[np.argsort(gaps, kind="stable")[:UNCERTAIN]]
-    return tuple(_show(rows[i], merged.values[i], ensemble.classes) for i in order)
+    found: list[int] = predicted[np.argsort(gaps, kind="stable")[:UNCERTAIN]].tolist()
+    return found
 
 
 def _show(row: Row, scores: np.ndarray, classes: Sequence[str]) -> ShownRow:

@@ -10,22 +10,22 @@ import numpy as np
 
 from ..scores import frames
 from ..sound.rows import Row
-from ..spec import Windows
 from .run_rows import RunRows
 
 
 class WindowRows:
     """One net's windows over the rows of a run. Used by one step at a time.
 
-    rule  scores.frames.RULES;  gone: whether the net can never hear the window of this row
+    merging  how the windows' answers become rows
+    gone     whether the net can never hear the window of this row
     """
 
-    def __init__(self, rule: str, windows: Windows, rows: RunRows, gone: Callable[[int], bool]) -> None:
-        self._rule = rule
-        self._windows = windows
+    def __init__(self, merging: frames.Merging, rows: RunRows, gone: Callable[[int], bool]) -> None:
+        self._merging = merging
+        self._windows = merging.windows
         self._rows = rows
         self._gone = gone
-        self._reach = frames.reach(windows)
+        self._reach = merging.reach
         self._places: dict[str, list[tuple[int, int]]] = {}  # clip id -> (start, number of its row)
         for i in {rows.number(row): None for row in rows.all if row.window and row.clip.error is None}:
             row = rows.all[i]
@@ -69,11 +69,7 @@ class WindowRows:
             elif all(j in self._answers or self._gone(j) for j in windows.values()):
                 there = {offset: self._answers[j] for offset, j in windows.items() if j in self._answers}
                 self._drop(i)
-                yield i, self._merge(there) if there else None
-
-    def _merge(self, there: dict[int, np.ndarray]) -> np.ndarray:
-        layout = frames.lay(self._windows, len(next(iter(there.values()))))
-        return frames.row_of(self._rule, layout, there)
+                yield i, self._merging.row_of(there) if there else None
 
     def _drop(self, i: int) -> None:
         """A row waits no longer; answers for which nobody waits are forgotten."""
@@ -86,10 +82,17 @@ class WindowRows:
         """The windows that row i is made of: offset -> row."""
         row = self._rows.all[i]
         found = {offset: j for offset in self._reach if (j := self._find(row, offset)) is not None}
+        if self._windows.context_every > 1:
+            found = {o: j for o, j in found.items() if self._is_on_grid(j)} or {0: found[0]}
         if self._windows.edges == "inside":
             inside = {offset: j for offset, j in found.items() if _is_inside(self._rows.all[j])}
             found = inside or found
         return found
+
+    def _is_on_grid(self, j: int) -> bool:
+        """True where the context of row j is one of those that are heard."""
+        row = self._rows.all[j]
+        return round((row.start or 0) / row.window) % self._windows.context_every == 0
 
     def _find(self, row: Row, offset: int) -> int | None:
         """Number of the row whose window begins so many windows later; None where the sample has none."""

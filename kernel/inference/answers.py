@@ -40,13 +40,31 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (values * (weights / weights.sum())[:, None]).sum(axis=0)
 
 
+def _attend(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean in which each pass counts, class by class, as much as its own probability; 0 where all are 0.
+
+    The "linear softmax" pooling of Y. Wang, J. Li, F. Metze, arXiv:1810.09050.
+    """
+    shares = values * (weights / weights.sum())[:, None]
+    total = shares.sum(axis=0)
+    return (values * shares).sum(axis=0) / np.where(total > 0, total, 1.0)
+
+
 MERGES: dict[str, Callable[[np.ndarray, np.ndarray, Activate], np.ndarray]] = {
     "mean": lambda logits, weights, activate: _mean(np.asarray(activate(logits), np.float64), weights),
     "logit_mean": lambda logits, weights, activate: np.asarray(
         activate(_mean(logits, weights)[None]), np.float64
     )[0],
     "max": lambda logits, weights, activate: np.asarray(activate(logits), np.float64).max(axis=0),
+    "attention": lambda logits, weights, activate: _attend(np.asarray(activate(logits), np.float64), weights),
 }
+
+
+def flat(answers: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([P n, K], [P n]): several answers per pass [P, n, K] as passes of their own, each with its weight."""
+    if answers.ndim < 3:
+        return answers, weights
+    return answers.reshape(-1, answers.shape[2]), np.repeat(weights, answers.shape[1])
 
 
 @torch.inference_mode()
@@ -67,6 +85,11 @@ def merge_passes(
     elif rule == "max":
         places = rows[:, None].expand_as(values)
         merged = merged.scatter_reduce_(0, places, sure(values), "amax", include_self=False)
+    elif rule == "attention":
+        probabilities = sure(values)
+        weighted = probabilities * shares[:, None]
+        total = torch.zeros_like(merged).index_add_(0, rows, weighted)
+        merged = merged.index_add_(0, rows, probabilities * weighted) / total.masked_fill(total <= 0, 1.0)
     else:
         merged = merged.index_add_(0, rows, sure(values) * shares[:, None])
     broken = (~torch.isfinite(answers).all(dim=1)).double()

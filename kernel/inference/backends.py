@@ -1,7 +1,7 @@
 """The ways to run a net on a device: torch on a CPU, torch on CUDA, an exported graph.
 
 Owns the choice among them: every fast way is checked against plain eager fp32 torch before it is believed,
-and the report says which one ran. Which devices there are is `devices`, the graph runtimes are `onnx`, the
+and the report says which one ran. Which devices there are is `devices`, graphs are `graph_net`, the
 net as it then runs is a `runner`. Does not group rows, cut views or turn logits into probabilities.
 """
 import copy
@@ -16,8 +16,9 @@ import torch.fx
 from torch import nn
 
 from .. import models
+from . import ways
 from .devices import Device, probe
-from .onnx import GraphNet
+from .graph_net import GraphNet
 from .runner import AGREEMENT_FP32, AGREEMENT_HALF, Inputs, Run, Runner
 
 __all__ = [
@@ -194,7 +195,9 @@ def _prepare_cpu(module: nn.Module, device: Device, samples: list[Inputs],
     return Runner(device=device, path=path, run=fast, exact=plain, notes=notes, recorded="frozen" in done)
 
 
-def _prepare_cuda(module: nn.Module, device: Device, samples: list[Inputs], half: bool) -> Runner:
+def _prepare_cuda(
+    module: nn.Module, device: Device, samples: list[Inputs], precision: ways.Precision
+) -> Runner:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     notes: list[str] = []
@@ -206,18 +209,43 @@ def _prepare_cuda(module: nn.Module, device: Device, samples: list[Inputs], half
     except Exception as error:  # any failure of an optimisation means only that the net runs without it
         notes.append(f"not folded: {type(error).__name__}: {str(error)[:200]}")
         folded = full
-    path = "torch cuda" + ("" if folded is full else ", folded")
+    path = "torch cuda" + ("" if folded is full else ", folded") + f", {ways.EXACT}"
     plain = partial(call_net, folded)
-    if not half:
-        return Runner(device=device, path=f"{path}, fp32", run=plain, exact=plain, notes=notes)
-    quick = _as_channels_last(folded)
+    tried = find_ways(folded, device) if precision.way != ways.EXACT else ()
+    return Runner(
+        device=device, path=path, run=plain, exact=plain, ways=tried, precision=precision, notes=notes
+    )
 
-    def fast(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
-        with torch.autocast("cuda", dtype=torch.float16):
-            return call_net(quick, _channels_last(inputs), frames)
 
-    path += ", fp16, channels-last"
-    return Runner(device=device, path=path, run=fast, exact=plain, half=True, timed=True, notes=notes)
+def find_ways(net: nn.Module, device: Device) -> tuple[ways.Way, ...]:
+    """The ways to run a net on its device beside fp32 as it is; each is made ready when it is tried."""
+    kind = torch.device(device.name).type
+
+    def half(module: nn.Module, arrange: Callable[[Inputs], Inputs]) -> Run:
+        def run(inputs: Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+            with torch.autocast(kind, dtype=torch.float16):
+                return call_net(module, arrange(inputs), frames)
+
+        return run
+
+    def channels_last() -> Run:
+        module = _as_channels_last(net)
+        return lambda inputs, frames: call_net(module, _channels_last(inputs), frames)
+
+    builds: dict[str, Callable[[], Run]] = {
+        f"{ways.HALF}, {ways.LAST}": lambda: half(_halve_weights(_as_channels_last(net)), _channels_last),
+        ways.HALF: lambda: half(net, dict),
+        f"{ways.EXACT}, {ways.LAST}": channels_last,
+    }
+    return tuple(ways.Way(name=name, build=build) for name, build in builds.items())
+
+
+def _halve_weights(module: nn.Module) -> nn.Module:
+    """The net with the weights in half precision that autocast would otherwise convert at each batch."""
+    for part in module.modules():
+        if type(part) in (nn.Conv1d, nn.Conv2d, nn.Linear):
+            part.half()
+    return module
 
 
 @torch.inference_mode()
@@ -238,18 +266,19 @@ def _agrees_padded(fast: nn.Module, plain: nn.Module, inputs: Inputs, device: De
     return True
 
 
-def prepare(module: nn.Module, device: Device, samples: list[Inputs], half: bool = True,
+def prepare(module: nn.Module, device: Device, samples: list[Inputs],
+            precision: ways.Precision | None = None,
             candidates: Iterable[Callable[[], GraphNet]] = ()) -> Runner:
     """The fastest way to run `module` on `device` that agrees with plain torch.
 
     samples     inputs of several lengths and batch sizes for the agreement check; on a CPU a net is recorded
                 on the first
-    half        allow half precision on CUDA, under its own check on the first batch
+    precision   on CUDA: what the member's nets have agreed on, None = nothing yet
     candidates  the same net as exported graphs (CPU): the first that agrees runs instead of torch
     """
     module = module.eval().requires_grad_(False)
     if device.cuda:
-        runner = _prepare_cuda(module, device, samples, half)
+        runner = _prepare_cuda(module, device, samples, precision or ways.Precision())
     else:
         runner = _prepare_cpu(module, device, samples, candidates)
     runner.probabilities = getattr(module, "output", "logits") == "probabilities"

@@ -3,7 +3,7 @@
 Owns the arithmetic of a class map, in its two executions: numpy on the host, torch on a device. The map is
 data (spec.class_maps); what other members say of a class that this one does not know is scores'.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ class MappedClasses:
     classes: int
     proxies: str
     logits: bool
+    _sent: dict[torch.device, "_OnDevice"] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -45,20 +46,23 @@ class MappedClasses:
             told = f"the net gave {given} values, its labels (classes_from) are {self.map.outputs}"
             one_more = given == self.map.outputs - 1
             raise ValueError(told + "; a header line in the file of labels counts as one" * one_more)
-        taken = values[..., list(self.map.takes)]
-        if isinstance(taken, torch.Tensor):
-            return self._merge_on_device(taken)
-        return self._merge(taken)
+        if isinstance(values, torch.Tensor):
+            return self._merge_on_device(values)
+        return self._merge(np.take(values, self._takes, axis=-1))
 
     def expand(self, known: Values) -> Values:
         """[..., K] with 0 in the classes that the net does not know, where its weight in a mean is 0, too."""
         if isinstance(known, torch.Tensor):
             whole = known.new_zeros((*known.shape[:-1], self.classes))
-            whole[..., torch.from_numpy(self.known).to(known.device)] = known
-            return whole
+            return whole.index_copy_(-1, self._on(known.device).classes, known)
         table = np.zeros((*known.shape[:-1], self.classes), known.dtype)
         table[..., self.known] = known
         return table
+
+    @cached_property
+    def _takes(self) -> np.ndarray:
+        """i64[lines]: output of each line."""
+        return np.array(self.map.takes)
 
     @cached_property
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -75,22 +79,44 @@ class MappedClasses:
         """i64[lines]: place of each line's class among those that the net knows."""
         return np.cumsum(self.known)[list(self.map.gives)] - 1
 
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """i64[k]: the first line of each class; those of one class stand side by side."""
+        return np.flatnonzero(np.diff(self._place, prepend=-1))
+
     def _merge(self, taken: np.ndarray) -> np.ndarray:
         """f64[..., k] from the lines' own values [..., lines]."""
         factor, shift = self._factors
         merge: np.ufunc = np.maximum if self.proxies == "max" else np.add
-        starts = np.flatnonzero(np.diff(self._place, prepend=-1))
-        return np.asarray(merge.reduceat(taken * factor + shift, starts, axis=-1))
+        return np.asarray(merge.reduceat(taken * factor + shift, self._starts, axis=-1))
 
-    def _merge_on_device(self, taken: torch.Tensor) -> torch.Tensor:
-        """The same on a device."""
-        factor, shift = (torch.from_numpy(x).to(taken.device) for x in self._factors)
-        weighed = taken * factor + shift
-        place = torch.from_numpy(self._place).to(taken.device)
-        merged = weighed.new_zeros((*weighed.shape[:-1], int(self.known.sum())))
+    def _merge_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """f64[..., k] from the net's values [..., K'], on their device."""
+        there = self._on(values.device)
+        weighed = values.index_select(-1, there.takes) * there.factor + there.shift
+        merged = weighed.new_zeros((*weighed.shape[:-1], len(there.classes)))
         if self.proxies == "max":
-            return merged.scatter_reduce_(-1, place.expand_as(weighed), weighed, "amax", include_self=False)
-        return merged.index_add_(-1, place, weighed)
+            place = there.place.expand_as(weighed)
+            return merged.scatter_reduce_(-1, place, weighed, "amax", include_self=False)
+        return merged.index_add_(-1, there.place, weighed)
+
+    def _on(self, device: torch.device) -> "_OnDevice":
+        """The map's numbers on a device, sent once: it need not wait for them in every batch."""
+        if device not in self._sent:
+            numbers = (self._takes, *self._factors, self._place, np.flatnonzero(self.known))
+            self._sent[device] = _OnDevice(*(torch.from_numpy(x).to(device) for x in numbers))
+        return self._sent[device]
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """A map as tensors [lines]: outputs, factors, shifts, places among the known classes; these, i64[k]."""
+
+    takes: torch.Tensor
+    factor: torch.Tensor
+    shift: torch.Tensor
+    place: torch.Tensor
+    classes: torch.Tensor
 
 
 def open_class_map(member: Member, classes: int) -> MappedClasses | None:

@@ -1,21 +1,15 @@
 """What a view does to one row's array, as values: where each pass begins, what is mirrored, masked or warped.
 
 Owns `Cuts`, the one specification of a view's passes, and carrying it out on the host. The same values are
-carried out on a device, for many rows at once, by `staging`. Draws nothing (views) and knows no net.
+carried out on a device, for many rows at once, by `staging`. Knows no net.
 """
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..sound.source import Source
 from . import distort
-
-
-def generator(row_id: str, seed: int, index: int) -> np.random.Generator:
-    """Random stream of one pass over one row."""
-    digest = hashlib.blake2b(f"{row_id}\0{seed}\0{index}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def pad_value(x: np.ndarray, fe: Source) -> float:
@@ -42,6 +36,17 @@ class Warps:
     zoom: float
     corners: np.ndarray
     moved: np.ndarray
+
+
+def draw_warps(rngs: Sequence[np.random.Generator], zoom: float, most: float, chance: float) -> Warps:
+    """Warps of one plain pass and passes at the four corners in turn, whose corners move at that chance."""
+    moved = np.zeros((len(rngs), 4))
+    for p, rng in enumerate(rngs[1:], 1):
+        if rng.random() < chance:
+            moved[p] = rng.uniform(-most, most, 4)
+    corners = np.arange(-1, len(rngs) - 1) % 4
+    corners[0] = -1
+    return Warps(zoom=zoom, corners=corners, moved=moved)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ Owns loading weights into a net, the inputs of a row and the CPU's exact way thr
 time. Does not batch rows for a GPU or choose what runs next (engine), keep arrays (cache) or merge nets
 (scores).
 """
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,16 +16,28 @@ from .. import models, spec
 from ..errors import ModelLoadFailed
 from ..sound.rows import Row
 from ..sound.source import Source
-from . import backends, onnx, views
+from . import backends, graph_net, views
 from .answers import ACTIVATIONS, Activate, check_frames, sigmoid, softmax
 from .devices import Device
 from .recipe import PASSES_PER_BATCH, Recipe, fill_constants
 from .staging import Intake
+from .ways import Precision
 
-__all__ = ["ACTIVATIONS", "LoadedNet", "load_graph", "load_net", "load_stacker", "sigmoid", "softmax"]
+__all__ = [
+    "ACTIVATIONS",
+    "LoadedNet",
+    "graph_outputs",
+    "load_graph",
+    "load_net",
+    "load_plain",
+    "load_stacker",
+    "sigmoid",
+    "softmax",
+]
 
 # No answer: the row does not fit on the device even alone, or the net gave NaN or infinity.
 UNFIT = np.array([np.nan])
+TRIAL_S = 3.0  # of sound on which a graph is tried
 
 
 class Arrays(Protocol):
@@ -81,25 +93,66 @@ def load_net(
     classes: int,
     device: Device,
     cost: spec.Cost,
-    candidates: Iterable[Callable[[], onnx.GraphNet]] = (),
-    half: bool = True,
+    candidates: Iterable[Callable[[], graph_net.GraphNet]] = (),
+    precision: Precision | None = None,
 ) -> LoadedNet:
     """The member's net, filled and prepared; `candidates` are the same net as exported graphs.
 
-    half  allow half precision on a GPU
+    precision  on a GPU: what the member's nets have agreed on, None = nothing yet
 
     Raises  ModelLoadFailed when keys or shapes differ or a weight is not finite
     """
     recipe, own = fill_constants(recipe, state)
     module = _build(recipe.member, own, classes)
     samples = _draw_samples(recipe, module)
-    runner = backends.prepare(module, device, samples, half=half, candidates=candidates)
+    runner = backends.prepare(module, device, samples, precision=precision, candidates=candidates)
     return _loaded(recipe, module, runner, cost)
 
 
-def load_graph(recipe: Recipe, net: onnx.GraphNet, cost: spec.Cost) -> LoadedNet:
+def load_graph(recipe: Recipe, net: graph_net.GraphNet, cost: spec.Cost) -> LoadedNet:
     """A member that exists only as a graph, ready to run."""
-    return _loaded(recipe, net, backends.run_graph(net), cost)
+    told = None
+    if recipe.view.count(1 << 30) > 1:  # several passes of a row would run together
+        told = net.try_together(draw_inputs(recipe, _trial_frames(recipe, net), 2, np.random.default_rng(0)))
+    return _loaded(recipe, net, backends.run_graph(net, [told] if told else ()), cost)
+
+
+def _trial_frames(recipe: Recipe, module: nn.Module) -> int:
+    """Frames of a cut of a few seconds."""
+    fe = recipe.stages[recipe.timed].fe
+    return recipe.view.fixed or max(_least_frames(recipe, module), fe.max_frames(int(TRIAL_S * fe.rate)))
+
+
+def graph_outputs(net: LoadedNet, store: Arrays, row: Row, names: Sequence[str]) -> list[np.ndarray]:
+    """Outputs of a graph over one row by name, in that order, all of one run: f32[P, n, D] each.
+
+    P passes of the member's view, n answers (patches) in each, D values: class scores, or an embedding.
+
+    Raises  ClipError, ModelLoadFailed for an output that the graph lacks
+    """
+    assert isinstance(net.module, graph_net.GraphNet)
+    inputs = row_inputs(net, store, row)
+    parts: list[list[np.ndarray]] = []
+    for start in range(0, len(next(iter(inputs.values()))), PASSES_PER_BATCH):
+        part = {k: v[start : start + PASSES_PER_BATCH] for k, v in inputs.items()}
+        parts.append(net.module.run(part, names))
+    whole = [np.concatenate(answers) for answers in zip(*parts, strict=True)]
+    return [answer if answer.ndim == 3 else answer[:, None] for answer in whole]
+
+
+def load_plain(recipe: Recipe, state: dict[str, torch.Tensor], classes: int) -> LoadedNet:
+    """The member's net in plain torch on the CPU, neither recorded nor checked: for a few rows.
+
+    Raises  ModelLoadFailed
+    """
+    recipe, own = fill_constants(recipe, state)
+    module = _build(recipe.member, own, classes).eval().requires_grad_(False)
+
+    def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
+        return backends.call_net(module, inputs, frames)
+
+    runner = backends.Runner(device=backends.probe("cpu"), path="torch cpu, eager", run=run, exact=run)
+    return _loaded(recipe, module, runner, spec.Cost())
 
 
 def load_stacker(
@@ -171,18 +224,24 @@ def _draw_samples(recipe: Recipe, module: nn.Module) -> list[backends.Inputs]:
     least = _least_frames(recipe, module)
     most = getattr(module, "max_frames", None) or np.iinfo(np.int64).max
     generator = np.random.default_rng(0)
-    out = list[backends.Inputs]()
-    for passes, wanted in ((1, least + 64), (1, 2 * least + 157), (2, 3 * least + 90)):
-        frames = recipe.view.fixed or min(wanted, most)
-        inputs = {}
-        for name, stage in recipe.stages.items():
-            fe = stage.fe
-            shape = (passes, fe.channels, fe.bins, frames if fe.time else fe.fixed or 1)
-            is_image = fe.dtype == np.uint8
-            values = generator.uniform(0, 255, shape) if is_image else generator.normal(0, 1, shape)
-            inputs[name] = stage.finish(torch.from_numpy(values.astype(np.float32)))
-        out.append(inputs)
-    return out
+    return [
+        draw_inputs(recipe, recipe.view.fixed or min(wanted, most), passes, generator)
+        for passes, wanted in ((1, least + 64), (1, 2 * least + 157), (2, 3 * least + 90))
+    ]
+
+
+def draw_inputs(
+    recipe: Recipe, frames: int, passes: int, generator: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """Random inputs of a net, finished, for cuts of `frames` frames."""
+    inputs = {}
+    for name, stage in recipe.stages.items():
+        fe = stage.fe
+        shape = (passes, fe.channels, fe.bins, frames if fe.time else fe.fixed or 1)
+        is_image = fe.dtype == np.uint8
+        values = generator.uniform(0, 255, shape) if is_image else generator.normal(0, 1, shape)
+        inputs[name] = stage.finish(torch.from_numpy(values.astype(np.float32)))
+    return inputs
 
 
 def row_inputs(net: LoadedNet, store: Arrays, row: Row) -> dict[str, torch.Tensor]:

@@ -1,22 +1,20 @@
-"""Exported graphs (ONNX) as nets, and the two runtimes that run them: ONNX Runtime and OpenVINO, on the CPU.
+"""The two runtimes that run exported graphs (ONNX) on the CPU: ONNX Runtime and OpenVINO.
 
-Owns finding the runtimes, or unpacking them from the bundle's wheels where the image lacks them, and wrapping
-a graph so that it is called like any net. Graphs are made by the builder; whether one replaces a torch net is
-decided in `backends`.
+Owns finding the runtimes, or unpacking them from the bundle's wheels where the image lacks them, and opening
+a graph under one of them. How a graph is called like a net is `graph_net`; whether one replaces a torch net
+is decided in `backends`.
 """
 import importlib
 import io
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from ..bundle import Bundle
 from ..errors import BundleError, DeviceError, SpecError, did_you_mean
@@ -26,6 +24,8 @@ from ..spec import Manifest
 RUNTIMES = ("onnxruntime", "openvino")
 ONNX = "onnxruntime"  # what members that exist only as a graph run on
 Feed = dict[str, np.ndarray]
+# Runs a graph: its inputs by name, the places of the wanted outputs among all -> these outputs.
+Session = Callable[[Feed, Sequence[int]], list[np.ndarray]]
 
 
 def fits_python(wheel: str, version: tuple[int, int] = sys.version_info[:2]) -> bool:
@@ -39,7 +39,7 @@ def fits_python(wheel: str, version: tuple[int, int] = sys.version_info[:2]) -> 
 
 def wheels_of(manifest: Manifest) -> list[str]:
     """Names of the bundle's back-end wheels that this Python can use."""
-    return sorted(name for name in manifest.files if name.endswith(".whl") and fits_python(name))
+    return sorted(name for name in manifest.entries if name.endswith(".whl") and fits_python(name))
 
 
 def unpack(bundle: Bundle, folder: Path) -> list[str]:
@@ -92,51 +92,34 @@ def find_runtime(name: str, bundle: Bundle, folder: Path) -> ModuleType:
         ) from error
 
 
-class GraphNet(nn.Module):
-    """A graph called like a net: f32 tensors in (one, or a dict by input name), f32[B, K] out.
+def open_session(graph: bytes, runtime: Any, callers: int, cores: int, steady: bool) -> Session:
+    """The function that runs a graph; up to `callers` threads may call it at once, `cores` cores each.
 
-    Runs at exact lengths: it takes no `frames`. Batch and time are free where the graph leaves them free.
-
-    callers  threads that may call it at once
-    cores    cores that each call takes
+    steady  every call brings inputs of the same shapes
+    Raises  whatever the runtime raises when it refuses the graph
     """
-
-    output = "logits"
-    channels = bins = None
-    min_frames = 1
-    max_frames = fixed_frames = None
-    maskable = False
-    callers = 1
-
-    def __init__(self, graph: bytes, runtime: ModuleType, callers: int = 1, cores: int = 1) -> None:
-        super().__init__()
-        open_session = _open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino
-        self.names, self._run = open_session(graph, runtime, callers, cores)
-        self.callers = callers
-        self.path = f"{runtime.__name__} cpu"
-
-    def forward(self, x: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
-        given = x if isinstance(x, Mapping) else {self.names[0]: x}
-        answer = self._run({k: v.contiguous().numpy() for k, v in given.items()})
-        return torch.from_numpy(np.ascontiguousarray(answer))
+    opener = _open_onnxruntime if runtime.__name__ == "onnxruntime" else _open_openvino
+    return opener(graph, runtime, callers, cores, steady)
 
 
-Session = tuple[list[str], Callable[[Feed], np.ndarray]]  # names of its inputs, and the function that runs it
-
-
-def _open_onnxruntime(graph: bytes, runtime: Any, callers: int, cores: int) -> Session:
+def _open_onnxruntime(graph: bytes, runtime: Any, callers: int, cores: int, steady: bool) -> Session:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cores  # one core: in the caller's own thread
     options.inter_op_num_threads = 1
     # Threads that wait and spin would take cores from the loaders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False  # a plan kept for each new shape: nearly every clip brings one
+    options.enable_mem_pattern = steady  # a plan kept for each new shape: else nearly every clip brings one
     options.log_severity_level = 3
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return [entry.name for entry in session.get_inputs()], lambda feed: session.run(None, feed)[0]
+    names = [entry.name for entry in session.get_outputs()]
+
+    def run(feed: Feed, wanted: Sequence[int]) -> list[np.ndarray]:
+        return list(session.run([names[place] for place in wanted], feed))
+
+    return run
 
 
-def _open_openvino(graph: bytes, runtime: Any, callers: int, cores: int) -> Session:
+def _open_openvino(graph: bytes, runtime: Any, callers: int, cores: int, steady: bool) -> Session:
     options = {
         "INFERENCE_NUM_THREADS": callers * cores,
         "NUM_STREAMS": callers,
@@ -145,25 +128,10 @@ def _open_openvino(graph: bytes, runtime: Any, callers: int, cores: int) -> Sess
     compiled = runtime.compile_model(runtime.Core().read_model(graph), "CPU", options)
     own = threading.local()
 
-    def run(feed: Feed) -> np.ndarray:
+    def run(feed: Feed, wanted: Sequence[int]) -> list[np.ndarray]:
         if not hasattr(own, "request"):  # a request serves one caller at a time
             own.request = compiled.create_infer_request()
-        return own.request.infer(feed)[compiled.output(0)]
+        answers = own.request.infer(feed)
+        return [answers[compiled.output(place)] for place in wanted]
 
-    return [entry.get_any_name() for entry in compiled.inputs], run
-
-
-def open_graph(data: bytes, name: str, bundle: Bundle, folder: Path, side_by_side: bool) -> GraphNet:
-    """The graph under the runtime `name`: for one caller with all of torch's threads, or for as many callers.
-
-    Raises  SpecError, DeviceError when the runtime is absent or refuses the graph
-    """
-    runtime = find_runtime(name, bundle, folder)
-    threads = torch.get_num_threads()
-    callers, cores = (threads, 1) if side_by_side else (1, threads)
-    try:
-        return GraphNet(data, runtime, callers, cores).eval()
-    except Exception as error:  # runtimes raise types of their own, none of them public
-        raise DeviceError(
-            f"{name}: refuses the graph ({type(error).__name__}: {str(error)[:200]}); export it again"
-        ) from error
+    return run

@@ -34,6 +34,8 @@ from .staging import (
     StagedInput,
     plan_row,
 )
+from .streams import Streams, prepare
+from .views import Crops
 
 # Lengths of passes -> (places, width) of each batch, every pass once
 Group = Callable[[Sequence[int]], Sequence[tuple[Sequence[int], int]]]
@@ -142,17 +144,28 @@ def _read_rows(
     """The rows that have all their arrays, and every input's arrays and passes."""
     good: list[Row] = []
     read = {name: _Read(stage=stage) for name, stage in intake.recipe.stages.items()}
-    for row in rows:
+    streams = [_draw_streams(part.stage, rows) for part in read.values()]
+    for place, row in enumerate(rows):
         try:
             arrays = [get(part.stage.fe, row) for part in read.values()]
         except ClipError as error:
             lose(row, error)
             continue
         good.append(row)
-        for part, array in zip(read.values(), arrays, strict=True):
+        for part, array, drawn in zip(read.values(), arrays, streams, strict=True):
             part.arrays.append(array)
-            part.cuts.append(plan_row(part.stage, array, row.id, intake.least))
+            own = drawn[place] if drawn else None
+            part.cuts.append(plan_row(part.stage, array, row.id, intake.least, own))
     return good, read
+
+
+def _draw_streams(stage: Stage, rows: Sequence[Row]) -> list[Streams] | None:
+    """The random streams of the rows' passes, seeded all at once; None where the view draws none or few."""
+    view = stage.view
+    if isinstance(stage.fe, CutFirst) or not isinstance(view, Crops):
+        return None
+    turns = [-1 - p for p in range(view.passes)] if view.flip else []
+    return prepare([row.id for row in rows], 0, [*range(view.passes), *turns])
 
 
 def _pack(lane: Lane, arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -97,6 +97,14 @@ class Recipe:
         own = self.own_classes
         return own.apply(answers) if own is not None and own.logits else answers
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal keys mean that a row's inputs are equal."""
+        stages = tuple(
+            (name, s.fe.key, s.view.key, repr(s.finish.operations)) for name, s in self.stages.items()
+        )
+        return stages, self.timed
+
     def in_order(self, scores: Scores) -> Scores:
         """Probabilities [..., K] in the ensemble's order, of a net with another one or its own classes.
 

@@ -1,24 +1,20 @@
 """A net in the way it runs on a device: which precision, and what happens when the fast way fails.
 
-Owns `Runner`: the check of half precision against fp32, the fall-back, rows that overflow. How a net is made
-fast is `backends`; how batches reach a device is `staging`; what devices' errors mean is `devices`.
+Owns `Runner`: taking a way on the first batch, the fall-back to fp32, rows that overflow. How a net is made
+fast is `backends`, the choice `ways`; how batches reach a device is `staging`; what devices' errors mean is
+`devices`.
 """
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from . import ways
 from .devices import Device, is_lost, is_out_of_memory
+from .ways import AGREEMENT_FP32, AGREEMENT_HALF, Inputs, Precision, Run, Way
 
-Inputs = Mapping[str, torch.Tensor]
-Run = Callable[[Inputs, torch.Tensor | None], torch.Tensor]
-AGREEMENT_FP32 = 1e-5  # between back ends, relative to the largest output or 1
-AGREEMENT_HALF = 2e-2  # half precision against fp32, relative to the largest output or 1
-LEAST_PROBABILITY = 1e-30  # what a mean of scores takes for nothing: a smaller one counts as this
-CHECK_ROWS = 256  # rows of the first batch on which half precision is checked and timed
-FASTER = 0.95  # half precision must take less than this share of the time of fp32
+__all__ = ["AGREEMENT_FP32", "AGREEMENT_HALF", "Inputs", "Run", "Runner"]
 
 
 @dataclass
@@ -29,7 +25,8 @@ class Runner:
     run            the fast way; exact: the way that it must agree with
     half           True while half precision is in use (CUDA only)
     probabilities  True where the net gives probabilities: they are compared as logarithms
-    timed          True where half precision must also prove faster than fp32; nets like this one need not
+    ways           tried on the first batch: the fastest that agrees with `exact` is taken; () = chosen
+    precision      what the member's nets have agreed on, shared by them
     own_lengths    True where the net takes own lengths on the host, so that no layer waits for a device
     reruns         rows computed again in fp32 after a non-finite half-precision result
     recorded       True when no Python of the net runs in a forward: several threads may call it at once
@@ -45,7 +42,8 @@ class Runner:
     notes: list[str] = field(default_factory=list)
     recorded: bool = False
     probabilities: bool = False
-    timed: bool = False
+    ways: Sequence[Way] = ()
+    precision: Precision = field(default_factory=Precision)
     own_lengths: bool = True
 
     def __call__(self, inputs: Inputs, frames: torch.Tensor | None = None) -> np.ndarray:
@@ -62,10 +60,12 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, inputs: Inputs, frames: torch.Tensor | None = None) -> torch.Tensor:
-        """f32[B, K] where the inputs lie, not waited for, but for the first batch in half precision.
+        """f32[B, K] where the inputs lie, not waited for, but for the first batch, on which ways are tried.
 
         Any error of the half path but a full memory or a lost device means fp32 from now on.
         """
+        if self.ways:
+            self._choose(inputs, frames)
         if self.half:
             try:
                 if self.agreement is None:
@@ -91,39 +91,31 @@ class Runner:
         self.path = self.path.replace("fp16, channels-last", "fp32").replace("fp16", "fp32")
         self.notes.append(f"{reason}; fp32 is used")
 
+    def _choose(self, inputs: Inputs, frames: torch.Tensor | None) -> None:
+        """The fastest way that agrees with fp32 on the first rows, from now on."""
+        base = self.path.removesuffix(f", {ways.EXACT}")
+        given = self.probabilities, self.precision, self.device, self.notes
+        try:
+            chosen = ways.choose(self.ways, self.exact, inputs, frames, *given)
+        except Exception as error:
+            if not is_out_of_memory(error) or len(next(iter(inputs.values()))) > 1:
+                raise
+            # A second copy of the weights is too much: the row itself may still fit
+            self.notes.append(f"no memory to try other ways ({str(error)[:80]}); fp32 is used")
+            chosen = None
+        self.ways = ()
+        if chosen is not None:
+            self.run = chosen.run
+            self.half = chosen.way.half
+            self.agreement = chosen.apart
+            self.path = f"{base}, {chosen.way.name}"
+
     def _check_half(self, inputs: Inputs, frames: torch.Tensor | None) -> None:
-        """Compare half precision with fp32 on the first rows: fp32 for good where it is off, or no faster."""
-        inputs = {k: v[:CHECK_ROWS] for k, v in inputs.items()}
-        frames = None if frames is None else frames[:CHECK_ROWS]
+        """Compare half precision with fp32 on the first rows: fp32 for good where it is off."""
+        inputs, frames = ways.first_rows(inputs, frames)
         fast = self.run(inputs, frames).float()
-        slow = self.exact(inputs, frames).float()
-        self.agreement = self._apart(fast, slow)
+        self.agreement = ways.differ(fast, self.exact(inputs, frames).float(), self.probabilities)
         if not self.agreement <= AGREEMENT_HALF:
             kind = "log-probabilities" if self.probabilities else "fp32"
             self.give_up_half(f"half precision differed from {kind} by {self.agreement:.2g}, "
                               f"above {AGREEMENT_HALF}")
-        elif self.timed:
-            half_s = self._seconds(self.run, inputs, frames)
-            full_s = self._seconds(self.exact, inputs, frames)
-            if half_s > FASTER * full_s:
-                times = f"{1000 * half_s:.1f} ms where fp32 took {1000 * full_s:.1f} ms"
-                self.give_up_half(f"half precision took {times}")
-
-    def _apart(self, fast: torch.Tensor, slow: torch.Tensor) -> float:
-        """Largest difference over the largest value or 1; of logarithms where these are probabilities."""
-        if self.probabilities:
-            fast = fast.clamp(min=LEAST_PROBABILITY).log()
-            slow = slow.clamp(min=LEAST_PROBABILITY).log()
-        return float((fast - slow).abs().max() / slow.abs().max().clamp(min=1.0))
-
-    def _seconds(self, run: Run, inputs: Inputs, frames: torch.Tensor | None) -> float:
-        """Seconds of one forward that has run before, waited for."""
-        self._wait()
-        began = time.perf_counter()
-        run(inputs, frames)
-        self._wait()
-        return time.perf_counter() - began
-
-    def _wait(self) -> None:
-        if self.device.cuda:
-            torch.cuda.synchronize(self.device.name)

@@ -17,6 +17,7 @@ from .deltas import Lengths, take_frames
 from .devices import Device
 from .distort import distort_many
 from .recipe import CutFirst, Recipe, Stage
+from .streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,7 @@ class Intake:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal keys mean equal batches."""
-        stages = tuple(
-            (name, s.fe.key, s.view.key, repr(s.finish.operations)) for name, s in self.recipe.stages.items()
-        )
-        return stages, self.recipe.timed, self.least, self.min_frames, self.maskable
+        return self.recipe.key, self.least, self.min_frames, self.maskable
 
     @property
     def exact(self) -> bool:
@@ -108,14 +106,16 @@ class Intake:
         return self.recipe.view.fixed is not None or not self.maskable or not ragged
 
 
-def plan_row(stage: Stage, stored: np.ndarray, row_id: str, least: int) -> Cuts:
+def plan_row(
+    stage: Stage, stored: np.ndarray, row_id: str, least: int, streams: Streams | None = None
+) -> Cuts:
     """The passes over a row's stored array; one that keeps its own length has at least `least` frames."""
     if isinstance(stage.fe, CutFirst):  # they were cut before they were stored
         cuts = Cuts(starts=np.zeros(len(stored) // stage.fe.channels, np.int64), length=stored.shape[2])
     else:
-        cuts = stage.view.plan(stored, row_id)
+        cuts = stage.view.plan(stored, row_id, streams=streams)
     own = stage.fe.time and stage.view.fixed is None
-    return replace(cuts, length=max(least, cuts.length)) if own else cuts
+    return replace(cuts, length=least) if own and cuts.length < least else cuts
 
 
 # Rows of the values that go with each pass; float64 travels as its bits

@@ -16,10 +16,11 @@ from ..sound.frontends import FrontEnd
 from ..sound.own import OwnFrontEnd
 from ..sound.source import Source
 from ..spec import load
-from .answers import MERGES, Activate
-from .cuts import Cuts, Warps, generator, pad_time, pad_value
+from .answers import MERGES, Activate, flat
+from .cuts import Cuts, draw_warps, pad_time, pad_value
+from .streams import Streams
 
-__all__ = ["MERGES", "VIEWS", "View", "build", "generator", "keys", "pad_time", "pad_value"]
+__all__ = ["MERGES", "VIEWS", "View", "build", "keys", "pad_time", "pad_value"]
 
 SIDES = ("centre", "right", "left", "random")
 # Numbers of a view -> the least they may be.
@@ -31,7 +32,7 @@ class View:
     """Base of all views; a view is a value bound to one front end.
 
     merge         "mean" of probabilities, "logit_mean" (mean of logits, then the activation), "max" of
-                  probabilities
+                  probabilities, "attention" (mean in which a pass counts as much as its own probability)
     pass_weights  weight of each pass in a mean, in order; empty = all alike
     flip          chance 0..1 that a pass is mirrored in time
     domain        "frames" = cut the front end's array; "wave" = cut the waveform before the front end,
@@ -81,13 +82,14 @@ class View:
         """Upper bound of P for a clip of `frames` frames (domain "wave": samples)."""
         return getattr(self, "passes", 1)
 
-    def plan(self, x: np.ndarray, row_id: str, seed: int = 0) -> Cuts:
-        """The passes over a clip's array[C, M, T]; the same for the same (row id, seed)."""
+    def plan(self, x: np.ndarray, row_id: str, seed: int = 0, streams: Streams | None = None) -> Cuts:
+        """The passes over a clip's array[C, M, T]; the same for the same (row id, seed), prepared or not."""
         if not self.fe.time:
             return Cuts(starts=np.zeros(1, np.int64), length=x.shape[2])
-        cuts = self._plan(x, row_id, seed)
+        streams = streams or Streams(row_id=row_id, seed=seed)
+        cuts = self._plan(x, streams)
         if self.flip:
-            turned = [generator(row_id, seed, -1 - p).random() < self.flip for p in range(len(cuts))]
+            turned = [streams.of(-1 - p).random() < self.flip for p in range(len(cuts))]
             cuts = replace(cuts, flips=np.array(turned))
         return cuts
 
@@ -98,10 +100,10 @@ class View:
 
     def cut_wave(self, wave: np.ndarray, row_id: str, seed: int = 0) -> list[np.ndarray]:
         """Waves f32[S'] cut from a wave f32[S] at the front end's rate."""
-        x = wave[None, None]
-        return [part[0, 0] for part in self._plan(x, row_id, seed).apply(x, self._pad(x))]
+        cuts = self._plan(wave[None, None], Streams(row_id=row_id, seed=seed))
+        return [part[0, 0] for part in cuts.apply(wave[None, None], self._pad(wave[None, None]))]
 
-    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+    def _plan(self, x: np.ndarray, streams: Streams) -> Cuts:
         return Cuts(starts=np.zeros(1, np.int64), length=x.shape[2])
 
     def _weights(self, passes: int) -> np.ndarray:
@@ -111,12 +113,13 @@ class View:
         return 0.0 if self.domain == "wave" else pad_value(x, self.fe)
 
     def merge(self, logits: np.ndarray, activate: Activate) -> np.ndarray:
-        """f64[K] probabilities of one row from logits f[P, K]; `activate` makes logits [n, K] probabilities.
+        """f64[K] probabilities of one row from logits f[P, K], or f[P, n, K] where each pass has n answers;
+        `activate` makes logits [n, K] probabilities.
 
         Raises  SpecError when pass_weights has fewer values than passes
         """
-        logits = np.asarray(logits, np.float64)
-        return MERGES[self.merge_rule](logits, self._checked_weights(len(logits)), activate)
+        weights = self._checked_weights(len(logits))
+        return MERGES[self.merge_rule](*flat(np.asarray(logits, np.float64), weights), activate)
 
     def shares(self, passes: int) -> np.ndarray:
         """f64[passes], the share of each pass in a mean. Raises SpecError when pass_weights has too few."""
@@ -150,7 +153,7 @@ class Tiles(View):
     def count(self, frames: int) -> int:
         return max(1, -(-(frames - (self.frames - self.step)) // self.step))
 
-    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+    def _plan(self, x: np.ndarray, streams: Streams) -> Cuts:
         count = self.count(x.shape[2])
         extra = (count - 1) * self.step + self.frames - x.shape[2]
         return Cuts(starts=np.arange(count) * self.step - extra // 2, length=self.frames)
@@ -187,9 +190,9 @@ class Chunks(_Cuts):
             return 1
         return -(-(frames - self.frames) // self.stride) + 1 if self.stride else self.passes
 
-    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+    def _plan(self, x: np.ndarray, streams: Streams) -> Cuts:
         frames = x.shape[2]
-        left = self._left(frames, generator(row_id, seed, 0)) if frames < self.frames else 0
+        left = self._left(frames, streams.of(0)) if frames < self.frames else 0
         last = max(frames, self.frames) - self.frames
         starts = np.linspace(0, last, self.count(frames)).round().astype(np.int64) - left
         return Cuts(starts=starts, length=self.frames)
@@ -197,15 +200,21 @@ class Chunks(_Cuts):
 
 @dataclass(frozen=True, kw_only=True)
 class Positions(_Cuts):
-    """Start, middle and end; in a clip shorter than a cut they choose the left pad (qrfaction)."""
+    """Start, middle and end (qrfaction; of a shorter clip the left pad); or the middle moved by each of
+    `shifts`: with a context around windows `shifts = [0]` is the row's own window, for a member without one.
+    """
 
     frames: int = 220500
     passes: int = 3
+    shifts: tuple[int, ...] = ()
 
-    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
+    def count(self, frames: int) -> int:
+        return len(self.shifts) or self.passes
+
+    def _plan(self, x: np.ndarray, streams: Streams) -> Cuts:
         spare = x.shape[2] - self.frames
-        places = abs(spare) * np.arange(self.passes) // max(1, self.passes - 1)
-        return Cuts(starts=places if spare >= 0 else -places, length=self.frames)
+        places = abs(spare) * np.arange(self.passes) // max(1, self.passes - 1) * (1 if spare >= 0 else -1)
+        return Cuts(starts=spare // 2 + np.array(self.shifts) if self.shifts else places, length=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +234,10 @@ class Crops(_Cuts):
         """Where a cut begins, 0 to `spare`."""
         return int(rng.integers(spare + 1))
 
-    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
-        return self._draw(x, [generator(row_id, seed, p) for p in range(self.passes)])
+    def _plan(self, x: np.ndarray, streams: Streams) -> Cuts:
+        return self._draw(x, [streams.of(p) for p in range(self.passes)])
 
     def _draw(self, x: np.ndarray, rngs: list[np.random.Generator]) -> Cuts:
-        """A cut from each random stream."""
         frames = x.shape[2]
         spare = max(0, frames - self.frames)
         chances = self._chances(x)
@@ -289,16 +297,9 @@ class Zoom(Crops):
     warp_chance: float = 0.9
     plain: float = 0.4
 
-    def _plan(self, x: np.ndarray, row_id: str, seed: int) -> Cuts:
-        rngs = [generator(row_id, seed, p) for p in range(self.passes)]
-        cuts = self._draw(x, rngs)
-        moved = np.zeros((self.passes, 4))
-        for p, rng in enumerate(rngs[1:], 1):
-            if rng.random() < self.warp_chance:
-                moved[p] = rng.uniform(-self.warp, self.warp, 4)
-        corners = np.arange(-1, self.passes - 1) % 4
-        corners[0] = -1
-        return replace(cuts, warps=Warps(zoom=self.zoom, corners=corners, moved=moved))
+    def _plan(self, x: np.ndarray, streams: Streams) -> Cuts:
+        rngs = [streams.of(p) for p in range(self.passes)]
+        return replace(self._draw(x, rngs), warps=draw_warps(rngs, self.zoom, self.warp, self.warp_chance))
 
     def _weights(self, passes: int) -> np.ndarray:
         rest = (1 - self.plain) / max(1, passes - 1)

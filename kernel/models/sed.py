@@ -14,7 +14,7 @@ from ..errors import SpecError, did_you_mean
 from .blocks import Tagger
 from .timm_backbone import create, declare_widths, image_size
 
-SCORES = ("clip", "frame_max", "mean", "frames")
+SCORES = ("clip", "frame_max", "mean", "frames", "clip_and_frames")
 
 
 class AttentionHead(nn.Module):
@@ -42,7 +42,8 @@ class SEDTagger(Tagger):
     model     a timm model name; in_chans its input channels; options as in family `timm`
     bins      mel bins: the batch norm at the input works per bin
     score     what a row gets: "clip" (attention-weighted mean), "frame_max" (the highest) or "mean" of both;
-              "frames" gives f32[B, T', K], one score per frame of the backbone, for a member with `frames`
+              "frames" gives f32[B, T', K], one score per frame of the backbone, for a member with `frames`;
+              "clip_and_frames" f32[B, 1 + T', K], the clip score first, for one with `clips = 1` beside it
     dropout   before and after the hidden layer, training only
     """
 
@@ -97,6 +98,8 @@ class SEDTagger(Tagger):
         clip, coarse = self._head(x)
         if self.score == "frames":
             return coarse.transpose(1, 2)
+        if self.score == "clip_and_frames":
+            return torch.cat([clip[:, None], coarse.transpose(1, 2)], 1)
         if self.score == "clip":
             return clip
         highest = coarse.amax(-1)

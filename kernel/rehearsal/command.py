@@ -29,7 +29,7 @@ from . import fake_kaggle
 from .forecast import forecast, unmeasured
 from .labels import Score, score_submission
 from .options import read_arguments
-from .sandbox import build_sandbox, private_tree
+from .sandbox import build_sandbox, make_environment, private_tree, read_outside
 
 KERNEL_FAREWELL_S = 2.5  # the kernel's own exit takes less (WATCHED_EXIT_S), the guard around us waits longer
 STUB_ROWS = 3  # what the public test set of many code competitions holds when a version is saved
@@ -67,6 +67,7 @@ def kernel_command(script: Path, chosen: argparse.Namespace, run_limits: Limits)
         "--ram": run_limits.ram_bytes,
         "--disk": run_limits.disk_bytes,
         "--device": chosen.device,
+        "--backend": chosen.backend,
         "--loaders": chosen.loaders,
         "--first": chosen.first,
     }
@@ -81,11 +82,15 @@ def run_kernel(
 
     The kernel's lines appear as they come.
     """
-    sandbox = build_sandbox(root, run_limits.ram_bytes, run_limits.cores)
+    place = root.parent
+    working.mkdir(parents=True, exist_ok=True)
+    script = Path(command[command.index("-u") + 1])
+    sandbox = build_sandbox(root, run_limits.ram_bytes, run_limits.cores, (place, working), script.parent)
     print(f"[rehearsal] profile {run_limits.name}: " + "; ".join(sandbox.lines), flush=True)
     places = ["--input", str(root), "--working", str(working)]
     try:
-        process = subprocess.Popen([*sandbox.prefix, *command, *places], preexec_fn=sandbox.enter)
+        process = subprocess.Popen([*sandbox.prefix, *command, *places], preexec_fn=sandbox.enter,
+                                   env=make_environment(place), cwd=place)
         try:
             code = process.wait()
         except BaseException:
@@ -107,7 +112,11 @@ def end_kernel(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_commit(
-    tree: Path, command: Sequence[str], bundle: Path, run_limits: Limits, ensemble: spec.Ensemble
+    tree: Path,
+    command: Sequence[str],
+    chosen: argparse.Namespace,
+    run_limits: Limits,
+    ensemble: spec.Ensemble,
 ) -> str:
     """A note on what the kernel leaves when a version is saved: three rows in the sample, no clips.
 
@@ -115,7 +124,7 @@ def run_commit(
     """
     root = tree / "commit/input"
     working = tree / "commit/working"
-    fake_kaggle.lay_bundle(root, bundle)
+    fake_kaggle.lay_bundle(root, chosen.bundle, chosen.attached)
     if ensemble.windows is None:
         ids = [f"clip{i}.wav" for i in range(STUB_ROWS)]
     else:
@@ -123,6 +132,8 @@ def run_commit(
     competition = root / fake_kaggle.COMPETITION
     fake_kaggle.write_sample(competition, ids, ensemble)
     (competition / "test").mkdir()
+    if ensemble.dry_run is not None:
+        fake_kaggle.lay_training(competition / ensemble.dry_run.clips, chosen.clips)
     print("[rehearsal] as at 'Save Version': three rows in the sample, an empty test folder", flush=True)
     code, _ = run_kernel(command, root, working, run_limits)
     path = working / "submission.csv"
@@ -188,14 +199,27 @@ def _explain(line: VerdictLine) -> str:
 
 
 def judge(
-    report: Report, code: int, chosen: argparse.Namespace, run_limits: Limits, enforced: tuple[str, ...]
+    report: Report,
+    code: int,
+    chosen: argparse.Namespace,
+    run_limits: Limits,
+    enforced: tuple[str, ...],
+    asked: Sequence[str] = (),
 ) -> RehearsalReport:
-    """The rehearsal's section: the forecast for the hidden test set, and whether it passes."""
+    """The rehearsal's section: the forecast for the hidden test set, and whether it passes.
+
+    asked  files and hosts that the kernel asked for and Kaggle does not have
+    """
     seen = max(1, report.rows)
     clips = chosen.expect_clips or seen
     hours = chosen.expect_hours or report.seconds_of_audio / 3600 * clips / seen
     lines = forecast(report, clips, hours, run_limits, chosen.slowdown)
     problems = find_problems(report, code, lines)
+    if asked:
+        problems.append(
+            f"asked for what is not there on Kaggle: {', '.join(asked[:5])}{' ...' if asked[5:] else ''}; "
+            "put it into the weights, or into a Python file beside the ensemble"
+        )
     notes = [f"longest clip here: {report.longest_s:g} s; longer hidden clips need more memory and time each"]
     return RehearsalReport(
         walls=enforced,
@@ -229,7 +253,7 @@ def name_competition(kernel_file: Path) -> str | None:
 
 def lay_kaggle(root: Path, chosen: argparse.Namespace, ensemble: spec.Ensemble) -> fake_kaggle.FakeKaggle:
     """The bundle as an attached dataset and the user's clips as a competition, below `root`."""
-    fake_kaggle.lay_bundle(root, chosen.bundle)
+    fake_kaggle.lay_bundle(root, chosen.bundle, chosen.attached)
     kaggle = fake_kaggle.lay_clips(root, chosen.clips, ensemble, chosen.repeat_to, chosen.expect_hours)
     print("; ".join([f"[rehearsal] {len(kaggle.ids)} rows", *kaggle.notes]), flush=True)
     return kaggle
@@ -276,7 +300,7 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
         competition = name_competition(kernel_file)
         notes = [competition] if competition else []
         if chosen.simulate_commit:
-            notes.append(run_commit(tree, command, chosen.bundle, run_limits, ensemble))
+            notes.append(run_commit(tree, command, chosen, run_limits, ensemble))
         kaggle = lay_kaggle(tree / "input", chosen, ensemble)
         command += ["--strict"] if chosen.strict else []
         code, enforced = run_kernel(command, tree / "input", working, run_limits)
@@ -285,7 +309,7 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
             where = working / "report.json"
             print(f"[rehearsal] FAIL: exit code {code} of the kernel, without a full report; see {where}")
             return 1
-        rehearsal = judge(report, code, chosen, run_limits, enforced)
+        rehearsal = judge(report, code, chosen, run_limits, enforced, read_outside(tree))
         score = Score()
         if chosen.labels is not None:
             score = score_submission(working / "submission.csv", chosen.labels, ensemble, report.broken_rows)

@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 
 from .. import spec
+from ..bundle import ATTACHED_FOLDER, WEIGHTS_FOLDER
 from ..errors import SampleMissing, SpecError
 from ..sound.clips import SUFFIXES, find_clips
 from ..sound.decode import MAX_CLAIM, Stream, probe
@@ -60,11 +61,32 @@ def find_audio(folder: Path) -> list[Path]:
     return files
 
 
-def lay_bundle(root: Path, bundle: Path) -> None:
-    """The bundle as an attached dataset below `root`."""
-    for path in bundle.iterdir():
+def lay_bundle(root: Path, bundle: Path, attached: Path | None = None) -> None:
+    """The bundle as an attached dataset below `root`, its weights as another if it was split, and the files
+    of other datasets and models.
+
+    attached  where those lie, laid out as Kaggle mounts them; None = where the build left links to them
+
+    Raises  SpecError when a local copy is gone
+    """
+    for folder, name in ((bundle, "bundle"), (bundle.parent / WEIGHTS_FOLDER, "bundle-weights")):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_file():
+                link(path, root / "datasets/owner" / name / path.name)
+    place = attached or bundle.parent / ATTACHED_FOLDER
+    for path in sorted(place.rglob("*")):
+        if path.is_symlink() and not path.exists():
+            raise SpecError(
+                f"{path}: leads to {os.readlink(path)}, which is gone; put it back, or build again"
+            )
         if path.is_file():
-            link(path, root / "datasets/owner/bundle" / path.name)
+            link(path, root / path.relative_to(place))
+
+
+def lay_training(folder: Path, clips: Path) -> None:
+    """The clips once more, as the competition's training recordings."""
+    for path in find_audio(clips):
+        link(path, folder / path.relative_to(clips))
 
 
 def lay_clips(

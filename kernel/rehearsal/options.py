@@ -3,7 +3,7 @@
 Owns its options, their defaults and units. What they do is command's.
 """
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..units import parse_bytes, parse_count, parse_seconds
@@ -18,13 +18,29 @@ def _factor(text: str) -> float:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options, each with its default and unit in its help."""
+EXAMPLES = """examples:
+  %(prog)s --bundle out/bundle --clips my_clips
+  %(prog)s --bundle out/bundle --clips my_clips --expect-clips 3361 --expect-hours 9.7 --limits fat2019
+  %(prog)s --bundle out/bundle --clips my_clips --repeat-to 3361 --labels my_labels.csv
+"""
+
+
+def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentParser:
+    """The options, each with its default and unit in its help.
+
+    prog  the command as it was typed
+    """
     parser = argparse.ArgumentParser(
-        prog="infer_kernel.py --rehearse", description="Run the pushed kernel under its limits."
+        prog=prog,
+        description="Run the pushed kernel under its limits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="the bundle, as it was built (required)")
+    add("--attached", type=Path, metavar="DIR",
+        help="files of other datasets and models, as Kaggle mounts them: datasets/OWNER/SLUG/FILE (default: "
+        "bundle-attached beside the bundle, links that the build left)")
     add("--clips", type=Path, required=True, metavar="DIR",
         help="folder of clips; they become the test folder (required)")
     add("--working", type=Path, default=Path("out/rehearsal"), metavar="DIR",
@@ -37,19 +53,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--disk", type=parse_bytes, metavar="5GB", help="disk limit (default: the profile's)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where the nets run (default: auto, what works)")
+    add("--backend", default="auto", choices=("auto", "torch", "fp32", "onnxruntime", "openvino"),
+        help="how nets run; fp32 is torch in full precision on a GPU too (default: auto, the fastest that "
+        "agrees)")
     add("--loaders", type=parse_count, metavar="N", help="loader threads (default: one per core)")
     add("--first", type=parse_count, metavar="N",
         help="predict the first N rows only; the others keep the prior (default: all)")
     add("--strict", action="store_true", help="exit 1 when anything was degraded")
-    add("--expect-clips", type=parse_count, metavar="N",
-        help="rows of the hidden test set, FAT2019: 3361 (default: as many as --clips gives)")
-    add("--expect-hours", type=_factor, metavar="HOURS",
-        help="hours of audio in the hidden test set, FAT2019: 9.7 (default: by the clips' mean length)")
-    add("--repeat-to", type=parse_count, metavar="N",
-        help="repeat the clips up to this number, cut or repeated to --expect-hours if that is given: a "
-        "full-size run from few clips (default: each clip once)")
-    add("--slowdown", type=_factor, default=SLOWDOWN, metavar="FACTOR",
-        help=f"how many times slower the other machine is (default: {SLOWDOWN:g})")
+    _add_expected(add)
     add("--labels", type=Path, metavar="CSV",
         help="fname (or row_id) and labels of clips or windows: lwlrap, macro ROC-AUC, padded cMAP, and the "
         "worst predictions (default: no score)")
@@ -61,10 +72,23 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_expected(add: Callable[..., object]) -> None:
+    """The options of the forecast: what the hidden test set holds, and on what machine."""
+    add("--expect-clips", type=parse_count, metavar="N",
+        help="rows of the hidden test set, FAT2019: 3361 (default: as many as --clips gives)")
+    add("--expect-hours", type=_factor, metavar="HOURS",
+        help="hours of audio in the hidden test set, FAT2019: 9.7 (default: by the clips' mean length)")
+    add("--repeat-to", type=parse_count, metavar="N",
+        help="repeat the clips up to this number, cut or repeated to --expect-hours if that is given: a "
+        "full-size run from few clips (default: each clip once)")
+    add("--slowdown", type=_factor, default=SLOWDOWN, metavar="FACTOR",
+        help=f"how many times slower the other machine is (default: {SLOWDOWN:g})")
+
+
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The rehearsal's command line; a size, time or count that is none ends the process with exit code 2."""
     chosen = make_parser().parse_args(list(arguments))
-    for name in ("bundle", "clips", "working", "labels", "sample"):
+    for name in ("bundle", "attached", "clips", "working", "labels", "sample"):
         if getattr(chosen, name) is not None:
             setattr(chosen, name, (chosen.folder / getattr(chosen, name)).absolute())
     return chosen

@@ -13,6 +13,7 @@ from typing import Any
 from ..cache.tiers import Stats
 from ..limits import Limits, Marks
 from ..spec import load
+from .explanations import Explanation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,6 @@ class VerdictLine:
 @dataclass(frozen=True, kw_only=True)
 class RehearsalReport:
     """The rehearsal's section: the forecast for `clips` rows, `hours` of audio; metrics if it had labels.
-
     problems  why it fails; concerns: what to look at although every limit holds
     """
 
@@ -295,6 +295,7 @@ class Report(EveryReport):
     crashes         what was in flight when engines died; quarantined: clip ids in flight at two crashes
     meter           where the memory figures were read
     page            "report.html", or why it was not written
+    explained       the uncertain rows again: what each member says of them, and where in time
     """
 
     peak_own_bytes: int
@@ -321,6 +322,7 @@ class Report(EveryReport):
     timeline: tuple[MemoryPoint, ...]
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
+    explained: tuple[Explanation, ...] = ()
     page: str | None = None
     rehearsal: RehearsalReport | None = None
     worst: tuple[ShownRow, ...] | None = None

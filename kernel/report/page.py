@@ -1,8 +1,8 @@
 """report.html: one self-contained page out of a report, for people.
 
 Owns the frame: the title, the order of the sections, and how the run was made. The other sections are
-page_outcome's and page_costs'. Works offline: no script, no font, no file beside it. Every figure on the page
-is in report.json. A section that has nothing to show is left out.
+page_outcome's, page_costs' and page_rows'. Works offline: no script, no font, no file beside it. Every figure
+on the page is in report.json. A section that has nothing to show is left out.
 """
 from collections.abc import Mapping
 from html import escape
@@ -10,8 +10,9 @@ from html import escape
 from ..units import seconds_text
 from .contents import Report
 from .page_costs import draw_lengths, draw_members, draw_memory, draw_plan, draw_spans, draw_store
-from .page_outcome import UNCERTAIN, WORST, draw_clips, draw_faults, draw_tiles, draw_verdict
+from .page_outcome import draw_faults, draw_tiles, draw_verdict
 from .page_pieces import rows_table, section
+from .page_rows import draw_uncertain, draw_worst
 from .page_style import CSS
 
 STYLES = {"PASS": "pass", "PASS, degraded": "mid", "FAIL": "fail"}  # of a verdict's badge
@@ -32,8 +33,8 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
         draw_lengths(report),
         draw_store(report.store),
         draw_plan(report.forecast, report.members),
-        draw_clips(report.worst or (), pictures, "Worst predictions", WORST),
-        draw_clips(report.uncertain, pictures, "Most uncertain clips", UNCERTAIN),
+        draw_worst(report.worst or (), pictures),
+        draw_uncertain(report.uncertain, report.explained, pictures),
         _draw_provenance(report),
     ]
     return (

@@ -1,24 +1,16 @@
-"""The sections of report.html that say what came of a run: the tiles on top, the verdict, faults, rows.
+"""The sections of report.html that say what came of a run: the tiles on top, the verdict, faults.
 
 Owns their words. What the run cost is page_costs'; the forecast of the verdict is the rehearsal's.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from ..units import seconds_text
 from . import charts
-from .contents import RehearsalReport, Report, ShownRow, VerdictLine
+from .contents import RehearsalReport, Report, VerdictLine
 from .page_pieces import bytes_text, rows_table, section, show, small, tile
 
 MAX_FAULTS = 40  # lines of the table; the rest is in report.json
-WORST = (
-    "Predicted rows whose true labels rank lowest, by the labels given to the rehearsal. A row of the same "
-    "wrong class again and again points at a class; single rows point at labels."
-)
-UNCERTAIN = (
-    "Predicted rows whose best two classes have nearly the same score. Pictures: log-mel spectrograms, low "
-    "frequencies at the bottom, time to the right."
-)
 
 
 def draw_tiles(report: Report) -> str:
@@ -112,24 +104,4 @@ def draw_faults(report: Report) -> str:
         f"Every degradation is listed; a fault costs a row or a member, never the run. {summary}.",
         rows_table(("when", "fault", "where", "what happened, and what to do"), rows, long=(2, 3))
         + (small(f"... and {more} more in report.json") if more > 0 else ""),
-    )
-
-
-def draw_clips(rows: Sequence[ShownRow], pictures: Mapping[str, str], title: str, note: str) -> str:
-    """A card per row."""
-    cards = "".join(_card(row, pictures.get(row.row)) for row in rows)
-    return section(title, note, f'<div class="clips">{cards}</div>' if cards else "")
-
-
-def _card(row: ShownRow, picture: str | None) -> str:
-    """One row: its picture, its name, its labels where they are known, its best two classes."""
-    image = f'<img src="{picture}" alt="log-mel spectrogram">' if picture else ""
-    name = escape(row.row)
-    labels = ""
-    if row.truth:
-        labels = f'<span class="good">rank {row.rank}, true: {escape(", ".join(row.truth))}</span>'
-    best = [f"{label} {score:.3g}" for label, score in zip(row.best, row.scores, strict=False)]
-    return (
-        f'<div class="clip">{image}<b title="{name}">{name}</b>{labels}'
-        f'<span class="soft">{escape(", ".join(best[:2]))}</span></div>'
     )

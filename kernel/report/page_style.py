@@ -58,7 +58,11 @@ td .share{margin-left:8px}
 .clip img{width:100%;height:76px;display:block;border-radius:4px;background:#000008}
 .clip b{display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;margin-top:3px}
 .clip span{display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.why{grid-template-columns:repeat(3,1fr)}
+.clip img.time{height:18px;border-radius:3px;margin-top:5px;image-rendering:pixelated}
+.clip .said{white-space:normal;overflow:visible;text-overflow:clip;overflow-wrap:anywhere}
 details summary{cursor:pointer;color:var(--soft)}
 code{font-size:13px}
-@media(max-width:760px){.tiles,.clips{grid-template-columns:repeat(2,1fr)}}
+@media(max-width:760px){.tiles,.clips{grid-template-columns:repeat(2,1fr)}
+.why{grid-template-columns:1fr}}
 """

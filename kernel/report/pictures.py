@@ -17,7 +17,9 @@ from ..sound.loading import load_wave
 from ..sound.recording import Recordings
 from ..sound.rows import Row
 
-PRESET = "argus"  # one log-mel for every picture, whatever the members read: pictures of one page compare
+# One log-mel for every picture, whatever the members read: pictures of one page compare. Silent ends stay, so
+# that a picture's seconds are its row's
+PICTURE = {"preset": "argus", "trim_db": "none"}
 WIDTH = 240
 HEIGHT = 56
 LEVELS = 32  # colours of a picture: enough for a spectrogram, and half the bytes of 256
@@ -30,7 +32,7 @@ def draw_rows(rows: Sequence[Row], max_seconds: float, stop: Callable[[], bool])
         if stop():
             raise ClipUnreadable("no time is left for another picture")
 
-    fe = frontends.build({"preset": PRESET})
+    fe = frontends.build(PICTURE)
     pictures: dict[str, str] = {}
     recordings = Recordings(max_seconds, check_time)
     for row in sorted(rows, key=lambda row: (row.clip.id, row.start or 0)):  # each recording once, forward

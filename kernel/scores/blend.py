@@ -208,7 +208,7 @@ def count_tables(ensemble: Ensemble) -> int:
     by_class = part_weights(ensemble, ensemble.parts).ndim == 2  # which cells are prior, and more weights
     if not whole:
         return 3 if by_class else 2
-    return 3 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
+    return 4 + 5 * len(ensemble.parts) if by_class else 2 + 4 * len(ensemble.parts)
 
 
 def _blocks(ensemble: Ensemble, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -257,8 +257,13 @@ def is_complete(
     return bool(seen.any() and not (seen & ~complete_rows(part, board)).any())
 
 
-def merge_folds(part: Part, board: Board, block: tuple[slice, slice] = WHOLE) -> np.ndarray:
-    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is."""
+def merge_folds(
+    part: Part, board: Board, block: tuple[slice | np.ndarray, slice] = WHOLE
+) -> np.ndarray:
+    """f64[n, k] mean over the folds that are present in each row of a block; NaN rows where none is.
+
+    block  a slice of the rows or their numbers int[n], and a slice of the classes
+    """
     stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)])
     if len(stack) == 1:
         merged = stack[0].astype(np.float64)

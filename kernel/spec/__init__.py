@@ -1,16 +1,18 @@
 """Spec: what is written down about an ensemble and its bundle, as typed values.
 
 ensemble  what people write: the ensemble TOML and its rules
-parts     its members and stackers, some with classes of their own
+parts     its members and stackers, some with classes of their own; attached: files in other datasets
 groups    its groups of members and of classes, and the CSV files that are read into them
-windows   its table of windows: their length, their names, what lies around them
+windows   its table of windows: their length, their names, what lies around them; dry_run: what is tried
 manifest  what the builder writes: the bundle's manifest.json
 strict    the loaders of both: an unknown, missing or mistyped key is an error that names it
 
 In: text. Out: frozen dataclasses. Builds nothing: those who build from a table check its own keys.
 """
 from ..errors import SpecError
+from .attached import Attached, Origin, mounts_of
 from .class_maps import ClassMap
+from .dry_run import DryRun
 from .ensemble import (
     LEAST_PROBABILITY,
     MEAN_SCOPES,
@@ -36,8 +38,10 @@ __all__ = [
     "MEAN_SCOPES",
     "NAME",
     "ROW_DEPENDENT_MEANS",
+    "Attached",
     "ClassMap",
     "Cost",
+    "DryRun",
     "Ensemble",
     "FileEntry",
     "Group",
@@ -45,6 +49,7 @@ __all__ = [
     "Manifest",
     "Member",
     "Net",
+    "Origin",
     "Output",
     "Part",
     "SpecError",
@@ -57,6 +62,7 @@ __all__ = [
     "load_ensemble",
     "load_manifest",
     "loads_json",
+    "mounts_of",
     "net_ids",
     "parse_ensemble",
     "read_toml",

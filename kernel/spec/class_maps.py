@@ -55,7 +55,9 @@ def check_class_map(found: ClassMap, classes: int, where: str) -> None:
     for k, output in lines:
         require(0 <= k < classes, f"{where}: class number {k}, there are {classes}")
         require(0 <= output < found.outputs, f"{where}: output {output}, the net has {found.outputs}")
-    require(len(set(lines)) == len(lines), f"{where}: an output stands twice for the same class")
+    require(
+        lines == sorted(set(lines)), f"{where}: lines out of order, or an output twice for the same class"
+    )
     bad = [weight for weight in found.weights if not (0 < weight < math.inf)]
     require(not bad, f"{where}: weight {bad[:1]}; give numbers above 0, or leave the line out")
 
@@ -79,7 +81,7 @@ def read_class_map(path: Path, labels: Sequence[str], classes: Sequence[str], wh
     seen: dict[tuple[str, str], int] = {}
     found: list[tuple[int, int, float]] = []
     for number, label, name, text in lines:
-        problem = _find_problem(label, name, output, place)
+        problem = _find_problem(label, name, output, place, hint=len(wrong) < SHOWN)
         weight = _read_weight(text)
         if problem is None and weight is None:
             problem = f"weight {text!r}; give a number, 0 or more"
@@ -106,13 +108,13 @@ def read_class_map(path: Path, labels: Sequence[str], classes: Sequence[str], wh
 
 
 def _find_problem(
-    label: str, name: str, output: dict[str, list[int]], place: Collection[str]
+    label: str, name: str, output: dict[str, list[int]], place: Collection[str], hint: bool
 ) -> str | None:
-    """What is wrong with the names of a line."""
+    """What is wrong with the names of a line; `hint`: also what it may have meant, which takes a while."""
     if name not in place:
-        return f"class {name!r} is not in `classes`; {nearest(name, place)}"
+        return f"class {name!r} is not in `classes`; {nearest(name, place) if hint else ''}"
     if label not in output:
-        tail = nearest(label, output)
+        tail = nearest(label, output) if hint else ""
         return f"label {label!r} is none of the {len(output)} in `classes_from`; {tail}"
     if len(output[label]) > 1:
         first, second = output[label][:2]

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .attached import check_origin
+from .dry_run import DryRun, check_dry_run
 from .groups import Group, check_class_groups, check_groups, read_beside
 from .own_classes import check_own_classes, check_stacker_inputs, check_weights_by, read_own_classes
 from .parts import Member, Part, Stacker
 from .strict import load, read_toml, require, require_choice
-from .windows import Windows, check_windows
+from .windows import Windows, check_frame_keys, check_no_frame_keys, check_windows
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 # The functions are kernel.scores.means.MEANS, which stands above this module; a test compares the names.
@@ -70,8 +72,8 @@ class Ensemble:
                      (kernel.limits.PROFILES)
     mean             over members and stackers: kernel.scores.means.MEANS
     mean_power       exponent of the mean "power"
-    weights_by       CSV file beside the TOML with a column for each member or stacker that weighs differently
-                     by class: lines of a class, or of a group of classes; else its `weight` holds
+    weights_by       CSV file beside the TOML with a column for each member, stacker or group that weighs
+                     differently by class: lines of a class, or of a group of classes; else its `weight` holds
     row_independent  false where the metric compares rows: then only complete members count, as they do by
                      themselves where a mean or a step has the scope "table"
     max_seconds      longer clips are cut there; None = 60, or with [windows] no limit
@@ -82,6 +84,7 @@ class Ensemble:
     groups           [[groups]]: members with a mean and steps of their own
     class_groups     group -> its classes, for steps that treat groups of classes differently; or a CSV file
                      beside the TOML with the columns class and group (or primary_label and class_name)
+    dry_run          [dry_run]: training recordings that are tried when a version is saved
     """
 
     name: str
@@ -101,6 +104,7 @@ class Ensemble:
     windows: Windows | None = None
     groups: tuple[Group, ...] = ()
     class_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dry_run: DryRun | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -126,11 +130,13 @@ def check(ensemble: Ensemble) -> Ensemble:
         check_own_classes(member, len(ensemble.classes), f"members[{i}]")
         if member.frames is not None:
             _check_frames(member, ensemble, f"members[{i}]")
+        else:
+            check_no_frame_keys(member, f"members[{i}]")
     for i, stacker in enumerate(ensemble.stackers):
         _check_stacker(stacker, names[:len(ensemble.members)], f"stackers[{i}]")
         check_stacker_inputs(stacker, ensemble.members, len(ensemble.classes), f"stackers[{i}]")
-    check_weights_by(ensemble.weights_by, ensemble.parts, ensemble.classes)
     check_groups(ensemble.groups, names)
+    check_weights_by(ensemble.weights_by, [*ensemble.parts, *ensemble.groups], ensemble.classes)
     check_class_groups(ensemble.class_groups, ensemble.classes)
     names += [group.name for group in ensemble.groups]
     for name in names:
@@ -155,6 +161,13 @@ def _check_whole(ensemble: Ensemble) -> None:
     _check_name(ensemble.name, "name")
     if ensemble.windows is not None:
         check_windows(ensemble.windows)
+        framed = any(member.frames for member in ensemble.members)
+        require(
+            framed or ensemble.windows.context_every == 1,
+            "windows.context_every: every row needs a context of its own where no member has `frames`",
+        )
+    if ensemble.dry_run is not None:
+        check_dry_run(ensemble.dry_run)
     require(bool(ensemble.members), "members: none; add at least one [[members]]")
     require_choice(ensemble.mean, MEANS, "mean")
     require(
@@ -183,6 +196,10 @@ def _check_member(member: Member, frontends: Collection[str], where: str) -> Non
                 + did_you_mean(entry.frontend, frontends)
             )
     require(
+        member.output is None or member.family == "onnx",
+        f'{where}.output: {member.output!r}; only a graph (family = "onnx") has outputs to choose from',
+    )
+    require(
         len(member.fold_weights) in (0, len(member.folds)),
         f"{where}.fold_weights: {len(member.fold_weights)} weights for {len(member.folds)} folds",
     )
@@ -204,7 +221,9 @@ def _check_class_order(theirs: Collection[str], ours: Collection[str], where: st
 def _check_frames(member: Member, ensemble: Ensemble, where: str) -> None:
     """The rules of a member whose net gives one score per frame."""
     require_choice(str(member.frames), FRAMES, f"{where}.frames")
-    require(ensemble.windows is not None, f"{where}.frames: rows are made of frames only with [windows]")
+    if ensemble.windows is None:
+        raise SpecError(f"{where}.frames: rows are made of frames only with [windows]")
+    check_frame_keys(member, ensemble.windows, where)
     kind = member.view.get("kind", "full")
     require(kind == "full", f"{where}.view: with frames the net hears a whole context; {kind!r} cuts it")
     require(not member.view.get("flip"), f"{where}.view.flip: mirrored frames are those of another time")
@@ -237,6 +256,8 @@ def _check_part(part: Part, where: str) -> None:
         part.weight >= 0,
         f"{where}.weight: {part.weight} is negative; use 0 to leave the part out of the final mean",
     )
+    if part.source is not None:
+        check_origin(part.source, part.folds, f"{where}.source")
     require_choice(part.fold_mean, MEANS, f"{where}.fold_mean")
     if part.activation is not None:
         require_choice(part.activation, ACTIVATIONS, f"{where}.activation")
@@ -267,8 +288,8 @@ def parse_ensemble(data: Mapping[str, Any], path: Path) -> Ensemble:
         for key, kind in (("classes", str), ("prior", float)):
             if isinstance(named.get(key), str):
                 named[key] = _read_list(path.parent / named[key], kind, f"{key} = {named[key]!r}")
-        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
         named = read_beside(named, path.parent)
+        named = read_own_classes(_read_class_orders(named, path.parent), path.parent)
         return check(load(Ensemble, named))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

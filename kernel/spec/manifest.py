@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SpecError
+from .attached import Attached, check_attached
 from .ensemble import Ensemble, check
 from .strict import load, loads_json, require
 
@@ -51,6 +52,7 @@ class Cost:
 
     gmac_a, gmac_b    multiply-adds / 1e9
     bytes_a, bytes_b  peak activation bytes
+    open_bytes        of a graph: memory of the runtime's own form of it, shared by all its forwards
     seconds_a/b       measured on a rehearsal (--costs), None before
     """
 
@@ -59,6 +61,7 @@ class Cost:
     bytes_a: float = 0.0
     bytes_b: float = 0.0
     parameters: int = 0
+    open_bytes: float = 0.0
     seconds_a: float | None = None
     seconds_b: float | None = None
 
@@ -76,6 +79,7 @@ class Manifest:
 
     bundle    id: first 16 hex digits of the sha256 over everything below
     files     every other file of the bundle: name -> FileEntry (the wheel and the manifest itself excluded)
+    attached  files that other datasets and models hold: name as the nets know it -> Attached
     graphs    exported graphs for other back ends: net id -> {"onnx": file name} (files listed in `files`)
     costs     member name -> Cost; frontend_seconds: front end name -> seconds per second of audio (--costs)
     profiles  every named limits profile, so that --limits works on the unpinned file
@@ -89,12 +93,20 @@ class Manifest:
     wheel: Wheel
     files: dict[str, FileEntry]
     nets: tuple[Net, ...]
+    attached: dict[str, Attached] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     frontend_seconds: dict[str, float] = field(default_factory=dict)
     graphs: dict[str, dict[str, str]] = field(default_factory=dict)
     prior: tuple[float, ...] = ()
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     random_weights: bool = False
+
+    @property
+    def entries(self) -> dict[str, FileEntry]:
+        """Every file but the code's wheel and the manifest, wherever it lies."""
+        elsewhere = {name: FileEntry(bytes=held.bytes, sha256=held.sha256)
+                     for name, held in self.attached.items()}
+        return {**self.files, **elsewhere}
 
 
 def load_manifest(text: bytes, where: str = "manifest.json") -> Manifest:
@@ -109,12 +121,15 @@ def load_manifest(text: bytes, where: str = "manifest.json") -> Manifest:
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from error
     again = "build the bundle again"
-    for name in [manifest.wheel.file, *manifest.files, *(net.file for net in manifest.nets)]:
+    entries = manifest.entries
+    for name in [manifest.wheel.file, *entries, *(net.file for net in manifest.nets)]:
         require(FILE_NAME.match(name) is not None, f"{where}: file name {name!r} is not allowed; {again}")
-    folded = [name.casefold() for name in [manifest.wheel.file, *manifest.files]]
+    folded = [name.casefold() for name in [manifest.wheel.file, *manifest.files, *manifest.attached]]
     require(len(set(folded)) == len(folded), f"{where}: two file names differ only in case; {again}")
+    for name, held in manifest.attached.items():
+        check_attached(held, f"{where}: attached.{name}")
     for net in manifest.nets:
-        entry = manifest.files.get(net.file)
+        entry = entries.get(net.file)
         inside = entry is not None and net.offset >= 0 and 0 < net.length <= entry.bytes - net.offset
         require(inside, f"{where}: net {net.id} lies outside {net.file}; {again}")
     return manifest

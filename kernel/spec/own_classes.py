@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import did_you_mean
 from .class_maps import PROXIES, PROXY_SCORES, check_class_map, read_class_map, read_missing
+from .groups import Group
 from .parts import Member, Part, Stacker
 from .strict import require, require_choice
 from .weights_by import read_weights_by
@@ -59,7 +60,7 @@ def check_stacker_inputs(stacker: Stacker, members: Sequence[Member], classes: i
 
 
 def check_weights_by(
-    weights_by: Mapping[str, Sequence[float]], parts: Sequence[Part], classes: Sequence[str]
+    weights_by: Mapping[str, Sequence[float]], parts: Sequence[Part | Group], classes: Sequence[str]
 ) -> None:
     """Raises SpecError, unless weights by class are those of parts, and each class has one where it is known.
 
@@ -72,19 +73,26 @@ def check_weights_by(
             len(weights) == len(classes) and all(0 <= weight < math.inf for weight in weights),
             f"weights_by.{name}: {len(weights)} weights for {len(classes)} classes; one each, 0 or more",
         )
-    if not weights_by:
-        return
-    for k, name in enumerate(classes):
-        speaking = [part for part in parts if _speaks(part, k, len(classes))]
-        weights = [weights_by[part.name][k] if part.name in weights_by else part.weight for part in speaking]
+    grouped = {name for part in parts if isinstance(part, Group) for name in part.members}
+    for k, name in enumerate(classes if weights_by else ()):
+        found: dict[str, float] = {}
+        for part in parts:  # a group stands behind its members
+            if _speaks(part, k, len(classes), found):
+                found[part.name] = weights_by[part.name][k] if part.name in weights_by else part.weight
+        deciding = [weight for part, weight in found.items() if part not in grouped]
+        known = any(_speaks(part, k, len(classes), {}) for part in parts)
         require(
-            not weights or max(weights) > 0,
+            any(weight > 0 for weight in deciding) or not known,
             f"weights_by: class {name!r}: every member that knows it has weight 0; give one of them more",
         )
 
 
-def _speaks(part: Part, k: int, classes: int) -> bool:
-    """True where the part has a score for class number k, be it the number that it gives unknown ones."""
+def _speaks(part: Part | Group, k: int, classes: int, weights: Mapping[str, float]) -> bool:
+    """True where the part has a score for class number k, be it the number of `missing`; a group where one
+    of its members has a weight above 0 there.
+    """
+    if isinstance(part, Group):
+        return any(weights.get(name, 0.0) > 0 for name in part.members)
     if isinstance(part, Stacker) or part.classes_map is None or part.missing_score is not None:
         return True
     return part.classes_map.knows(classes)[k]
@@ -102,13 +110,16 @@ def _read_weights_by(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(named, str) or not isinstance(classes, (list, tuple)):
         return data  # `load` says what is wrong with it.
     usual: dict[str, float] = {}
-    for key in ("members", "stackers"):
+    for key in ("members", "stackers", "groups"):
         for part in data.get(key, ()):
             if isinstance(part, dict) and isinstance(part.get("name"), str):
                 weight = part.get("weight", 1.0)
                 usual[part["name"]] = float(weight) if isinstance(weight, (int, float)) else 1.0
     where = f"weights_by = {named!r}"
-    return {**data, "weights_by": read_weights_by(folder / named, list(map(str, classes)), usual, where)}
+    groups = data.get("class_groups", {})
+    group_of = {name: group for group, held in groups.items() for name in held}
+    names = list(map(str, classes))
+    return {**data, "weights_by": read_weights_by(folder / named, names, group_of, usual, where)}
 
 
 def _read_class_maps(data: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Owns what the keys of [[members]] and [[stackers]] mean. The rules between keys 
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from .attached import Origin
 from .class_maps import RENORMALISE, ClassMap, read_missing
 
 
@@ -26,12 +27,16 @@ class Member:
 
     name          unique, used in files and reports
     family        key of kernel.models.FAMILIES, or "my_model.py:MyNet" (own file), or "onnx"
-    params        constructor values of the family
+    params        constructor values of the family; of a graph: values of inputs that stay the same, such as
+                  {sr = 16000} ("frames" = the length of the pass), and min_frames, its shortest input
+    output        family "onnx": name of the output that answers; None = the graph's first
     frontend      name in [frontends], for a net with one input
     finish        steps of kernel.inference.finish for that input, in order: names or tables with `kind`
     inputs        several named inputs, for nets that take a dict; then no `frontend` and `finish`
     view          {kind = "full", ...}: kernel.inference.views
     weights       file name, with {fold} where folds > 1; read below --weights; None = NAME_{fold}.safetensors
+    source        { dataset = "owner/slug" } or { model = "owner/model/framework/variation/version" }: the
+                  weights lie there and not in the bundle
     drop          patterns of tensors in the checkpoint that are left out because nothing reads them, such as
                   ["aux.*"]; any other tensor that the net does not take is an error
     weights_key   which weights to take where a file holds several: a name in it ("state_dict_ema") or a
@@ -55,6 +60,12 @@ class Member:
                   none otherwise
     frames        where the net gives one score per frame: how those of overlapping contexts become rows
                   (kernel.scores.frames.RULES); None = it gives one per row
+    clips         with `frames`: clip scores that the net gives before its frames, [B, clips + F, K]: 0, 1 (of
+                  the window's own row) or one for each row of a context
+    clip_share    share of the clip scores in a row, the frames have the rest
+    shift_seconds  with `frames`: the frames' maximum is taken so much earlier and later, too, where contexts
+                  hear it; 0 = not
+    shift_share   share of these two in a row
     value         what the member is worth to the plan (an out-of-fold score); None = all alike, or by the
                   classes that it knows
     steps         what is done to the member's scores before any mean, in order: tables with `kind`
@@ -65,11 +76,13 @@ class Member:
     name: str
     family: str
     params: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
     frontend: str | None = None
     finish: tuple[Any, ...] = ()
     inputs: dict[str, Input] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=lambda: {"kind": "full"})
     weights: str | None = None
+    source: Origin | None = None
     drop: tuple[str, ...] = ()
     weights_key: str | None = None
     classes_from: tuple[str, ...] = ()
@@ -83,6 +96,10 @@ class Member:
     weight: float = 1.0
     activation: str | None = None
     frames: str | None = None
+    clips: int = 0
+    clip_share: float = 0.5
+    shift_seconds: float = 0.0
+    shift_share: float = 0.5
     value: float | None = None
     steps: tuple[Any, ...] = ()
 
@@ -115,6 +132,7 @@ class Stacker:
                      average last
     average_weights  one weight per input for that average ("per_class" only); empty = no average
     weights          file name, as for a member
+    source           as for a member
     drop             as for a member
     weights_key      as for a member
     folds            fold numbers
@@ -131,6 +149,7 @@ class Stacker:
     features: str = "concat"
     average_weights: tuple[float, ...] = ()
     weights: str | None = None
+    source: Origin | None = None
     drop: tuple[str, ...] = ()
     weights_key: str | None = None
     folds: tuple[int, ...] = (0,)

@@ -24,15 +24,15 @@ class _Lines:
 
 
 def read_weights_by(
-    path: Path, classes: Sequence[str], usual: Mapping[str, float], where: str
+    path: Path, classes: Sequence[str], groups: Mapping[str, str], usual: Mapping[str, float], where: str
 ) -> dict[str, tuple[float, ...]]:
     """Part -> its weight for each class, of the parts that have a column in the file.
 
-    classes  the ensemble's classes
+    classes  the ensemble's classes;  groups: class -> its group, as `class_groups` says
     usual    part -> its key `weight`, which holds where the file says nothing
 
     A line with a class holds that class's weights, one with a group alone those of its classes; an empty cell
-    of a class's line leaves its group's weight. A class's line names its group.
+    of a class's line leaves its group's weight. A class's line may name its group.
 
     Raises  SpecError naming the file, the line and what to do
     """
@@ -46,18 +46,19 @@ def read_weights_by(
         )
     require(len(set(head)) == len(head), f"{where}: {path.name}: a column stands twice in {head}")
     require(
-        "class" in head and any(name in usual for name in head),
+        any(name in NAMING for name in head) and any(name in usual for name in head),
         f"{where}: {path.name}: columns {head}; give `class`, `group` where there are any, and members",
     )
-    found = _Lines()
+    found = _Lines(group_of={name: group for name, group in groups.items() if name in classes})
     for number, row in rows[1:]:
         at = f"{where}: {path.name}, line {number}"
         require(len(row) == len(head), f"{at}: {len(row)} cells, the header has {len(head)}")
         _take_line(dict(zip(head, row, strict=True)), classes, found, at)
     for name in found.by_group:
-        groups = set(found.group_of.values())
-        told = f"{where}: {path.name}: no class is of group {name!r}; {nearest(name, groups)}"
-        require(name in groups, told)
+        named = set(found.group_of.values())
+        told = f"{where}: {path.name}: no class is of group {name!r}; " + (
+            nearest(name, named) if named else "give lines of its classes, or the key class_groups")
+        require(name in named, told)
     return {
         part: tuple(_weight_of(part, name, found, usual[part]) for name in classes)
         for part in head if part in usual
@@ -66,7 +67,7 @@ def read_weights_by(
 
 def _take_line(cells: dict[str, str], classes: Collection[str], found: _Lines, at: str) -> None:
     """Take in what one line says. Raises SpecError."""
-    name = cells.pop("class")
+    name = cells.pop("class", "")
     group = cells.pop("group", "")
     require(bool(name or group), f"{at}: neither a class nor a group; name one")
     weights: dict[str, float] = {}
@@ -86,7 +87,8 @@ def _take_line(cells: dict[str, str], classes: Collection[str], found: _Lines, a
     require(name not in found.by_class, f"{at}: class {name!r} has a line already; remove one")
     found.by_class[name] = weights
     if group:
-        found.group_of[name] = group
+        usual = found.group_of.setdefault(name, group)
+        require(usual == group, f"{at}: class {name!r} is of group {group!r}, class_groups says {usual!r}")
 
 
 def _weight_of(part: str, name: str, found: _Lines, usual: float) -> float:

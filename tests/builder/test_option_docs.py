@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import build_dataset
+import hourglass
 import infer_kernel
 import train
 from builder import assembly, option_docs
@@ -22,7 +23,7 @@ from tests.helpers.bundles import TINY, order
 
 PAGE = option_docs.PAGE.read_text(encoding="utf-8")
 PROSE = re.sub(r"<!-- table .*?<!-- end -->", "", PAGE, flags=re.DOTALL)
-COMMANDS = [line for line in PAGE.splitlines() if line.startswith("python ")]
+COMMANDS = [line for line in PAGE.splitlines() if line.startswith(("python ", "hourglass "))]
 OWN_NET = (REPOSITORY / "docs" / "ensembles.md").read_text(encoding="utf-8").partition("### A mel inside")[2]
 
 
@@ -43,7 +44,8 @@ def test_every_option_is_in_the_docs(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--notebook", "--competition", "--labels", "--simulate-commit",
-                                    "--repeat-to", "--sample"])
+                                    "--repeat-to", "--sample", "--split",
+                                    "--dry-run-clips"])
 def test_what_needs_more_than_a_line_has_an_example(option: str) -> None:
     assert f"`{option}" in PROSE
 
@@ -71,9 +73,15 @@ def test_an_option_without_help_cannot_be_added() -> None:
 
 
 def test_every_printed_command_can_be_given() -> None:
-    assert len(COMMANDS) >= 9
+    assert len(COMMANDS) >= 15
     for line in COMMANDS:
         word, script, *arguments = shlex.split(line)
+        if word == "hourglass":
+            if script == "upload":
+                script, arguments = "build", ["--upload", *arguments]
+            made = option_docs.COMMANDS[script]()
+            assert script in hourglass.COMMANDS and made.parse_args(arguments)
+            continue
         assert word == "python"
         if script == "build_dataset.py":
             assert build_dataset.read_arguments(arguments).ensemble

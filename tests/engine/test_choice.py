@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -330,3 +331,25 @@ def test_complete_members_are_within_a_tenth_of_the_best_set(members, share):
     fitting = [chosen for chosen in sets if sum(seconds[m] for m in chosen) * plan.MARGIN <= budget_s]
     best = max(sum(values[m] for m in chosen) for chosen in fitting)
     assert sum(values[m] for m in whole) >= 0.9 * best
+
+
+def staged(member, fold=0, seconds=10, key="mel", **more):
+    return replace(net(member, fold, seconds, **more), staged=key)
+
+
+def test_members_that_hear_the_same_share_batches():
+    costs = [staged(member, fold) for member in "ab" for fold in (0, 1)]
+    costs.append(staged("c", 0, 10, "other", value=0.1))
+    assert choose(costs, left_s=1e3, together=16).net_ids == ("a.0", "b.0", "a.1", "b.1")
+    assert choose([net("a"), net("b")], left_s=1e3, together=16).net_ids == ("a.0",)  # nothing is known
+    whole = choose(costs, left_s=1e3, together=16, row_independent=False)
+    assert whole.net_ids == ("a.0", "a.1", "b.0", "b.1")
+    some = choose(costs, left_s=27.0, together=16, row_independent=False)
+    assert some.net_ids == ("a.0", "a.1")  # no member begins that cannot end
+
+
+def test_a_crowd_is_no_more_than_a_device_s_share_of_the_work():
+    costs = [staged("a", fold) for fold in range(6)]
+    assert len(choose(costs, left_s=1e3, together=16, devices=2).net_ids) == 3
+    assert len(choose(costs, left_s=1e3, together=16, devices=4).net_ids) == 1
+    assert len(choose(costs, left_s=1e3, together=16).net_ids) == 6

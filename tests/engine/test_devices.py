@@ -3,11 +3,10 @@ compute on the CPU.
 """
 from __future__ import annotations
 
-import csv
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,88 +14,21 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
-from kernel.engine import choice, gpu, journal, loop, step
-from kernel.engine.heartbeat import Heartbeat
-from kernel.inference import backends, devices
+from kernel.engine import choice, gpu, journal, step
+from kernel.inference import backends
 from kernel.inference.answers import sigmoid
 from kernel.inference.devices import Device
-from tests.helpers.orders import make_order
-
-CLASSES = ("bark", "meow", "hiss")
-CLIPS = 9
-
-
-def make_input(folder: Path, repeated: Sequence[str] = ()) -> Path:
-    (folder / "test").mkdir(parents=True)
-    names = [f"c{i}.wav" for i in range(CLIPS)]
-    for i, name in enumerate(names):
-        wave = 0.1 * np.random.default_rng(i).standard_normal(int(44_100 * (0.6 + 0.33 * i)))
-        soundfile.write(folder / "test" / name, wave, 44_100, subtype="PCM_16")
-    with open(folder / "sample_submission.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["fname", *CLASSES])
-        writer.writerows([name, 0, 0, 0] for name in [*names, *repeated])
-    return folder
-
-
-@contextmanager
-def open_engine(
-    place: Path,
-    bundle: Path,
-    found: list[Device],
-    attempt: int = 1,
-    repeated: Sequence[str] = (),
-    first: int | None = None,
-) -> Iterator[loop.Engine]:
-    """An engine in this process that finds these devices; later attempts find what earlier ones left.
-
-    repeated  ids that stand at the end of the sample once more;  first: rows to predict
-    """
-    data, state = place / "in", place / "state"
-    if attempt == 1:
-        make_input(data, repeated)
-        state.mkdir()
-    order = make_order(data, bundle, state, first=first, attempt=attempt)
-    threads = torch.get_num_threads()
-    with mock.patch.object(devices, "find_devices", lambda _: (found, [])), mock.patch("signal.signal"):
-        opened = loop.Engine(order, Heartbeat(state / "heartbeat.json"))
-        try:
-            yield opened
-        finally:
-            opened.run.feed.store.close()
-            torch.set_num_threads(threads)
-
-
-def stand_ins(*names: str) -> list[Device]:
-    return [Device(name=name, about="stand-in", memory_bytes=10**9) for name in names]
-
-
-@contextmanager
-def computing_on_cpu(watch: Callable[[Device], Any]) -> Iterator[None]:
-    """Nets for any device run plainly on the CPU; `watch` is called with the device before every batch."""
-
-    def prepare(
-        module: torch.nn.Module, device: Device, samples: Any, **more: Any
-    ) -> backends.Runner:
-        net = module.eval()
-
-        def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
-            watch(device)
-            return backends.call_net(net, inputs, frames)
-
-        return backends.Runner(
-            device=Device(name="cpu", about=""), path=f"stand-in {device.name}", run=run, exact=run
-        )
-
-    with mock.patch.object(backends, "prepare", prepare):
-        yield
-
-
-def scores(opened: loop.Engine) -> dict[str, np.ndarray]:
-    return {net_id: np.array(opened.run.board.get(net_id)) for net_id in opened.run.nets}
+from tests.helpers.stand_ins import (
+    CLASSES,
+    CLIPS,
+    computing_on_cpu,
+    make_input,
+    open_engine,
+    scores,
+    stand_ins,
+)
 
 
 @pytest.fixture(scope="module")
@@ -251,18 +183,21 @@ def test_folds_in_flight_together_are_all_suspects_and_then_run_one_by_one(
         np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
-def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path) -> None:
-    """The way is journalled before the first score; torch stays torch, fp32 stays fp32."""
-    asked: dict[int, set[bool]] = {1: set(), 2: set()}
+@pytest.mark.parametrize("name", ["fp32", "fp16, channels-last"])
+def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path, name: str) -> None:
+    """The way is journalled before the first score; a restart neither times nor chooses anew."""
+    asked: dict[int, set[str | None]] = {1: set(), 2: set()}
+    way = f"torch cuda, folded, {name}"
 
-    def prepare(module: Any, device: Device, samples: Any, half: bool = True, **more: Any) -> backends.Runner:
-        asked[attempt].add(half)
+    def prepare(
+        module: Any, device: Device, samples: Any, precision: Any = None, **more: Any
+    ) -> backends.Runner:
+        asked[attempt].add(precision.way)
         net = module.eval()
 
         def run(inputs: backends.Inputs, frames: torch.Tensor | None) -> torch.Tensor:
             return backends.call_net(net, inputs, frames)
 
-        way = "torch cuda, folded, fp32"
         return backends.Runner(device=Device(name="cpu", about=""), path=way, run=run, exact=run)
 
     for attempt in (1, 2):
@@ -284,12 +219,12 @@ def test_a_restart_goes_on_in_the_way_it_began(tmp_path: Path, tiny_bundle: Path
 
                 with mock.patch.object(board, "add", check):
                     opened.execute()
-                assert set(seen) == {"torch cuda, folded, fp32"}
+                assert set(seen) == {way}
                 for path in (tmp_path / "state" / "scores").glob("*.npy"):
                     path.unlink()
             else:
                 opened.execute()
-    assert asked == {1: {True}, 2: {False}}
+    assert asked == {1: {None}, 2: {name}}
 
 
 def test_after_a_crash_of_a_net_nothing_is_opened_ahead(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -352,6 +287,36 @@ def test_a_lost_device_ends_the_engine_with_the_scores_saved_and_published(
     assert 0 < scored == CLIPS - report["prior_rows"] and report["publications"]
 
 
+def test_one_lost_device_leaves_the_other_working(
+    tmp_path: Path, tiny_bundle: Path, on_cpu: dict[str, np.ndarray]
+) -> None:
+    seen: list[str] = []
+
+    def watch(device: Device) -> None:
+        seen.append(device.name)
+        if attempt == 1 and device.name == "cuda:1" and seen.count("cuda:1") > 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    found = stand_ins("cuda:0", "cuda:1")
+    for attempt in (1, 2):
+        with (
+            open_engine(tmp_path, tiny_bundle / "bundle", found, attempt) as opened,
+            computing_on_cpu(watch),
+            pytest.raises(RuntimeError, match="illegal") if attempt == 1 else nullcontext(),
+        ):
+            opened.execute()
+        if attempt == 1:
+            aside = opened.dispatcher.aside
+            whole = {net_id for net_id, values in scores(opened).items() if np.isfinite(values).all()}
+            assert len(aside) == 1 and whole == set(opened.run.nets) - aside
+            report = json.loads((tmp_path / "state" / "report.json").read_bytes())
+            told = [fault for fault in report["faults"] if "the other devices go on" in json.dumps(fault)]
+            assert told and next(iter(aside)) in json.dumps(told)
+    assert {crash.net for crash in opened.run.journal.crashes if crash.kind == "batch"} == aside
+    for net_id, values in scores(opened).items():
+        np.testing.assert_allclose(values, on_cpu[net_id], atol=1e-5)
+
+
 def in_flight(place: Path, net: str) -> list[str]:
     """Ids of the rows that the marks on disk name with this net."""
     marks = [json.loads(mark.read_bytes() or "{}") for mark in (place / "state" / "inflight").iterdir()]
@@ -379,7 +344,9 @@ def test_a_row_that_loses_the_gpu_each_time_costs_its_pair(
             mock.patch.object(gpu, "BLOCKS", 3),
             nullcontext() if attempt == 3 else pytest.raises(RuntimeError, match="assert"),
         ):
-            named.append([crash.ids for crash in opened.run.journal.crashes[attempt - 2:]])
+            # Another net may have been in the opener's hands meanwhile
+            crashes = [crash for crash in opened.run.journal.crashes if crash.kind == "batch"]
+            named.append([crash.ids for crash in crashes[attempt - 2:]])
             opened.execute()
     assert len(named[1][0]) > 1 and "c4.wav" in named[1][0] and named[2] == [("c4.wav",)]
     assert opened.run.journal.quarantined_pairs == {("plain.0", "c4.wav")}

@@ -618,6 +618,29 @@ def test_nets_of_frames_answer_each_window_at_its_own_length(activation: str, ha
             np.testing.assert_allclose(found[row.id], whole[row.id], atol=1e-5)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_row_of_several_passes_costs_a_net_of_frames_that_row(half: bool) -> None:
+    view = {"kind": "tiles", "frames": 64, "step": 64}
+    net = build_net("simple_cnn", {"base": 4, "channels": 1}, view, finish=["standardise"],
+                    frames="average_max")
+    lengths = {"long": 200, "a": 64, "b": 64, "longer": 300}
+    store, rows = Stored(lengths), rows_of(lengths)
+    plain = frames_of(net)
+    net.runner = Runner(device=CPU, path="test", run=plain, exact=plain, half=half, agreement=0.0)
+    settled: dict[str, str] = {}
+    seat = seat_of(net, settle=lambda row, error: settled.update({row.id: str(error)}))
+    found = told(BatchedNets([seat], Lane(CPU), print).predict(iter([open_block(net, store, rows, [])])))
+    assert set(settled) == {"long", "longer"} and "wants [1, F, K]" in settled["long"]
+    for row in rows:
+        if row.id in settled:
+            assert np.isnan(found[row.id]).all()
+            with pytest.raises(ValueError) as raised:  # as on a CPU
+                predict_alone(net, store, row)
+            assert str(raised.value) == settled[row.id]
+        else:
+            np.testing.assert_allclose(found[row.id], predict_alone(net, store, row), atol=1e-5)
+
+
 def test_errors_other_than_memory_are_not_hidden() -> None:
     net = build_net("simple_cnn", {"base": 4, "channels": 1})
 

@@ -24,8 +24,10 @@ COUNT = 9
 CENTRED = Windows(seconds=2.5, context_seconds=10.0)
 
 
-def make_rows(windows: Windows, recordings: int = 2, extra: tuple[str, ...] = ()) -> RunRows:
-    seconds = COUNT * windows.seconds
+def make_rows(
+    windows: Windows, recordings: int = 2, extra: tuple[str, ...] = (), count: int = COUNT
+) -> RunRows:
+    seconds = count * windows.seconds
     clips = {f"r{i}": Clip(id=f"r{i}", rate=RATE, samples_claimed=round(seconds * RATE), channels=1)
              for i in range(recordings)}
     ids = [id for name in clips for id in window_ids(name, seconds, windows)]
@@ -41,6 +43,10 @@ def make_rows(windows: Windows, recordings: int = 2, extra: tuple[str, ...] = ()
     listed = list_rows([*ids, *extra], index, windows, lambda id, path, roots: clips[id])
     clock = Clock(started=time.monotonic(), started_boot=0.0, offset_s=0.0)
     return open_rows(listed, None, 60.0, True, Recorder(clock=clock))
+
+
+def merging(windows: Windows) -> frames.Merging:
+    return frames.Merging(windows=windows, rule="average_max")
 
 
 def answer_of(i: int) -> np.ndarray:
@@ -67,7 +73,7 @@ def expected_of(i: int, left_out: tuple[int, ...] = (), windows: Windows = CENTR
 
 def test_every_window_is_heard_once_and_no_row_waits_longer_than_it_must() -> None:
     rows = make_rows(CENTRED)
-    made = WindowRows("average_max", CENTRED, rows, lambda i: False)
+    made = WindowRows(merging(CENTRED), rows, lambda i: False)
     todo = made.begin(rows.wanted)
     assert todo == rows.wanted
     complete: list[int] = []
@@ -82,7 +88,7 @@ def test_every_window_is_heard_once_and_no_row_waits_longer_than_it_must() -> No
 
 @pytest.mark.parametrize("missing", [[4], [0, 8], [9, 10, 17]])
 def test_after_a_restart_the_windows_around_a_row_are_heard_again(missing: list[int]) -> None:
-    made = WindowRows("average_max", CENTRED, make_rows(CENTRED), lambda i: False)
+    made = WindowRows(merging(CENTRED), make_rows(CENTRED), lambda i: False)
     found = run(made, missing)
     assert sorted(found) == missing
     for i in missing:
@@ -91,7 +97,7 @@ def test_after_a_restart_the_windows_around_a_row_are_heard_again(missing: list[
 
 def test_rows_in_any_order_have_the_same_scores() -> None:
     rows = make_rows(CENTRED)
-    made = WindowRows("average_max", CENTRED, rows, lambda i: False)
+    made = WindowRows(merging(CENTRED), rows, lambda i: False)
     asked = made.begin(rows.wanted)
     found: dict[int, Any] = {}
     for i in np.random.default_rng(0).permutation(asked).tolist():
@@ -104,7 +110,7 @@ def test_rows_in_any_order_have_the_same_scores() -> None:
 
 def test_a_window_that_is_never_heard_is_left_out_of_its_neighbours() -> None:
     rows = make_rows(CENTRED)
-    made = WindowRows("average_max", CENTRED, rows, lambda i: bool(rows.lost[i]))
+    made = WindowRows(merging(CENTRED), rows, lambda i: bool(rows.lost[i]))
     todo = made.begin(rows.wanted)
     found: dict[int, Any] = {}
     for i in todo:
@@ -122,7 +128,7 @@ def test_a_window_that_is_never_heard_is_left_out_of_its_neighbours() -> None:
 def test_contexts_that_reach_beyond_the_recording_may_be_left_out() -> None:
     windows = Windows(seconds=2.5, context_seconds=5.0, context_before=0.0, edges="inside")
     rows = make_rows(windows, recordings=1)
-    made = WindowRows("average_max", windows, rows, lambda i: False)
+    made = WindowRows(merging(windows), rows, lambda i: False)
     assert made.begin(rows.wanted) == rows.wanted[:-1]
     found = run(made, rows.wanted)
     assert sorted(found) == rows.wanted
@@ -131,7 +137,7 @@ def test_contexts_that_reach_beyond_the_recording_may_be_left_out() -> None:
 
 def test_windows_that_lie_between_others_are_rows_of_their_own() -> None:
     rows = make_rows(CENTRED, recordings=1, extra=("r0_6", "r0_5.0"))
-    made = WindowRows("average_max", CENTRED, rows, lambda i: False)
+    made = WindowRows(merging(CENTRED), rows, lambda i: False)
     found = run(made, rows.wanted)
     np.testing.assert_array_equal(found[3], expected_of(3))
     between = rows.number(rows.all[COUNT])
@@ -143,7 +149,7 @@ def test_windows_that_lie_between_others_are_rows_of_their_own() -> None:
 def test_a_row_that_no_window_reaches_is_told() -> None:
     windows = Windows(seconds=2.5, context_seconds=5.0, context_before=0.0, edges="inside")
     rows = make_rows(windows, recordings=1)
-    made = WindowRows("average_max", windows, rows, lambda i: i == COUNT - 2)
+    made = WindowRows(merging(windows), rows, lambda i: i == COUNT - 2)
     found = run(made, [COUNT - 1])
     assert found == {COUNT - 1: None}
 
@@ -154,3 +160,39 @@ def test_a_front_end_that_does_not_keep_time_is_refused() -> None:
                              frontends={"mel": {"preset": "argus"}})
     with pytest.raises(SpecError, match="frames want a front end that keeps time; argus has"):
         build_recipe(ensemble, member)
+
+
+@pytest.mark.parametrize(("clips", "every", "starts"), [
+    (2, 1, range(0, 55, 5)), (2, 2, range(0, 60, 10)), (1, 1, range(0, 60, 5)),
+])
+def test_which_contexts_are_heard(clips: int, every: int, starts: range) -> None:
+    """Goldens `window_starts`: yannan90/birdclef-2026-private-9th infer_kernel_folds.py 759."""
+    windows = Windows(context_seconds=5.0 * clips, context_before=0.0, edges="inside", context_every=every)
+    rows = make_rows(windows, recordings=1, count=12)
+    made = WindowRows(frames.Merging(windows=windows, rule="max_average"), rows, lambda i: False)
+    assert [(rows.all[j].start or 0) / RATE for j in made.begin(rows.wanted)] == list(starts)
+    found = run(made, rows.wanted)
+    assert sorted(found) == rows.wanted and all(score is not None for score in found.values())
+
+
+def test_a_row_off_the_grid_whose_neighbours_are_not_asked_for_hears_its_own_context() -> None:
+    windows = Windows(context_seconds=10.0, context_before=0.0, context_every=2)
+    rows = make_rows(windows, recordings=1)
+    made = WindowRows(frames.Merging(windows=windows, rule="average"), rows, lambda i: False)
+    made._places = {"r0": [place for place in made._places["r0"] if place[1] != 2]}
+    assert made.begin([3]) == [3] and sorted(run(made, [3])) == [3]
+
+
+def test_shifted_frames_come_from_windows_that_hear_nothing_of_the_row() -> None:
+    windows = Windows()
+    merging = frames.Merging(windows=windows, rule="average_max", shift_seconds=1.0)
+    assert list(merging.reach) == [-1, 0, 1]
+    answers = {offset: answer_of(offset + 5) for offset in (-1, 0, 1)}
+    shift = round(16 / 5)
+    line = np.concatenate([answers[-1], answers[0], answers[1]])
+    moved = [line[16 + s:32 + s].max(axis=0) for s in (-shift, shift)]
+    expected = answers[0].max(axis=0) / 2 + (moved[0] + moved[1]) / 4
+    np.testing.assert_allclose(merging.row_of(answers), expected, rtol=1e-12)
+    del answers[1]  # lost: the row as it is takes its place
+    expected = answers[0].max(axis=0) * 0.75 + moved[0] / 4
+    np.testing.assert_allclose(merging.row_of(answers), expected, rtol=1e-12)

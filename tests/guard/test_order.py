@@ -34,7 +34,8 @@ def order_of(run: GuardRun) -> Order:
 
 def test_the_engine_is_told_everything_that_was_asked_for(where: Path) -> None:
     bundle = make_bundle(where / "bundle", TELLS)
-    asked = "--ram 1.5GB --disk 2GiB --first 1 --loaders 3 --device cpu --offset 1 --limits code-cpu"
+    asked = "--ram 1.5GB --disk 2GiB --first 1 --loaders 3 --device cpu --offset 1 --limits code-cpu "
+    asked += "--backend torch"
     began = (time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))
     run = run_guard(where, bundle.folder, *asked.split(), "--clips", str(where))
     order = order_of(run)
@@ -60,6 +61,7 @@ def test_the_engine_is_told_everything_that_was_asked_for(where: Path) -> None:
         loaders=3,
         first=1,
         attempt=2,  # the first engine ended with one row scored
+        backend="torch",
     )
 
 

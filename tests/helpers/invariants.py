@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.helpers.guard_runs import GuardRun
 
 # All that a run may leave in the working folder
-LEFT_BEHIND = {"submission.csv", "report.json", "report.html", "report.png"}
+LEFT_BEHIND = {"submission.csv", "report.json", "report.html", "report.png", "dry_run.csv", "dry_run.json"}
 
 
 def find_broken(

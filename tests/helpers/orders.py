@@ -17,6 +17,7 @@ def make_order(
     loaders: int | None = 2,
     first: int | None = None,
     attempt: int = 1,
+    backend: str = "auto",
 ) -> Order:
     """An order for the input `data` (a sample and the folder test); `state` is working and private folder."""
     path = data / "sample_submission.csv"
@@ -38,4 +39,5 @@ def make_order(
         loaders=loaders,
         first=first,
         attempt=attempt,
+        backend=backend,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from kernel.limits import limits, marks
 from kernel.report.contents import Report, load_report
+from kernel.report.explanations import BINS
 
 
 def make_report(**changes: Any) -> Report:
@@ -155,6 +156,7 @@ def make_json() -> dict[str, Any]:
             "worst_ratio": 1.33,
         },
         "uncertain": [{"row": "a<b>.wav", "best": ["bark", "meow", "hiss"], "scores": [0.41, 0.4, 0.1]}],
+        "explained": [explain_row("a<b>.wav", ["bark", "meow", "hiss"], ["cnn", "sed<"])],
         "faults": [],
         "fault_counts": {},
         "extra_clips": 0,
@@ -174,4 +176,27 @@ def make_json() -> dict[str, Any]:
             "signal": 0,
             "exit_code": 0,
         },
+    }
+
+
+def explain_row(row: str, classes: list[str], names: list[str], others: int = 0) -> dict[str, Any]:
+    """A row of 4 s: the first member agrees with the ensemble, the others say the last class; one strip."""
+    rising = [round(0.01 * (1 + bin), 4) for bin in range(BINS)]
+    return {
+        "row": row,
+        "seconds": 4.0,
+        "classes": classes,
+        "members": [
+            {"name": name, "scores": [0.41, 0.4, 0.1], "best": classes[-1 if i else 0], "score": 0.5}
+            for i, name in enumerate(names)
+        ],
+        "others": others,
+        "moments": [
+            {
+                "net": f"{names[0]}.0",
+                "kind": "passes",
+                "scores": [rising, [None, *rising[:0:-1]]],
+                "aligned": True,
+            }
+        ],
     }

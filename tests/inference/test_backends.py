@@ -4,7 +4,6 @@ not taken.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel import models
 from kernel.errors import DeviceError, SpecError
-from kernel.inference import backends, onnx
+from kernel.inference import backends, graph_net, onnx
 from kernel.inference.devices import Device, find_devices, is_lost, is_out_of_memory, lacks_engine, probe
 from kernel.models import FAMILIES
 
@@ -137,7 +136,7 @@ def test_every_family_is_exported_with_free_time(
     fixed = getattr(net, "fixed_frames", None) is not None
     inputs = draw(net, name, 1, 64)
     timed = max(inputs, key=lambda key: inputs[key].shape[-1])
-    graph = onnx.GraphNet(export_net(net, inputs, timed, fixed), runtime, 1)
+    graph = graph_net.load_net(export_net(net, inputs, timed, fixed), runtime)
     for case in (inputs, draw(net, name, 2, 131), draw(net, name, 1, 10)):
         want = run(net, case)
         assert float((graph(case) - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
@@ -279,17 +278,6 @@ def test_probabilities_agree_as_logarithms() -> None:
     assert "log-probabilities" in runner.notes[0]
 
 
-def test_half_precision_must_be_faster() -> None:
-    def slow(x: Any, f: Any) -> torch.Tensor:
-        time.sleep(0.02)
-        return torch.ones(len(x["x"]), 2)
-
-    runner = half_runner(slow)
-    runner.timed = True
-    runner({"x": torch.zeros(2, 1)})
-    assert not runner.half and "took" in runner.notes[0]
-
-
 @pytest.mark.parametrize(("name", "params"), CASES)
 def test_folding_in_place_keeps_the_net_and_its_masks(name: str, params: dict[str, Any]) -> None:
     net = build_tiny(name, params)
@@ -399,13 +387,14 @@ def test_the_runtime_takes_a_core_for_each_caller_and_does_not_spin() -> None:
         def __init__(self, graph: bytes, options: Any, providers: list[str]) -> None:
             seen.append(options)
 
-        def get_inputs(self) -> list[Any]:
+        def get_outputs(self) -> list[Any]:
             return []
 
     parts = {"SessionOptions": runtime.SessionOptions, "InferenceSession": Session, "__name__": "onnxruntime"}
     fake: Any = type("Runtime", (), parts)()
-    onnx.GraphNet(b"", fake, callers=3)
-    onnx.GraphNet(b"", fake, cores=3)  # one caller at a time: then the cores are the graph's
+    onnx.open_session(b"", fake, callers=3, cores=1, steady=False)
+    # one caller at a time: then the cores are the graph's
+    onnx.open_session(b"", fake, callers=1, cores=3, steady=False)
     assert [options.intra_op_num_threads for options in seen] == [1, 3]
     assert all(options.get_session_config_entry("session.intra_op.allow_spinning") == "0" for options in seen)
 

@@ -17,8 +17,8 @@ from builder import assembly
 from builder import onnx_export as exporter
 from kernel import models
 from kernel.bundle import Bundle, open_bundle
-from kernel.errors import BundleError, BundleHashMismatch, DeviceError, SpecError
-from kernel.inference import onnx
+from kernel.errors import BundleError, BundleHashMismatch, DeviceError, ModelLoadFailed, SpecError
+from kernel.inference import graph_net, onnx
 from kernel.spec import Ensemble, FileEntry, Manifest, Member, Wheel
 from tests.helpers import REPOSITORY
 from tests.helpers.bundles import TINY, order
@@ -71,7 +71,7 @@ import sys, importlib.abc
 sys.path[:0] = [{str(REPOSITORY)!r}]
 from pathlib import Path
 from tests.inference.test_onnx import bundle_with
-from kernel.inference import onnx
+from kernel.inference import graph_net, onnx
 here = Path({str(tmp_path)!r})
 class Hidden(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -115,7 +115,7 @@ def test_graphs_give_the_numbers_of_torch(tmp_path: Path, runtime: str, family: 
     module = models.build(family, {"base": 4}, 3).eval()
     shape = (1, module.channels or 1, 128)
     data = exporter.export_net(module, {"x": torch.randn(*shape, 80)}, "x", fixed=False)
-    net = onnx.open_graph(data, runtime, bundle_with(tmp_path, {}), tmp_path, True)
+    net = graph_net.open_graph(data, runtime, bundle_with(tmp_path, {}), tmp_path, True)
     for frames in (64, 131):
         x = torch.randn(*shape, frames)
         with torch.no_grad():
@@ -133,5 +133,5 @@ def test_exported_graphs_ride_in_the_bundle(tmp_path: Path) -> None:
 
 def test_garbage_is_no_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(DeviceError, match="refuses the graph"):
-        onnx.open_graph(b"garbage", "onnxruntime", bundle_with(tmp_path, {}), tmp_path, False)
+    with pytest.raises(ModelLoadFailed, match="no ONNX graph"):
+        graph_net.open_graph(b"garbage", "onnxruntime", bundle_with(tmp_path, {}), tmp_path, False)

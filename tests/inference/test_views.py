@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kernel import models
 from kernel.errors import SpecError
 from kernel.inference import distort
+from kernel.inference.answers import keep
 from kernel.inference.finish import build as finish
 from kernel.inference.views import MERGES, VIEWS, build, keys
 from kernel.sound.frontends import build as front_end
@@ -230,13 +231,21 @@ def test_merges() -> None:
         "mean": sigmoid(logits).mean(axis=0),
         "logit_mean": sigmoid(logits.mean(axis=0)),
         "max": sigmoid(logits).max(axis=0),
+        "attention": (sigmoid(logits) ** 2).sum(axis=0) / sigmoid(logits).sum(axis=0),
     }
-    assert set(want) <= set(MERGES)
+    assert set(want) == set(MERGES)
     for rule, value in want.items():
         got = build({"kind": "full", "merge": rule}, ARGUS).merge(logits, sigmoid)
         assert got.dtype == np.float64 and np.allclose(got, value, atol=1e-12)
     weighted = build({"kind": "positions", "pass_weights": [1, 0, 3]}, ARGUS).merge(logits, sigmoid)
     assert np.allclose(weighted, (sigmoid(logits[0]) + 3 * sigmoid(logits[2])) / 4)
+
+
+def test_a_pass_that_says_nothing_has_no_attention() -> None:
+    view = build({"kind": "full", "merge": "attention"}, ARGUS)
+    assert np.array_equal(view.merge(np.zeros((3, 2)), keep), [0.0, 0.0])
+    patches = np.array([[[0.9, 0.0], [0.1, 0.0]], [[0.0, 0.5], [0.0, 0.5]]])  # two passes of two answers each
+    assert np.allclose(view.merge(patches, keep), [0.82, 0.5])
 
 
 def test_too_few_pass_weights_are_an_error() -> None:
@@ -292,3 +301,15 @@ def test_argus_end_to_end(case: dict[str, Any], argus_net: torch.nn.Module) -> N
         logits = argus_net(finish(["delta", {"kind": "scale", "divide": 100}], ARGUS)(torch.from_numpy(cuts)))
     got = view.merge(logits.numpy(), sigmoid)
     assert np.abs(got - np.array(case["probabilities"])).max() <= END_TO_END.get("tolerance", 1e-4)
+
+
+def test_the_middle_and_beside_it():
+    """The row's own window out of a context, and the same moved in time; beyond the ends there are zeros."""
+    fe = front_end({"rate": 100, "n_fft": 64, "hop": 10, "mels": 4})
+    wave = np.arange(1, 1001, dtype=np.float32)  # 10 s around a window of 5 s
+    view = build({"kind": "positions", "frames": 500, "domain": "wave", "shifts": [0, -250, 125, 300]}, fe)
+    cuts = view.cut_wave(wave, "r")
+    assert view.count(1000) == len(cuts) == 4
+    for cut, first in zip(cuts[:3], (250, 0, 375), strict=True):
+        np.testing.assert_array_equal(cut, wave[first:first + 500])
+    np.testing.assert_array_equal(cuts[3], np.append(wave[550:], np.zeros(50, np.float32)))

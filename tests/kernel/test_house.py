@@ -26,7 +26,8 @@ SELF = Path(__file__).resolve().relative_to(REPOSITORY).as_posix()
 PAGE = "docs/architecture.md"
 # Papers that are not in this repository: a comment states the fact itself, or names a public source.
 ELSEWHERE = re.compile(
-    r"\bDESIGN\b|seed-systems|reliability\.md|frontends-2026|soundscapes\.md|kaggle\.md|style\.md|\.\./shared"
+    r"\bDESIGN\b|seed-systems|reliability\.md|frontends-2026|reference/soundscapes\.md|kaggle\.md|style\.md"
+    r"|\.\./shared"
     r"|(?<!docs/)\bperformance\.md \d"
 )
 COMMAND = re.compile(r"(?:^|[\s`])(?:\.venv/bin/)?python (-m )?([\w./]+)")

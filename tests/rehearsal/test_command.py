@@ -15,6 +15,7 @@ from builder import assembly
 from kernel.errors import SpecError
 from kernel.rehearsal import command, fake_kaggle
 from kernel.report.contents import Report, encode_report, load_report
+from tests.helpers import TESTS
 from tests.helpers.bundles import TINY, order
 from tests.helpers.guard_runs import KERNEL, GuardRun, run_guard
 
@@ -213,3 +214,42 @@ def test_an_empty_test_folder_at_save_version(tmp_path: Path, tiny_bundle: Path)
     assert run.code == 0 and run.report["prior_rows"] == 3 and len(cells(run)) == 3
     assert "no clip of the sample is there" in run.out and "--simulate-commit" in run.out
     assert "Save Version" in (run.working / "report.html").read_text()
+
+
+@pytest.mark.faults
+def test_a_split_bundle_with_an_attached_file_is_rehearsed_whole(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Code, weights and a file out of a model, each where Kaggle mounts it; then without the model."""
+    source = 'source = { model = "o/m/PyTorch/v/1", local = "copy.safetensors" }'
+    toml = TINY.read_text(encoding="utf-8").replace('name = "tiled"\n', f'name = "tiled"\n{source}\n')
+    (tmp_path / "apart.toml").write_text(toml, encoding="utf-8")
+    shutil.copyfile(tiny_bundle / "bundle/tiled.0.safetensors", tmp_path / "copy.safetensors")
+    out = tmp_path / "out"
+    assembly.build(order(out, ensemble=tmp_path / "apart.toml", split=True), say=lambda _: None)
+    code, said = rehearse(tmp_path, out / "push/infer_kernel.py", out / "bundle")
+    assert code == 0 and "\nPASS:" in said, said
+    apart = (tmp_path / "working/submission.csv").read_bytes()
+    rehearse(tmp_path, tiny_bundle / "push/infer_kernel.py", tiny_bundle / "bundle")
+    assert apart == (tmp_path / "working/submission.csv").read_bytes()
+    (tmp_path / "nothing").mkdir()
+    code, said = rehearse(tmp_path, out / "push/infer_kernel.py", out / "bundle",
+                          "--attached", str(tmp_path / "nothing"))
+    assert code == 1 and "1 nets failed: tiled.0" in said and "out of the model o/m/PyTorch/v/1" in said
+
+
+@pytest.mark.faults
+@pytest.mark.fault(row=97, injection="a net that opens a file of this machine when it is built",
+                   outcome="the build passes, the rehearsal names the file and fails")
+def test_a_net_that_depends_on_this_machine_fails_the_rehearsal(tmp_path: Path) -> None:
+    (tmp_path / "stats.txt").write_text("1.0")
+    text = (TESTS / "ensembles" / "my_net.py").read_text(encoding="utf-8")
+    stats = repr(str(tmp_path / "stats.txt"))
+    text += f"\n\nfrom pathlib import Path\nSCALE = float(Path({stats}).read_text())\n"
+    (tmp_path / "my_net.py").write_text(text, encoding="utf-8")
+    toml = TINY.read_text(encoding="utf-8").replace('"simple_cnn"', '"my_net.py:MyNet"') \
+        .replace("{ base = 4, channels = 1 }", "{}")
+    (tmp_path / "own.toml").write_text(toml, encoding="utf-8")
+    assembly.build(order(tmp_path / "out", ensemble=tmp_path / "own.toml"), say=lambda _: None)
+    code, said = rehearse(tmp_path, tmp_path / "out/push/infer_kernel.py", tmp_path / "out/bundle")
+    named = f"asked for what is not there on Kaggle: {tmp_path / 'stats.txt'}; put it"
+    assert code == 1 and named in said, said
+    assert "2 nets failed: plain.0, plain.1" in said

@@ -114,3 +114,26 @@ def test_rows_can_be_found_again(tmp_path: Path, clips: Path) -> None:
     assert [row.id for row in rows] == ["a.wav", "deep/again1-b.flac"] and all(
         row.clip.error is None for row in rows
     )
+
+
+def test_weights_and_attached_files_are_mounted_beside_the_bundle(tmp_path: Path) -> None:
+    """What a split build leaves, links that lead to local copies, and a folder given instead of those."""
+    out = tmp_path / "out"
+    for name in ("bundle/manifest.json", "bundle-weights/a.safetensors", "copy.onnx"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(name)
+    link = out / "bundle-attached/models/o/m/onnx/v/1/perch.onnx"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(out / "copy.onnx")
+    fake_kaggle.lay_bundle(tmp_path / "in", out / "bundle")
+    laid = {p.relative_to(tmp_path / "in").as_posix() for p in (tmp_path / "in").rglob("*") if p.is_file()}
+    assert laid == {"datasets/owner/bundle/manifest.json", "datasets/owner/bundle-weights/a.safetensors",
+                    "models/o/m/onnx/v/1/perch.onnx"}
+    assert not (tmp_path / "in/models/o/m/onnx/v/1/perch.onnx").is_symlink(), "as it is mounted, a file"
+    (tmp_path / "given/datasets/a/b").mkdir(parents=True)
+    (tmp_path / "given/datasets/a/b/x.onnx").write_text("x")
+    fake_kaggle.lay_bundle(tmp_path / "other", out / "bundle", tmp_path / "given")
+    assert (tmp_path / "other/datasets/a/b/x.onnx").exists() and not (tmp_path / "other/models").exists()
+    (out / "copy.onnx").unlink()
+    with pytest.raises(SpecError, match=r"perch.onnx: leads to .*copy.onnx, which is gone"):
+        fake_kaggle.lay_bundle(tmp_path / "third", out / "bundle")

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from kernel.rehearsal.sandbox import GROUP, Sandbox, build_sandbox, private_tree
+from kernel.rehearsal import sandbox as sandboxes
+from kernel.rehearsal.sandbox import (
+    GROUP,
+    Sandbox,
+    build_sandbox,
+    make_environment,
+    private_tree,
+    read_outside,
+)
 from tests.helpers import REPOSITORY
 
 MEMORY = 300_000_000
@@ -46,7 +54,8 @@ def said(sandbox: Sandbox, what: str) -> str:
 
 
 def test_every_limit_has_its_line(sandbox: Sandbox) -> None:
-    assert [line.split(":")[0] for line in sandbox.lines] == ["network", "input", "memory", "cores", "disk"]
+    assert [line.split(":")[0] for line in sandbox.lines] == [
+        "network", "input", "home", "memory", "cores", "disk"]
 
 
 def test_the_input_is_read_only_where_it_says_so(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -95,3 +104,49 @@ def test_what_a_killed_rehearsal_left_is_removed_by_the_next(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["rehearsal-mine"]
     left = [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{GROUP}-{killed.stdout.strip()}")]
     assert not left
+
+
+@pytest.fixture
+def hiding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """A sandbox with a home of the test's own, which holds a stray file, the kernel and the rehearsal."""
+    home = tmp_path / "home" / "me"
+    for name in (".cache/hub/model.bin", "push/kernel.py", "run/input/clip.wav", "run/working/x"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text("x")
+    monkeypatch.setattr(sandboxes, "find_home", lambda: home)
+    built = build_sandbox(home / "run/input", MEMORY, 1, (home / "run", home / "run/working"), home / "push")
+    if f"{home} is empty" in said(built, "home"):
+        yield built
+    built.leave()
+    if f"{home} is empty" not in said(built, "home"):
+        pytest.skip("this machine allows no mounts of its own")
+
+
+def test_the_home_is_empty_but_for_the_rehearsal(hiding: Sandbox, tmp_path: Path) -> None:
+    home = tmp_path / "home" / "me"
+    assert inside(hiding, "ls", "-A", str(home)).stdout.split() == ["push", "run"]
+    seen = inside(hiding, "find", "/mnt", "/media", "/srv", "-name", "model.bin").stdout
+    assert seen == "", "nor is it seen by another way"
+    assert inside(hiding, "cat", str(home / "push/kernel.py")).stdout == "x"
+    assert inside(hiding, "touch", str(home / "run/working/new")).returncode == 0
+    assert (home / "run/working/new").exists() and (home / ".cache/hub/model.bin").exists(), "out here"
+    assert inside(hiding, "touch", str(home / "run/input/new")).returncode != 0
+    started = inside(hiding, sys.executable, "-I", "-c", "import numpy; print(numpy.ones(3).sum())")
+    assert started.stdout.strip() == "3.0", started.stderr
+
+
+def test_the_system_is_read_only(hiding: Sandbox) -> None:
+    assert inside(hiding, "touch", "/etc/hourglass-was-here").returncode != 0
+    assert not Path("/etc/hourglass-was-here").exists()
+    assert inside(hiding, "sh", "-c", "f=$(mktemp) && rm $f").returncode == 0
+
+
+def test_the_environment_leads_to_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "TFHUB_CACHE_DIR"):
+        monkeypatch.setenv(name, "/somewhere")
+    monkeypatch.setenv("CUDA_HOME", "/usr/local/cuda")
+    found = make_environment(tmp_path)
+    assert "/somewhere" not in found.values() and found["CUDA_HOME"] == "/usr/local/cuda"
+    assert list(Path(found["HOME"]).iterdir()) == [] and read_outside(tmp_path) == []
+    Path(found["HOURGLASS_OUTSIDE"]).write_text("/a\n/b\n/a\n")
+    assert read_outside(tmp_path) == ["/a", "/b"]

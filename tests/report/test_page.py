@@ -1,6 +1,7 @@
 """report.html: complete, escaped, self-contained, and readable in a real browser."""
 from __future__ import annotations
 
+import base64
 import re
 import zlib
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import pytest
 
 from kernel.report import charts, pictures
 from kernel.report.contents import Report
+from kernel.report.explanations import BINS
 from kernel.report.page import encode_page, page
 from tests.helpers.browser import BROWSER, measure
-from tests.helpers.sample_report import make_json, make_report
+from tests.helpers.sample_report import explain_row, make_json, make_report
 
 VERDICT = {
     "walls": ["network: off"],
@@ -65,6 +67,7 @@ def full_report() -> Report:
         faults=[{"t": 1.0, "code": "ClipEmpty", "where": nasty, "message": nasty}],
         members=data["members"],
         uncertain=data["uncertain"] * 12,
+        explained=[explain_row("a<b>.wav", ["bark", nasty, "m" * 60], ["w" * 60, *"cdefghi", nasty], 4)],
     )
 
 
@@ -104,6 +107,31 @@ def test_every_section_is_there() -> None:
         "rank 3",
     ):
         assert figure in text, figure
+
+
+def test_an_uncertain_row_has_its_reasons() -> None:
+    """What each member says, who says another class, and where in time: in words, and as a strip."""
+    text = page(make_report(), {"a<b>.wav": spectrogram()}).partition("Most uncertain clips")[2]
+    assert '<span class="said">cnn: bark 0.41, meow 0.4</span>' in text
+    assert '<span class="said warn">sed&lt;: bark 0.41, meow 0.4; says hiss 0.5</span>' in text
+    said = "cnn.0, by its passes, as they were scored: bark most at 3.9 s, meow most at 0.3 s"
+    assert text.count(said) == 2 and f'alt="{said}"' in text, "on the page, and for a screen reader"
+    strip = base64.b64decode(re.findall(r'class="time" src="data:image/png;base64,([^"]*)', text)[0])
+    assert strip[16:24] == (BINS).to_bytes(4) + (2).to_bytes(4), "a pixel per bin, a line per class"
+    crowd = page(full_report(), {}).partition("Most uncertain clips")[2]
+    assert "and 7 more members in report.json" in crowd
+
+
+def test_a_report_without_reasons_has_its_cards() -> None:
+    """Bundles of before write none; a net that heard nothing leaves no strip."""
+    text = page(make_report(explained=[]), {}).partition("Most uncertain clips")[2]
+    assert "a&lt;b&gt;.wav" in text and "said" not in text
+    told = explain_row("a<b>.wav", ["bark", "meow"], ["cnn"])
+    told["moments"][0] |= {"scores": [[None] * BINS] * 2, "aligned": False}
+    assert 'class="time"' not in page(make_report(explained=[told]), {})
+    told["moments"][0]["scores"] = [[0.0] * BINS] * 2
+    assert "bark most at 0.1 s" in page(make_report(explained=[told]), {})
+    assert "not the clip&#x27;s own seconds" in page(make_report(explained=[told]), {})
 
 
 def test_it_needs_nothing_from_outside() -> None:
@@ -222,7 +250,7 @@ def test_every_word_can_be_read_in_a_browser(
     assert sizes["found"] == []
     assert sizes["inner"] == width and sizes["scroll"] <= width, sizes
     if made is full_report:
-        assert sizes["pictures"] == 12 * pictures.WIDTH, "every picture was decoded"
+        assert sizes["pictures"] == 12 * (pictures.WIDTH + BINS), "every picture was decoded"
 
 
 @in_a_browser

@@ -108,6 +108,11 @@ def test_the_files_are_part_of_the_bundles_hash(tmp_path: Path) -> None:
         assert (tmp_path / "two" / "bundle" / "manifest.json").read_bytes() != first, name
 
 
+@pytest.mark.fault(
+    row=104,
+    injection="a class map under which no member knows one of the classes",
+    outcome="the build names it; the prior stands there, and the run is degraded (exit code 1 with --strict)",
+)
 def test_a_class_that_nobody_knows_holds_the_prior_and_the_run_is_degraded(tmp_path: Path) -> None:
     text = TOML.replace('weights_by = "groups.csv"\n', "prior = [0.4, 0.3, 0.2, 0.125]\n")
     before, _, rest = text.partition("[[members]]")

@@ -9,6 +9,7 @@ from kernel.errors import SpecError
 from kernel.spec import ClassMap, Ensemble, dumps_json, load, load_ensemble, loads_json
 from kernel.spec.class_maps import read_class_map, read_missing
 from kernel.spec.ensemble import check
+from tests.helpers import REPOSITORY
 
 LABELS = ("Hyla arborea", "Hyla savignyi", "Parus major", "Turdus merula", "dog, bark")
 CLASSES = ("frog", "tit", "thrush", "cricket")
@@ -159,3 +160,24 @@ def test_what_missing_may_say(missing: float | str, number: float | None) -> Non
 def test_what_missing_may_not_say(missing: float | str) -> None:
     with pytest.raises(SpecError, match="here: .*renormalise"):
         read_missing(missing, "here")
+
+
+def test_the_files_in_the_docs_are_right(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "ensembles.md").read_text(encoding="utf-8")
+    section = page[page.index("### Nets with other classes"):page.index("### `[[members.inputs") if
+                   "### `[[members.inputs" in page else len(page)]
+    member, map_text, weights = [block.partition("\n")[2] for block in section.split("```")[1:6:2]]
+    classes = ["barswa", "eutfro1", "medtfr1", "ciccad1"]
+    labels = ["Hyla arborea", "Hyla savignyi", "Hyla orientalis", "Hirundo rustica"]
+    (tmp_path / "perch_labels.txt").write_text("\n".join(labels))
+    (tmp_path / "perch_map.csv").write_text(map_text)
+    (tmp_path / "groups.csv").write_text(weights)
+    others = "".join(f'[[members]]\nname = "{name}"\nfamily = "onnx"\nfrontend = "wave"\n'
+                     for name in ("sed", "exp85"))
+    toml = f'name = "e"\nclasses = {classes}\nweights_by = "groups.csv"\n[frontends.wave]\npreset = "wave"\n'
+    (tmp_path / "e.toml").write_text(toml + member + others)
+    ensemble = load_ensemble(tmp_path / "e.toml")
+    assert ensemble.members[0].classes_map is not None
+    assert ensemble.members[0].classes_map.weights == (1.0, 1.0, 0.5)
+    assert ensemble.weights_by == {
+        "perch": (0.25, 0.5, 1.0, 0.25), "sed": (0.2, 1.0, 1.0, 0.3), "exp85": (0.0, 1.0, 1.0, 1.25)}

@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 
+import distributed
 import numpy as np
 import pytest
+import soundfile
 
 from kernel.errors import SpecError
 from kernel.scores import means
 from kernel.scores.metrics import lwlrap, macro_auc
-from kernel.spec import Ensemble, Member, Stacker, load_ensemble
+from kernel.spec import Ensemble, Member, Stacker, Windows, load_ensemble
 from training import choose, evaluation, recipe, relabel, score, stackers
 
 CLASSES = ("high", "low", "noise")
@@ -183,14 +186,115 @@ def test_shards_are_merged_in_order_and_broken_clips_are_named(scoring):
 
 
 def test_shards_on_a_local_dask_cluster(scoring):
-    distributed = pytest.importorskip("distributed", reason="dask is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         with distributed.Client(cluster):
             check_scores(score.score(scoring, score.list_ids(scoring.clips), shards=4, jobs=-1,
                                      backend=score.dask_backend(None)))
 
 
+KILLED = """
+import os, pathlib, signal, sys
+mark = pathlib.Path(__file__).with_name("killed")
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if "4.wav" in open(given["--input"] + "/sample_submission.csv").read() and not mark.exists():
+    mark.write_text(str(os.getppid()))
+    os.kill(WHOM, signal.SIGKILL)
+    sys.exit("its worker is gone")
+"""
+
+
+@pytest.mark.filterwarnings("ignore")  # of a cluster that misses a worker
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard_loses_nothing(scoring, tmp_path):
+    (tmp_path / "kernel.py").write_text(KILLED.replace("WHOM", "os.getppid()") + STUB)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        workers = {worker.pid for worker in cluster.workers.values()}
+        with distributed.Client(cluster):
+            check_scores(score.score(scoring, score.list_ids(scoring.clips), shards=4, jobs=-1,
+                                     backend=score.dask_backend(None)))
+    assert len(workers) == 2 and int((tmp_path / "killed").read_text()) in workers
+
+
+def test_a_kernel_run_that_is_killed_is_started_again(scoring, tmp_path, capsys):
+    (tmp_path / "kernel.py").write_text(KILLED.replace("WHOM", "os.getpid()") + STUB)
+    check_scores(score.score(scoring, score.list_ids(scoring.clips), shards=2, jobs=2))
+    assert (tmp_path / "killed").exists() and "killed by signal 9; started again" in capsys.readouterr().err
+
+
+def test_shards_that_are_done_are_not_run_again(scoring, tmp_path):
+    ids = score.list_ids(scoring.clips)
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text(STUB.replace("broken = ", "'6.wav' in str(rows) and sys.exit('later')\nbroken = "))
+    with pytest.raises(SpecError, match="later"):
+        score.score(scoring, ids, shards=7, jobs=1, keep=tmp_path / "parts")
+    kept = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert len(kept) == 6
+    kernel.write_text(STUB.replace("broken = ", "assert len(rows) == 2 and rows[1][0] == '6.wav'\nbroken = "))
+    check_scores(score.score(scoring, ids, shards=7, jobs=1, keep=tmp_path / "parts"))
+
+
+def test_a_shard_holds_whole_recordings(scoring):
+    windowed = replace(scoring, windows=Windows())
+    ids = [f"r{i}_{5 * (j + 1)}" for j in range(3) for i in range(4)]
+    parts = score.split(windowed, ids, 3)
+    assert sorted(id for part in parts for id in part) == sorted(ids)
+    assert [sorted({id[:2] for id in part}) for part in parts] == [["r0", "r1"], ["r2"], ["r3"]]
+    with pytest.raises(SpecError, match="'x' is no window"):
+        score.split(windowed, ["x"], 1)
+
+
+def test_windows_of_a_folder_of_soundscapes(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    for name, seconds in (("a/x.wav", 12), ("y.wav", 5)):
+        soundfile.write(tmp_path / name, np.zeros(seconds * 8000), 8000)
+    (tmp_path / "z.ogg").write_bytes(b"nothing")
+    assert score.list_windows(tmp_path, Windows()) == ["x_5", "x_10", "x_15", "y_5"]
+    assert "left out: z.ogg" in capsys.readouterr().err
+    soundfile.write(tmp_path / "x.flac", np.zeros(8000), 8000)
+    with pytest.raises(SpecError, match="would give the same row ids"):
+        score.list_windows(tmp_path, Windows())
+
+
 def test_a_failed_shard_is_no_result(scoring, tmp_path):
     (tmp_path / "kernel.py").write_text("import sys; sys.exit('no bundle here')")
     with pytest.raises(SpecError, match="no bundle here"):
         score.score(scoring, ["0.wav"], shards=1, jobs=1)
+
+
+CHOSEN_FROM = """
+name = "e"
+classes = ["a", "b"]
+[frontends.fe]
+preset = "argus"
+[[members]]
+name = "m0"
+family = "simple_cnn"
+frontend = "fe"
+classes_from = "labels.txt"
+classes_map = "map.csv"
+[[members]]
+name = "m1"
+family = "simple_cnn"
+frontend = "fe"
+classes_from = "other.txt"
+"""
+
+
+def test_a_choice_written_elsewhere_finds_the_files_of_its_members(tmp_path):
+    folder = tmp_path / "before"
+    folder.mkdir()
+    (folder / "labels.txt").write_text("x\ny\nz")
+    (folder / "other.txt").write_text("b\na")
+    (folder / "map.csv").write_text("label,class\nz,a\n")
+    (folder / "e.toml").write_text(CHOSEN_FROM)
+    best = choose.Choice(weights={"m0": 1.0, "m1": 0.5}, score=0.5, honest=0.5)
+    (tmp_path / "now" / "deep").mkdir(parents=True)
+    choose.write_choice(folder / "e.toml", best, tmp_path / "now" / "deep" / "chosen.toml")
+    chosen = load_ensemble(tmp_path / "now" / "deep" / "chosen.toml")
+    assert [member.weight for member in chosen.members] == [1.0, 0.5]
+    assert chosen.members[0].classes_map.takes == (2,) and chosen.members[1].classes_from == ("b", "a")
+    (folder / "groups.csv").write_text("class,m0\na,2\n")
+    (folder / "e.toml").write_text('weights_by = "groups.csv"\n' + CHOSEN_FROM)
+    with pytest.raises(SpecError, match="weights_by: what is chosen is one weight per member"):
+        choose.write_choice(folder / "e.toml", best, tmp_path / "now" / "chosen.toml")
