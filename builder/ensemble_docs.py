@@ -170,7 +170,7 @@ def mean_table() -> str:
 def step_table() -> str:
     """Every step on a table of scores with formula, scope, source and keys."""
     return markdown_table(("step", "what it is for", "formula", "scope", "keys and defaults", "source"), (
-        (f"`{kind}`", first_sentences(made), f"`{made.formula}`".replace("|", "\\|"), made.scope,
+        (f"`{kind}`", first_sentences(made), f"`{made.formula}`", made.scope,
          settings(defaults(made)), made.source)
         for kind, made in STEPS.items()))
 

@@ -66,7 +66,7 @@ def _try(
         table[list(gaps)] = np.nan
         how = Circumstances(
             others={name: make_table(count, classes, 1 + i) for i, name in enumerate(others)},
-            final=np.ones(count, bool), complete=True, fault=fault,
+            final=np.ones(count, bool), partial=np.zeros(count, bool), complete=True, fault=fault,
         )
         first, _ = carry_out([bound], table.copy(), sheet, how)
         again, _ = carry_out([bound], table.copy(), sheet, how)

@@ -74,8 +74,8 @@ def run(
     def fault(where: str, error: HourglassError) -> None:
         raise AssertionError(f"{where}: {error}")
 
-    final = np.zeros(len(table), bool)
-    how = steps.Circumstances(others=others or {}, final=final, complete=True, fault=fault)
+    none = np.zeros(len(table), bool)
+    how = steps.Circumstances(others=others or {}, final=none, partial=none, complete=True, fault=fault)
     bound = steps.bind(steps.build(entries, "steps"), about, "steps")
     return steps.carry_out(bound, np.asarray(table, np.float64), about, how)[0]
 

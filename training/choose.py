@@ -19,7 +19,8 @@ import numpy as np
 
 from kernel.errors import HourglassError, SpecError
 from kernel.scores import means, metrics
-from kernel.spec import load_ensemble, parse_ensemble, read_toml
+from kernel.scores.steps import build
+from kernel.spec import Ensemble, load_ensemble, parse_ensemble, read_toml
 
 from . import evaluation, export, text_formats
 
@@ -50,8 +51,10 @@ class OutOfFold:
     folds: np.ndarray
 
 
-def read_scores(paths: Sequence[Path]) -> OutOfFold:
+def read_scores(paths: Sequence[Path], negatives: bool = False) -> OutOfFold:
     """The members of all files, rows matched by clip id; only labelled clips that every member scored.
+
+    negatives  clips without a label, too
 
     Raises  SpecError when files share no clip or name a member twice
     """
@@ -73,7 +76,7 @@ def read_scores(paths: Sequence[Path]) -> OutOfFold:
                         members[name] = dict(zip(ids, arrays[key].astype(np.float64), strict=True))
         except (OSError, KeyError, ValueError) as error:
             raise SpecError(f"{path}: no out-of-fold file ({error}); train.py writes oof.npz") from error
-    shared = [id for id, (target, _) in about.items() if target.any()
+    shared = [id for id, (target, _) in about.items() if (negatives or target.any())
               and all(id in rows and np.isfinite(rows[id]).all() for rows in members.values())]
     if not members or not shared:
         raise SpecError("oof: no labelled clip was scored by all members; give files of one data set")
@@ -128,6 +131,9 @@ def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.
     search = enumerate_subsets if len(scores.members) <= ENUMERATE_UP_TO else select_greedily
     everything = np.arange(len(scores.targets))
     best = search(scores, mean, metric, everything)
+    if not best.weights:
+        raise SpecError("oof: the metric is undefined for these clips (a class is true in all of them); give "
+                        "clips without that class, or another --metric")
     values = []
     counts = []
     for fold in np.unique(scores.folds):
@@ -135,8 +141,10 @@ def choose(scores: OutOfFold, mean: str = "geometric", metric: Metric = metrics.
         outside = np.flatnonzero(scores.folds != fold)
         if len(outside) and scores.targets[inside].any():
             picked = search(scores, mean, metric, outside)
-            values.append(score_of(scores, picked.weights, mean, metric, inside))
-            counts.append(scores.targets[inside].sum())
+            value = score_of(scores, picked.weights, mean, metric, inside) if picked.weights else np.nan
+            if np.isfinite(value):
+                values.append(value)
+                counts.append(scores.targets[inside].sum())
     honest = float(np.average(values, weights=counts)) if len(values) > 1 else float("nan")
     return Choice(weights=best.weights, score=best.score, honest=honest)
 
@@ -170,12 +178,51 @@ def write_choice(ensemble: Path, choice: Choice, out: Path) -> None:
         data["classes"] = list(loaded.classes)
         if loaded.prior:
             data["prior"] = list(loaded.prior)
+        _take_in_files(data, loaded)
         known = {name: _found_from(member, ensemble.parent, out.parent) for name, member in known.items()}
     data["members"] = [{**known[name], "weight": weight} for name, weight in choice.weights.items()]
     kept = [s for s in data.pop("stackers", []) if set(s["inputs"]) <= set(choice.weights)]
     if kept:
         data["stackers"] = kept
+    _keep_groups(data, {*choice.weights, *(stacker["name"] for stacker in kept)})
     export.write_ensemble(out, text_formats.dumps_toml(data))
+
+
+def _take_in_files(data: dict[str, Any], loaded: Ensemble) -> None:
+    """Puts what steps and class groups read from files beside the TOML into it."""
+    if loaded.class_groups:
+        data["class_groups"] = loaded.class_groups
+    for key in ("members", "stackers", "groups"):
+        for table, part in zip(data.get(key, ()), getattr(loaded, key), strict=False):
+            if part.steps:
+                table["steps"] = list(part.steps)
+    if loaded.output.steps:
+        data["output"]["steps"] = list(loaded.output.steps)
+
+
+def _keep_groups(data: dict[str, Any], there: set[str]) -> None:
+    """Leaves out what is gone from the groups, and groups of which nothing is left.
+
+    Raises  SpecError for a step that reads a member that is gone
+    """
+    groups = []
+    for group in data.pop("groups", []):
+        held = [name for name in group["members"] if name in there]
+        if held:
+            groups.append({**group, "members": held})
+            there.add(group["name"])
+    if groups:
+        data["groups"] = groups
+    output = {"name": "output", **data.get("output", {})}
+    holders = [*data["members"], *data.get("stackers", []), *groups, output]
+    for holder in holders:
+        for i, step in enumerate(build(holder.get("steps", []), f"{holder['name']}.steps")):
+            gone = [name for name in step.reads() if name not in there]
+            if gone:
+                raise SpecError(
+                    f"{holder['name']}.steps[{i}]: reads {gone[0]!r}, which was not chosen; leave the step "
+                    "out of the ensemble that you choose from, or keep the member by hand"
+                )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -186,18 +233,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("oof", type=Path, nargs="+", help="oof.npz files of train.py")
     parser.add_argument("--ensemble", type=Path, required=True, help="TOML with all the members")
     parser.add_argument("--out", type=Path, required=True, help="TOML to write")
+    parser.add_argument("--metric", choices=[*metrics.METRICS, "accuracy"], default=None,
+                        help="to choose by (default: accuracy where the output is one label, else lwlrap)")
     options = parser.parse_args(arguments)
     try:
         ensemble = load_ensemble(options.ensemble)
-        metric = evaluation.accuracy if ensemble.output.format == "label" else metrics.lwlrap
-        choice = choose(read_scores(options.oof), ensemble.mean, metric)
+        usual = "accuracy" if ensemble.output.format == "label" else "lwlrap"
+        name = options.metric or usual
+        metric = {**metrics.METRICS, "accuracy": evaluation.accuracy}[name]
+        choice = choose(read_scores(options.oof, name in metrics.COUNTING_NEGATIVES), ensemble.mean, metric)
         write_choice(options.ensemble, choice, options.out)
     except HourglassError as error:
         print(f"training.choose: {error}", file=sys.stderr)
         return 2
     chosen = ", ".join(f"{name} x {weight:g}" for name, weight in choice.weights.items())
     print(
-        f"{chosen}: {choice.score:.4f} on the clips it was chosen on, "
+        f"{chosen}: {name} {choice.score:.4f} on the clips it was chosen on, "
         f"{choice.honest:.4f} on folds left out of the choice; written to {options.out}"
     )
     return 0

@@ -5,21 +5,22 @@ import pandas as pd
 
 
 def draw(log: Path, picture: Path) -> bool:
-    """Writes loss (and lwlrap, where measured) over epochs as PNG; False without matplotlib."""
+    """Writes loss (and the metric, where measured) over epochs as PNG; False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
     table = pd.read_csv(log)
-    measured = table.dropna(subset="lwlrap")
+    metric = table.columns[2]
+    measured = table.dropna(subset=metric)
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.add_subplot(xlabel="epoch", ylabel="loss", title=log.parent.name)
     left.plot(table.epoch, table.loss, color="tab:blue")
     if len(measured):
         right = left.twinx()
-        right.set_ylabel("held-out lwlrap")
-        right.plot(measured.epoch, measured.lwlrap, color="tab:orange")
+        right.set_ylabel(f"held-out {metric}")
+        right.plot(measured.epoch, measured[metric], color="tab:orange")
     figure.savefig(picture)
     return True

@@ -5,11 +5,15 @@ and no mean of its own (kernel.scores).
 """
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
-from kernel.scores import blend, metrics
-from kernel.spec import Ensemble
+from kernel.errors import HourglassError
+from kernel.scores import blend, levels, metrics
+from kernel.sound.decode import Clip
+from kernel.sound.rows import Row
+from kernel.spec import Ensemble, net_ids
 
 from .cross_validation import Trained
 from .data import Clips
@@ -41,10 +45,20 @@ def out_of_fold(ensemble: Ensemble, nets: Sequence[Trained], clips: int) -> blen
 
 
 def blend_board(ensemble: Ensemble, board: blend.Board) -> np.ndarray:
-    """f64[N, K] probabilities of the ensemble, NaN rows where no net scored the clip."""
+    """f64[N, K] probabilities of the ensemble, NaN rows where no net scored the clip.
+
+    Steps on scores see each clip as a recording of one row.
+    Raises  HourglassError where a step fails
+    """
     classes = len(ensemble.classes)
-    whole = blend.blend(ensemble, board, np.full(classes, 1 / classes))
+    rows = [Row(id=str(i), clip=Clip(id=str(i))) for i in range(board.shape[0])]
+    every = [net_id for part in ensemble.parts for net_id in net_ids(part)]
+    whole = levels.open_levels(ensemble, rows, _refuse).blend(board, np.full(classes, 1 / classes), every)
     return np.where(whole.prior_rows[:, None], np.nan, whole.values)
+
+
+def _refuse(where: str, error: HourglassError) -> NoReturn:
+    raise error
 
 
 def accuracy(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -54,12 +68,13 @@ def accuracy(truth: np.ndarray, scores: np.ndarray) -> float:
 
 def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric: Metric = metrics.lwlrap,
             seed: int = 0) -> Score:
-    """Score of the labelled clips.
+    """Score of the labelled clips; to a metric that counts negatives, of all.
 
     The interval resamples whole groups, since clips of one recording are not independent.
     Raises  ValueError when no clip has a label
     """
-    labelled = truth.any(axis=1)
+    negatives = metric in [metrics.METRICS[name] for name in metrics.COUNTING_NEGATIVES]
+    labelled = np.ones(len(truth), bool) if negatives else truth.any(axis=1)
     truth = truth[labelled]
     scores = scores[labelled]
     names = np.asarray(groups)[labelled]
@@ -68,8 +83,9 @@ def measure(truth: np.ndarray, scores: np.ndarray, groups: Sequence[str], metric
     values = []
     for _ in range(ROUNDS):
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        values.append(metric(truth[rows], scores[rows]))
-    low, high = np.quantile(values, [0.025, 0.975])
+        if truth[rows].any():
+            values.append(metric(truth[rows], scores[rows]))
+    low, high = np.nanquantile(values, [0.025, 0.975])  # a metric may be undefined on some draws
     return Score(value=metric(truth, scores), low=float(low), high=float(high), clips=len(truth),
                  pairs=int(truth.sum()))
 

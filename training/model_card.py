@@ -9,7 +9,7 @@ from itertools import compress
 
 import numpy as np
 
-from kernel.scores.metrics import lwlrap, lwlrap_per_class
+from kernel.scores.metrics import METRICS, lwlrap, lwlrap_per_class
 from kernel.spec import Ensemble
 
 from . import evaluation
@@ -66,10 +66,17 @@ def parts_of(clips: Clips) -> list[tuple[str, np.ndarray]]:
     return found[:1] + list(compress(found[1:], telling))
 
 
+def wanted_metrics(facts: Facts) -> list[str]:
+    """The metrics beside lwlrap by which a member was trained."""
+    settings = [{**facts.recipe.train, **member.train} for member in facts.recipe.members]
+    return sorted({str(found.get("metric", "lwlrap")) for found in settings} - {"lwlrap"})
+
+
 def score_table(facts: Facts) -> str:
     """One line per part of the clips, one column per member, the ensemble last."""
-    metrics = {"accuracy": evaluation.accuracy} if facts.is_label else {}
+    metrics: dict[str, evaluation.Metric] = {"accuracy": evaluation.accuracy} if facts.is_label else {}
     metrics["lwlrap"] = lwlrap
+    metrics |= {name: METRICS[name] for name in wanted_metrics(facts)}
     names = [m.name for m in facts.recipe.members] + [""]
     rows = []
     for part, chosen in parts_of(facts.clips):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.errors import SpecError, did_you_mean
+from kernel.scores.metrics import METRICS
 from kernel.spec import NAME, Embedding, Input, load, parse_ensemble, read_toml, with_heads
 from kernel.spec.ensemble import LONGEST_CLIP_S
 from kernel.spec.strict import require_choice
@@ -45,8 +46,9 @@ class Train:
     aux_weights    weight of each head of a net that has several
     bias_prior     the bias of every head starts at the logit of the classes' share among the draws
     ema            decay of the averaged weights per update, 0 = off
-    patience       epochs without a better lwlrap before stopping, 0 = never; needs `validate`
+    patience       epochs without a better score before stopping, 0 = never; needs `validate`
     validate       epochs between measurements on the held-out fold, 0 = only at the end
+    metric         what is measured there, and told of the ensemble: "lwlrap", "macro_auc" or "padded_cmap"
     precision      arithmetic of the net: "float32", or "bfloat16" or "float16" by autocast
     pretrain       keys changed in an earlier training whose weights are the start, empty = none
     """
@@ -75,6 +77,7 @@ class Train:
     ema: float = 0.0
     patience: int = 0
     validate: int = 0
+    metric: str = "lwlrap"
     precision: str = "float32"
     pretrain: dict[str, Any] = field(default_factory=dict)
 
@@ -270,6 +273,7 @@ def _check_train(train: Train, name: str) -> Train:
     require_choice(train.sampling, SAMPLINGS, f"{name}.train.sampling")
     if min(train.epochs, train.batch, train.crop) < 1:
         raise SpecError(f"{name}.train: epochs, batch and crop must be at least 1")
+    require_choice(train.metric, METRICS, f"{name}.train.metric")
     if train.patience and not train.validate:
         raise SpecError(f"{name}.train.patience: needs validate = 1 (or more) to see the score")
     return train

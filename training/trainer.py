@@ -212,7 +212,7 @@ class Trainer:
             return
         held = self._score_held()
         truth = self.job.targets[self.job.hold]
-        value = metrics.lwlrap(truth, held) if truth.any() else 0.0
+        value = metrics.METRICS[self.job.train.metric](truth, held) if truth.any() else 0.0
         state.scores.append(value)
         if value > state.best:
             state.best = value
@@ -252,11 +252,11 @@ class Trainer:
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
-                writer.writerow(["epoch", "loss", "lwlrap", "lr", "seconds"])
+                writer.writerow(["epoch", "loss", self.job.train.metric, "lr", "seconds"])
             writer.writerow(
                 [state.epoch, f"{loss:.6f}", f"{value:.6f}", f"{rate:.3g}", f"{state.seconds:.1f}"]
             )
-        score = f", lwlrap {value:.4f}" if state.scores else ""
+        score = f", {self.job.train.metric} {value:.4f}" if state.scores else ""
         self.progress.advance(self.job.name, state.epoch, f"loss {loss:.4f}{score}")
 
 

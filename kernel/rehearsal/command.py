@@ -314,7 +314,8 @@ def rehearse(chosen: argparse.Namespace, kernel_file: Path) -> int:
         if chosen.labels is not None:
             score = score_submission(working / "submission.csv", chosen.labels, ensemble, report.broken_rows)
         notes += [*kaggle.notes, *rehearsal.notes, *score.notes]
-        rehearsal = replace(rehearsal, notes=tuple(notes), lwlrap=score.lwlrap)
+        rehearsal = replace(rehearsal, notes=tuple(notes), lwlrap=score.lwlrap,
+                            macro_auc=score.macro_auc, padded_cmap=score.padded_cmap)
         report = replace(report, rehearsal=rehearsal, worst=score.worst)
         pictures = draw_shown(report, kaggle, ensemble)
     publish(report, rehearsal, pictures, working)

@@ -3,6 +3,7 @@
 Owns the reading of a labels CSV and the ranking of rows. The score itself is metrics'. Does not draw.
 """
 import csv
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,16 @@ WORST = 8  # rows shown
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """lwlrap over the labelled rows and the worst of them, with notes; None where nothing was scored."""
+    """What the labelled rows say, and the worst of them, with notes; None where nothing was scored.
+
+    lwlrap                  over the rows with a true class
+    macro_auc, padded_cmap  over these and the rows that the labels name without a class
+    """
 
     notes: tuple[str, ...] = ()
     lwlrap: float | None = None
+    macro_auc: float | None = None
+    padded_cmap: float | None = None
     worst: tuple[ShownRow, ...] | None = None
 
 
@@ -47,13 +54,28 @@ def score_submission(
             f"classes are {', '.join(classes[:5])} ..."
         )
     lwlrap = metrics.lwlrap(true[rows], scores[rows])
+    named = np.array([_find(id, known) is not None for id in ids])
+    auc, cmap = (metrics.METRICS[name](true[named], scores[named]) for name in metrics.COUNTING_NEGATIVES)
+    held = int(true[named].any(axis=0).sum())
     shown = [_show(ids[i], scores[i], true[i], classes) for i in rows if ids[i] not in broken]
     shown.sort(key=lambda ranked: ranked[0])
     return Score(
-        notes=(f"lwlrap {lwlrap:.4f} over {len(rows)} labelled rows of {len(ids)}",),
+        notes=(
+            f"lwlrap {lwlrap:.4f} over {len(rows)} labelled rows of {len(ids)}",
+            _tell_auc(auc, held, len(classes), int(named.sum())) + f", padded cMAP {cmap:.4f}",
+        ),
         lwlrap=lwlrap,
+        macro_auc=None if np.isnan(auc) else auc,
+        padded_cmap=cmap,
         worst=tuple(row for _, row in shown[:WORST]),
     )
+
+
+def _tell_auc(auc: float, held: int, classes: int, rows: int) -> str:
+    """The macro ROC-AUC in words, or why there is none."""
+    if np.isnan(auc):
+        return f"no macro ROC-AUC: a class is true in each of the {rows} rows that the labels name"
+    return f"macro ROC-AUC {auc:.4f} over the {held} of {classes} classes with a positive in {rows} rows"
 
 
 def _show(
@@ -74,15 +96,18 @@ def _show(
 
 
 def read_labels(path: Path) -> dict[str, tuple[str, ...]]:
-    """Clip name -> labels, from the columns `fname` and `labels` (several: separated by commas or blanks).
+    """Clip or row name -> labels, from the columns `fname` (or `row_id`) and `labels`; several labels are
+    separated by commas, semicolons or blanks.
 
     Raises  SpecError when the file has no such columns
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        if not {"fname", "labels"} <= set(rows.fieldnames or ()):
+        columns = set(rows.fieldnames or ())
+        name = "row_id" if "fname" not in columns and "row_id" in columns else "fname"
+        if not {name, "labels"} <= columns:
             raise SpecError(f"--labels {path}: columns {rows.fieldnames}; it needs fname and labels")
-        return {row["fname"]: tuple((row["labels"] or "").replace(",", " ").split()) for row in rows}
+        return {row[name]: tuple(filter(None, re.split(r"[\s,;]+", row["labels"] or ""))) for row in rows}
 
 
 def read_scores(path: Path, classes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
@@ -95,8 +120,13 @@ def read_scores(path: Path, classes: tuple[str, ...]) -> tuple[list[str], np.nda
 
 
 def _labels_of(id: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Labels of a row; none where they do not name it."""
+    return _find(id, known) or ()
+
+
+def _find(id: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
     """Labels of a row by its name, as it is or as the clip it repeats; by base name else."""
     for name in (id, original_name(id), Path(original_name(id)).name):
         if name in known:
             return known[name]
-    return ()
+    return None

@@ -58,7 +58,8 @@ def make_parser(prog: str = "infer_kernel.py --rehearse") -> argparse.ArgumentPa
     add("--strict", action="store_true", help="exit 1 when anything was degraded")
     _add_expected(add)
     add("--labels", type=Path, metavar="CSV",
-        help="fname and labels of the clips: lwlrap, and the worst predictions (default: no score)")
+        help="fname (or row_id) and labels of clips or windows: lwlrap, macro ROC-AUC, padded cMAP, and the "
+        "worst predictions (default: no score)")
     add("--sample", type=Path, metavar="CSV",
         help="the competition's sample submission: refuse an ensemble that writes another form (default: "
         "sample_submission.csv in --clips or beside it, if there is one)")

@@ -236,8 +236,7 @@ class VerdictLine:
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsalReport:
-    """The rehearsal's section: the forecast for `clips` rows, `hours` of audio; lwlrap if it had labels.
-
+    """The rehearsal's section: the forecast for `clips` rows, `hours` of audio; metrics if it had labels.
     problems  why it fails; concerns: what to look at although every limit holds
     """
 
@@ -250,6 +249,8 @@ class RehearsalReport:
     notes: tuple[str, ...]
     verdict: tuple[VerdictLine, ...]
     lwlrap: float | None = None
+    macro_auc: float | None = None
+    padded_cmap: float | None = None
     concerns: tuple[str, ...] = ()
 
     @property

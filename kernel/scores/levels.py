@@ -138,16 +138,16 @@ class Levels:
         table = merged.values
         held = table[prior]
         table[prior] = np.nan
-        how = self._how(tables, whole, lost, table)
+        how = self._how(tables, whole, lost, ~merged.full & ~merged.prior_rows)
         table, marked = carry_out(self.steps[OUTPUT], table, self.sheet, how)
         np.clip(table, LEAST_PROBABILITY, 1.0, out=table)
         table[prior] = held
         return replace(merged, values=table, full=merged.full & ~marked)
 
     def _how(self, tables: dict[str, np.ndarray], whole: bool, lost: np.ndarray | None,
-             table: np.ndarray) -> Circumstances:
-        final = np.zeros(len(table), bool) if lost is None else lost
-        return Circumstances(others=tables, final=final, complete=whole, fault=self._tell)
+             partial: np.ndarray) -> Circumstances:
+        final = np.zeros(len(partial), bool) if lost is None else lost
+        return Circumstances(others=tables, final=final, partial=partial, complete=whole, fault=self._tell)
 
     def _tell(self, where: str, error: HourglassError) -> None:
         if where not in self._told:
@@ -165,23 +165,29 @@ class Levels:
         full = folds.full_rows(self._deciding(), plain, board)  # before the scores are read
         lone, marked = np.zeros((2, board.shape[0]), bool)
         means: dict[str, np.ndarray] = {}  # what goes into a mean; `tables` is what gates read
+        partial: dict[str, np.ndarray] = {}
         for part in parts:
+            lacking = ~folds.full_rows([part], plain, board)  # before they are read, too
             table = folds.merge_folds(part, board)
             if whole and not self.row_independent and not complete[part.name]:
                 table = np.full(board.shape, np.nan)
             table[:, ~known_classes(part, board.shape[1])] = np.nan
-            how = self._how(tables, self.row_independent or complete[part.name], lost, table)
+            how = self._how(tables, self.row_independent or complete[part.name], lost, lacking)
             table, unsure = carry_out(self.steps[part.name], table, self.sheet, how)
             means[part.name] = _fill(part, table)
             tables[part.name] = np.where(speaking(part, board.shape[1]), means[part.name], np.nan)
             marked |= unsure
+            partial[part.name] = lacking | unsure
         for group in plain.groups:
             held: list[Any] = [self._named(plain, name) for name in group.members]
             merged, alone = _mean(replace(plain, mean=group.mean, mean_power=group.mean_power), held, means)
-            how = self._how(tables, whole, lost, merged)
+            counted = [one.name for one in held if one.weight > 0] or list(group.members)
+            lacking = np.logical_or.reduce([partial[name] for name in counted])
+            how = self._how(tables, whole, lost, lacking)
             means[group.name], unsure = carry_out(self.steps[group.name], merged, self.sheet, how)
             tables[group.name] = means[group.name]
             marked |= unsure
+            partial[group.name] = lacking | unsure
             lone |= alone
         inside = {name for group in plain.groups for name in group.members}
         top: list[Any] = [held for held in (*parts, *plain.groups) if held.name not in inside]

@@ -152,3 +152,5 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_auc": macro_auc,
     "padded_cmap": padded_cmap,
 }
+# To these, a row without any true class is a negative of every class; to the others it says nothing.
+COUNTING_NEGATIVES = ("macro_auc", "padded_cmap")

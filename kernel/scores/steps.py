@@ -5,7 +5,8 @@ What a step computes is in `scaling`, `smoothing`, `gates`, `priors` and `own_st
 is `levels`'.
 
 A score that is missing is NaN, stays missing and goes into no other. A recording of which a row is missing
-that may still come is computed from the others, and its rows are marked: they are not final.
+that may still come, or is made of a part of its nets, is computed from what is there, and its rows are
+marked: they are not final.
 """
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,12 +106,14 @@ class Circumstances:
 
     others    scores f64[N, K] of members and groups by name
     final     bool[N]: rows of which nothing more can come
+    partial   bool[N]: rows that are there, but lack a part of what they are made of
     complete  nothing of the table itself is still to come; steps of the scope "table" run only then
     fault     hears of a step that failed and was left out
     """
 
     others: Mapping[str, np.ndarray]
     final: np.ndarray
+    partial: np.ndarray
     complete: bool
     fault: Callable[[str, HourglassError], None]
 
@@ -126,7 +129,7 @@ def carry_out(
     marked = np.zeros(len(table), bool)
     acted = np.zeros(table.shape if any(bound.step.reads() for bound in steps) else (len(table), 0), bool)
     known = np.isfinite(table)
-    waiting = ~known[:, known.any(axis=0)].all(axis=1) & ~how.final
+    waiting = (~known[:, known.any(axis=0)].all(axis=1) | how.partial) & ~how.final
     for bound in steps:
         if not there.any():
             break

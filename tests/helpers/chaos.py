@@ -1,6 +1,7 @@
 """Ten random faults at random times in one run, all invariants checked.
 
-`python -m tests.helpers.chaos --seeds 30` runs thirty seeds, `--seed N` one. The faults of a seed are
+`python -m tests.helpers.chaos --seeds 30` runs thirty seeds, `--seed N` one, on clips, or with `--windows` on
+recordings whose windows are scored by an ensemble with steps. The faults of a seed are
 the same everywhere; the instants at which signals strike depend on how fast the machine is. A seed that
 fails is printed with its faults, so that it can be run again alone.
 """
@@ -23,13 +24,16 @@ from typing import Any
 from tests.helpers.guard_runs import GuardRun
 from tests.helpers.invariants import find_broken
 from tests.helpers.whole_runs import (
+    Place,
     faulty_build,
     find_engine,
     flip_bit,
     make_place,
+    render_clip,
     run_whole,
     sleep_after_start,
     wait_for_guard,
+    write_sample,
 )
 
 CLIPS = 16
@@ -57,6 +61,47 @@ OUTSIDE = (  # strikes while the run goes on
 BEFORE = ("junk in clip {id}", "flip a bit of the sound net", "old temporary file")
 
 
+RECORDINGS, WINDOWS, WINDOW_S = 4, 4, 5
+
+
+def make_recordings(folder: Path) -> Place:
+    """A place with recordings of four windows each."""
+    place = Place(folder=folder)
+    for i in range(RECORDINGS):
+        render_clip(place.clips / f"r{i}.wav", float(WINDOWS * WINDOW_S), i)
+    write_sample(folder / "in", [id for i in range(RECORDINGS) for id in rows_of_file(f"r{i}.wav")])
+    return place
+
+
+def rows_of_file(file: str) -> list[str]:
+    """Ids of the rows that a clip, or a recording, has."""
+    if file.startswith("c"):
+        return [file]
+    return [f"{file.removesuffix('.wav')}_{WINDOW_S * (n + 1)}" for n in range(WINDOWS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What a seed strikes: the bundle, and the clips or recordings that it is run on."""
+
+    bundle: str = "faulty"
+    files: tuple[str, ...] = tuple(f"c{i:02d}.wav" for i in range(CLIPS))
+
+    def lay(self, folder: Path) -> Place:
+        """A place with the files."""
+        return make_place(folder, CLIPS) if self == ON_CLIPS else make_recordings(folder)
+
+    def names(self, file: str, kind: str, rng: random.Random) -> str:
+        """What a strike of this kind is for: the clip, or a row of the recording."""
+        if self == ON_CLIPS:
+            return file
+        return file.removesuffix(".wav") if kind == "decode" else rng.choice(rows_of_file(file))
+
+
+ON_CLIPS = Ground()
+ON_WINDOWS = Ground(bundle="faulty_steps", files=tuple(f"r{i}.wav" for i in range(RECORDINGS)))
+
+
 @dataclass
 class Chaos:
     """What one seed does to a run.
@@ -82,20 +127,21 @@ class Chaos:
         return "; ".join(told)
 
 
-def draw(seed: int) -> Chaos:
+def draw(seed: int, ground: Ground = ON_CLIPS) -> Chaos:
     """The ten faults of a seed."""
     rng = random.Random(seed)
     chaos = Chaos()
     for _ in range(FAULTS):
-        id = f"c{rng.randrange(CLIPS):02d}.wav"
+        id = ground.files[rng.randrange(len(ground.files))]
         kind = rng.choice(KINDS)
         if kind in ("decode", "forward"):
             deed = rng.choice(DECODER_DEEDS if kind == "decode" else NET_DEEDS)
-            strike: dict[str, Any] = {"at": kind, "id": id, "do": deed, "seconds": 0.5}
+            name = ground.names(id, kind, rng)
+            strike: dict[str, Any] = {"at": kind, "id": name, "do": deed, "seconds": 0.5}
             if deed not in LASTING:
                 strike["times"] = 1
             else:
-                chaos.affected.add(id)
+                chaos.affected.update(rows_of_file(id))
             chaos.plan.append(strike)
         elif kind == "outside":
             at = rng.uniform(0.2, 12.0)
@@ -103,7 +149,8 @@ def draw(seed: int) -> Chaos:
         else:
             chaos.before.append(rng.choice(BEFORE).format(id=id))
     told = chaos.before + [what for _, what in chaos.outside]
-    chaos.affected |= {what.rpartition(" ")[2] for what in told if " clip " in what}
+    harmed = {what.rpartition(" ")[2] for what in told if " clip " in what}
+    chaos.affected.update(row for file in harmed for row in rows_of_file(file))
     return chaos
 
 
@@ -161,16 +208,22 @@ def strike_outside(what: str, process: subprocess.Popen[str], folder: Path) -> N
             return  # it ended in between
 
 
-def run_seed(seed: int, folder: Path, reference: GuardRun | None = None) -> tuple[Chaos, GuardRun, list[str]]:
+def run_seed(
+    seed: int, folder: Path, reference: GuardRun | None = None, ground: Ground = ON_CLIPS
+) -> tuple[Chaos, GuardRun, list[str]]:
     """The faults of a seed, its run, and every invariant it breaks."""
-    chaos = draw(seed)
-    place = make_place(folder, CLIPS)
-    bundle = Path(shutil.copytree(faulty_build() / "bundle", folder / "bundle"))
+    chaos = draw(seed, ground)
+    place = ground.lay(folder)
+    bundle = Path(shutil.copytree(faulty_build(ground.bundle) / "bundle", folder / "bundle"))
     harm_before(chaos, folder, bundle)
     run = run_whole(place, bundle, seconds=SECONDS, plan=chaos.plan, during=harm_during(chaos, folder))
-    if run.report.get("partial_rows", 1) or {"BudgetTooSmall", "EngineGivenUp"} & set(run.faults):
+    most = 0 if ground == ON_CLIPS else len(chaos.affected)  # one struck row makes its recording partial
+    lost = {"BudgetTooSmall", "EngineGivenUp", "SlowMount"} & set(run.faults)
+    if run.report.get("partial_rows", 99) > most or lost:
         reference = None  # nets or time were lost: rows are valid, but not those of the whole ensemble
-    return chaos, run, find_broken(run, reference=reference, affected=chaos.affected)
+    # Two strikes that fall once each may find the same recording in flight
+    twice = {row for row, code in run.report.get("broken_rows", {}).items() if code == "ClipQuarantined"}
+    return chaos, run, find_broken(run, reference=reference, affected=chaos.affected | twice)
 
 
 def main(arguments: list[str]) -> int:
@@ -178,13 +231,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=30, help="how many, from 0")
     parser.add_argument("--seed", type=int, help="this one only")
+    parser.add_argument("--windows", action="store_true", help="recordings, by an ensemble with steps")
     chosen = parser.parse_args(arguments)
     seeds = range(chosen.seeds) if chosen.seed is None else [chosen.seed]
     failed = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as top:
-        reference = run_whole(make_place(Path(top) / "unharmed", CLIPS), faulty_build() / "bundle")
+        ground = ON_WINDOWS if chosen.windows else ON_CLIPS
+        reference = run_whole(ground.lay(Path(top) / "unharmed"), faulty_build(ground.bundle) / "bundle")
         for seed in seeds:
-            chaos, run, broken = run_seed(seed, Path(top) / str(seed), reference)
+            chaos, run, broken = run_seed(seed, Path(top) / str(seed), reference, ground)
             print_seed(seed, chaos, run, broken)
             if broken:
                 failed.append(seed)
@@ -198,7 +253,8 @@ def print_seed(seed: int, chaos: Chaos, run: GuardRun, broken: list[str]) -> Non
     predicted = run.report.get("rows", 0) - run.report.get("prior_rows", 0)
     attempts = run.report.get("guard", {}).get("attempts", 0)
     verdict = "BROKEN " + "; ".join(broken) if broken else "kept"
-    counts = f"{predicted} of {CLIPS} rows predicted, {attempts} attempts, {run.wall_s:.1f} s"
+    rows = run.report.get("rows", 0)
+    counts = f"{predicted} of {rows} rows predicted, {attempts} attempts, {run.wall_s:.1f} s"
     print(f"seed {seed:3d}: {verdict} | {counts} | {chaos.about()}", flush=True)
     if broken:
         print(run.out[-3000:])

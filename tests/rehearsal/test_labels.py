@@ -69,3 +69,24 @@ def test_a_labels_file_needs_its_columns(files: tuple[Path, Path]) -> None:
     labels.write_text("file,label\na.wav,bark\n")
     with pytest.raises(SpecError, match="needs fname and labels"):
         score_submission(submission, labels, TINY, broken=())
+
+
+def test_rows_that_are_named_without_a_label_are_negatives(files: tuple[Path, Path]) -> None:
+    labels, submission = files
+    plain = score_submission(submission, labels, TINY, broken=())
+    # bark: positives 0.9 and 0.1 against 1 (c) and 0.9 (d); hiss: d 0.1 against 0.1, 0 and 0.3
+    assert plain.macro_auc == pytest.approx(((0 + 0.5 + 0 + 0) / 4 + (0.5 + 1 + 0) / 3) / 2)
+    assert plain.notes[1].startswith("macro ROC-AUC 0.3125 over the 2 of 3 classes with a positive in 4 row")
+    text = labels.read_text().replace("fname", "row_id").replace("c.wav,thunder\n", "c.wav,\n")
+    labels.write_text(text + "again1-b.wav,\n")
+    more = score_submission(submission, labels, TINY, broken=())
+    assert more.lwlrap == plain.lwlrap and more.macro_auc == pytest.approx((1.5 / 6 + 1.5 / 4) / 2)
+    assert plain.padded_cmap is not None and 0.7 < plain.padded_cmap < 1
+
+
+def test_a_class_that_is_true_in_every_row_is_said_to_have_no_area(files: tuple[Path, Path]) -> None:
+    labels, submission = files
+    labels.write_text("fname,labels\na.wav,bark\n")
+    score = score_submission(submission, labels, TINY, broken=())
+    assert score.macro_auc is None
+    assert "no macro ROC-AUC: a class is true in each of the 1 rows" in score.notes[1]

@@ -166,6 +166,14 @@ def test_a_recording_with_a_missing_row_is_marked_and_the_others_are_not() -> No
     assert done.full.tolist() == [row != 2 for row in range(12)] and done.prior_rows.tolist() == lost.tolist()
 
 
+def test_a_row_that_lacks_one_of_its_members_marks_the_recording_of_its_group() -> None:
+    whole = opened(ensemble(member("a"), member("b"), member("c"), mean="arithmetic",
+                            groups=(Group(name="g", members=("a", "b"), steps=(TOP,)),)))
+    assert whole.blend(board_of(a=[2]), PRIOR).full.tolist() == [False] * 6 + [True] * 6
+    smoothed = opened(ensemble(member("a"), member("b"), output=Output(smoothing=(1.0, 2.0, 1.0))))
+    assert smoothed.blend(board_of(a=[2]), PRIOR).full.tolist() == [False] * 6 + [True] * 6
+
+
 def test_a_step_of_the_row_alone_marks_nothing() -> None:
     whole = opened(ensemble(member("a", steps=({"kind": "power", "power": 2.0},)), member("b")))
     assert whole.blend(board_of(a=[2]), PRIOR).full.tolist() == [row != 2 for row in range(12)]

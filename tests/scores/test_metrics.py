@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.scores.metrics import accuracy, lwlrap, lwlrap_per_class
+from kernel.scores.metrics import (
+    accuracy,
+    average_precision,
+    lwlrap,
+    lwlrap_per_class,
+    macro_auc,
+    macro_auc_per_class,
+    padded_cmap,
+)
 from tests import contracts
 
 CASES = json.loads((contracts.GOLDENS / "lwlrap.json").read_text())["cases"]
@@ -78,3 +86,56 @@ def test_accuracy() -> None:
     for labels, wrong in (([1], scores), ([], np.zeros((0, 2))), ([1, 0, 1], np.full((3, 2), np.nan))):
         with pytest.raises(ValueError):
             accuracy(np.array(labels), wrong)
+
+
+def pairs_in_order(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The area under the ROC curve of one class, pair by pair."""
+    won = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
+    return float(np.mean(won))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(2, 12), classes=st.integers(1, 5))
+def test_macro_auc_is_the_share_of_pairs_in_order(seed: int, rows: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, scores = rng.random((rows, classes)) < 0.4, rng.integers(0, 4, (rows, classes)) / 4
+    truth[0], truth[-1] = True, False  # each class has both
+    per_class = [pairs_in_order(truth[:, k], scores[:, k]) for k in range(classes)]
+    np.testing.assert_allclose(macro_auc_per_class(truth, scores), per_class)
+    assert macro_auc(truth, scores) == pytest.approx(np.mean(per_class))
+    more = np.concatenate([truth, np.zeros((rows, 1), bool)], axis=1)  # a class without a positive is skipped
+    wider = np.concatenate([scores, scores[:, :1]], axis=1)
+    assert macro_auc(more, wider) == pytest.approx(np.mean(per_class))
+    assert np.isnan(macro_auc_per_class(more, wider)[-1])
+
+
+def test_a_class_that_is_true_everywhere_has_no_area() -> None:
+    truth = np.array([[1, 1], [1, 0]])
+    assert np.isnan(macro_auc(truth, np.array([[0.1, 0.9], [0.2, 0.1]])))
+    with pytest.raises(ValueError, match="no true class in any row"):
+        macro_auc(np.zeros((2, 2)), np.zeros((2, 2)))
+
+
+def test_padded_cmap_by_hand() -> None:
+    truth = np.array([[1, 0], [0, 0], [1, 0]])
+    scores = np.array([[0.9, 0.2], [0.6, 0.1], [0.6, 0.3]])
+    # Class 0: five padded rows, then 0.9 (6 of 6), then two of 0.6 at once (7 of 8); seven positives.
+    # Class 1: the padded rows alone, found first
+    assert padded_cmap(truth, scores) == pytest.approx(((6 * 1 + 7 / 8) / 7 + 1) / 2)
+    assert padded_cmap(truth, np.zeros((3, 2))) == pytest.approx(((5 + 2 * 7 / 8) / 7 + 1) / 2)
+    with pytest.raises(ValueError, match="wants 0..1"):
+        padded_cmap(truth, scores * 2)
+
+
+def test_average_precision_equals_the_definition() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        truth, scores = rng.random(9) < 0.5, rng.integers(0, 5, 9) / 5
+        truth[0] = True
+        found, last = 0.0, 0.0
+        for threshold in np.unique(scores)[::-1]:
+            taken = scores >= threshold
+            recall = truth[taken].sum() / truth.sum()
+            found += (recall - last) * truth[taken].mean()
+            last = recall
+        assert average_precision(truth, scores) == pytest.approx(found)

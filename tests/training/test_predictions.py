@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from kernel.errors import SpecError
-from kernel.scores.metrics import lwlrap
+from kernel.scores import means
+from kernel.scores.metrics import lwlrap, macro_auc
 from kernel.spec import Ensemble, Member, Stacker, Windows, load_ensemble
 from training import choose, evaluation, recipe, relabel, score, stackers
 
@@ -70,6 +71,42 @@ def test_choice_by_enumeration_is_the_best_subset(tmp_path):
              for size in (1, 2, 3, 4) for names in itertools.combinations(table.members, size)]
     assert best.score == pytest.approx(max(every)) and "bad" not in best.weights
     assert best.honest <= best.score + 1e-9
+
+
+def test_a_choice_by_area_counts_clips_without_a_label_as_negatives(tmp_path):
+    scores, truth, fold = made_scores()
+    truth[::5] = 0
+    write_oof(tmp_path / "oof.npz", scores, truth, fold)
+    table = choose.read_scores([tmp_path / "oof.npz"], negatives=True)
+    assert len(table.targets) == 120 and len(choose.read_scores([tmp_path / "oof.npz"]).targets) == 96
+    best = choose.choose(table, metric=macro_auc)
+    blend = means.mean("geometric", np.stack([table.members[name] for name in best.weights]))
+    assert best.score == pytest.approx(macro_auc(truth, blend)) and best.honest <= best.score + 0.05
+    table = choose.OutOfFold(members=table.members, targets=np.ones_like(truth), folds=fold)
+    with pytest.raises(SpecError, match="the metric is undefined"):
+        choose.choose(table, metric=macro_auc)
+
+
+def test_a_choice_keeps_groups_and_steps_of_what_is_left(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "groups.csv").write_text("class,group\na,x\nb,x\nc,y\nd,y\n")
+    (tmp_path / "kernels.csv").write_text("group,weights\ndefault,1 2 1\n")
+    member = '[[members]]\nname = "{}"\nfamily = "simple_cnn"\nfrontend = "fe"\n'
+    (tmp_path / "all.toml").write_text(
+        'name = "e"\nclasses = ["a", "b", "c", "d"]\nclass_groups = "groups.csv"\n[frontends.fe]\n'
+        'preset = "argus"\n' + member.format("m0") + 'steps = [{kind = "smooth", kernels = "kernels.csv"}]\n'
+        + member.format("m1") + member.format("m2")
+        + '[[groups]]\nname = "g"\nmembers = ["m0", "m1"]\n[[groups]]\nname = "h"\nmembers = ["m2"]\n'
+        '[output]\nsteps = [{kind = "gate_sustained", gate = "m1"}]\n')
+    chosen = choose.Choice(weights={"m0": 1.0, "m1": 2.0}, score=0.5)
+    choose.write_choice(tmp_path / "all.toml", chosen, tmp_path / "far" / "best.toml")
+    left = load_ensemble(tmp_path / "far" / "best.toml")
+    assert [group.name for group in left.groups] == ["g"] and left.class_groups["y"] == ("c", "d")
+    assert left.members[0].steps[0]["kernels"] == "group,weights\ndefault,1 2 1\n"
+    gone = choose.Choice(weights={"m0": 1.0}, score=0.5)
+    with pytest.raises(SpecError, match=r"output.steps\[0\]: reads 'm1', which was not chosen"):
+        choose.write_choice(tmp_path / "all.toml", gone, tmp_path / "far" / "other.toml")
+    assert not (tmp_path / "far" / "other.toml").exists()
 
 
 def test_greedy_choice_beats_the_best_member_and_gives_weights():

@@ -14,7 +14,7 @@ import train as train_command
 from kernel import models
 from kernel.errors import SpecError
 from kernel.inference.recipe import build_recipe
-from kernel.scores.metrics import lwlrap
+from kernel.scores.metrics import lwlrap, macro_auc
 from kernel.sound.clips import find_clips
 from kernel.sound.loading import load_wave
 from kernel.sound.recording import Recordings
@@ -211,10 +211,30 @@ def test_altered_copies_train_and_pretraining_comes_first(folder, tmp_path):
     assert copy.id != row.id and copy.clip is row.clip
 
 
-def test_choice_writes_an_ensemble_the_kernel_reads(facts, tmp_path):
+def test_the_metric_of_a_recipe_is_what_a_net_is_measured_by(folder, tmp_path):
+    text = RECIPE.replace("validate = 6", 'validate = 1\nmetric = "macro_auc"')
+    text = text.replace("epochs = 12", "epochs = 2")
+    (folder / "auc.toml").write_text(text)
+    plan = recipe.load_recipe(folder / "auc.toml")
+    with cross_validation.CrossValidation(plan, clips_of(folder), tmp_path, jobs=1) as work:
+        nets = list(work.train())
+    for net in nets:
+        log = pd.read_csv(tmp_path / f"cnn_{net.fold}" / "log.csv")
+        truth = clips_of(folder).targets[net.hold]
+        assert log.columns[2] == "macro_auc"
+        assert log.macro_auc.iloc[-1] == pytest.approx(macro_auc(truth, net.held), abs=0.02)  # halved weights
+    (folder / "auc.toml").write_text(text.replace("macro_auc", "micro_auc"))
+    with pytest.raises(SpecError, match="train.metric: 'micro_auc' is unknown; did you mean 'macro_auc'"):
+        plan = recipe.load_recipe(folder / "auc.toml")
+        plan.settings(plan.members[0])
+
+
+@pytest.mark.parametrize("metric", [(), ("--metric", "macro_auc"), ("--metric", "padded_cmap")])
+def test_choice_writes_an_ensemble_the_kernel_reads(facts, tmp_path, capsys, metric):
     _, out = facts
     done = choose.main([str(out / "run" / "oof.npz"), "--ensemble", str(out / "ensembles" / "tiny.toml"),
-                        "--out", str(tmp_path / "best.toml")])
+                        "--out", str(tmp_path / "best.toml"), *metric])
+    assert (metric or ("lwlrap",))[-1] in capsys.readouterr().out
     assert done == 0 and [m.name for m in load_ensemble(tmp_path / "best.toml").members] == ["cnn"]
 
 
