@@ -156,7 +156,7 @@ class GroupMax(Step):
     def bind(self, sheet: Sheet) -> Function:
         found = [np.flatnonzero(sheet.columns([group])) if isinstance(group, str)
                  else np.array([sheet.place(str(name)) for name in group], int) for group in self.groups]
-        if not found or min(map(len, found)) < 2:
+        if not found or min(len(set(columns.tolist())) for columns in found) < 2:
             raise SpecError(f"groups: {list(self.groups)!r}; give groups of at least two classes")
 
         def spread(piece: Piece) -> np.ndarray:

@@ -276,6 +276,8 @@ def test_whatever_is_missing_a_table_is_finite_in_range_and_holds_the_prior_wher
     [
         ({"output": Output(steps=({"kind": "file_tip"},))}, r"output.steps\[0\].kind: 'file_tip'.*file_top"),
         ({"output": Output(steps=(TOP, {"kind": "power"}))}, r"output.steps\[1\].power: missing"),
+        ({"output": Output(steps=({"kind": "group_max", "groups": [["a", "a"]]},))}, "at least two classes"),
+        ({"output": Output(steps=({"kind": "site_floor", "sites": {"S1": "a"}},))}, "each with a list"),
         ({"output": Output(steps=("rank",))}, r"output.steps\[0\]: 'rank'; give a table with `kind`"),
         ({"output": Output(steps=({"kind": "rank", "groups": ["Aves"]},))}, "'Aves' is none of class_groups"),
         ({"output": Output(steps=({"kind": "gate_sustained", "gate": "z"},))},
