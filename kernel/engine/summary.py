@@ -72,7 +72,7 @@ def describe(run: Run, merged: blend.Blend, outcomes: Sequence[plan.Outcome], pe
         device=_describe_devices(run),
         members=tuple(_describe_part(part, run) for part in run.ensemble.parts),
         store=_describe_store(run.feed),
-        embeddings=_describe_embeddings(run),
+        embeddings=_describe_embeddings(run) or None,
         meter=run.meter.read().source,
         forecast=plan.accuracy(outcomes),
         costs=Costs(members=_member_costs(run), frontends=_frontend_costs(run)),

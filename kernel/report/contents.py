@@ -7,7 +7,7 @@ the sandbox enforces, "truth" holds a row's labels. A field that is None by defa
 absent from the file. Times are seconds since the guard's start, sizes are bytes.
 """
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..cache.tiers import Stats
@@ -322,7 +322,7 @@ class Report(EveryReport):
     timeline: tuple[MemoryPoint, ...]
     publications: tuple[float, ...]
     clip_notes: dict[str, tuple[str, ...]]
-    embeddings: dict[str, EmbeddingReport] = field(default_factory=dict)
+    embeddings: dict[str, EmbeddingReport] | None = None
     explained: tuple[Explanation, ...] = ()
     page: str | None = None
     rehearsal: RehearsalReport | None = None

@@ -41,7 +41,7 @@ def run_table(report: Report) -> str:
         *(
             f"embedding {name}: {work.rows} rows, {work.passes} passes, {work.vectors} vectors in "
             f"{seconds_text(work.seconds)} | read by {work.nets} nets | {work.path}"
-            for name, work in report.embeddings.items()
+            for name, work in (report.embeddings or {}).items()
         ),
         f"store {hits} | RAM {gigabytes(store.ram_bytes)}, disk {gigabytes(store.disk_bytes)}",
     ]

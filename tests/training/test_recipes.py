@@ -14,7 +14,7 @@ PUBLISHED = {"argus", "qrfaction", "ex4sperans", "erc2019", "viel", "shirogane",
 
 
 def test_every_published_solution_has_a_recipe():
-    assert PUBLISHED | {"default", "emotion"} == {path.stem for path in RECIPES}
+    assert PUBLISHED | {"default", "emotion", "yamnet"} == {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
