@@ -321,7 +321,6 @@ def _write_back_ends(request: BuildRequest, folder: Path, ensemble: Ensemble, mo
                      read: list[weights.Source]) -> tuple[dict[str, FileEntry], dict[str, dict[str, str]]]:
     """Files of optional back ends (wheels and exported graphs), and which graph belongs to which net."""
     graphs: dict[str, dict[str, str]] = {}
-    folder.mkdir()
     if request.back_end:
         from . import backend_wheels
 
