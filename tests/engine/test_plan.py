@@ -180,18 +180,18 @@ def test_rows_of_one_length_keep_their_order():
 
 
 def test_accuracy_tells_each_step_in_milliseconds():
-    steps = [Outcome(net_id="a.0", kind="cover", forecast_s=3.00049, seconds=2.00051, loading_s=0.12349,
+    steps = [Outcome(net_id="a.0", kind="cover", forecast_s=3.01249, seconds=2.01251, loading_s=0.12349,
                      rows=5, done=5),
              Outcome(net_id="b.0", kind="stack", forecast_s=0.0, seconds=8, rows=5, done=5),
              Outcome(net_id="c.0", kind="refine", forecast_s=0.5, seconds=1, rows=2, done=3)]
     told = plan.accuracy(steps)
     first = told.steps[0]
-    assert (first.forecast_s, first.seconds, first.loading_s) == (3.0, 2.001, 0.123)
+    assert (first.forecast_s, first.seconds, first.loading_s) == (3.012, 2.013, 0.123)
     assert (first.net, first.kind, first.rows, first.done) == ("a.0", "cover", 5, 5)
-    # Of 0.6667 and 2; a step without a forecast has no ratio
-    assert told.worst_ratio == 2.0 and told.median_ratio == 1.333
+    # Of 0.66806 and 2; a step without a forecast has no ratio
+    assert told.worst_ratio == 2.0 and told.median_ratio == 1.334
     assert plan.accuracy(steps[1:2]).worst_ratio is None
-    assert plan.accuracy(steps[:1]).worst_ratio == plan.accuracy(steps[:1]).median_ratio == 0.667
+    assert plan.accuracy(steps[:1]).worst_ratio == plan.accuracy(steps[:1]).median_ratio == 0.668
 
 
 def test_a_member_is_worth_its_share_of_the_classes():

@@ -100,6 +100,7 @@ def child(name: str, path: Path, code: CodeType, tests: Sequence[str], folder: s
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out = os.open(f"{folder}/output", os.O_WRONLY | os.O_CREAT)
         told = os.open(f"{folder}/told", os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1)
@@ -132,19 +133,17 @@ def ask(name: str, path: Path, code: CodeType, tests: Sequence[str], limit_s: fl
     pid = os.fork()
     if pid == 0:
         child(name, path, code, tests, folder)
-    timed_out = False
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            break
-        if time.monotonic() - begun > limit_s and not timed_out:
-            timed_out = True
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_S)
+    timed_out, status = False, None
     try:
-        os.killpg(pid, signal.SIGKILL)  # what the tests have left behind
-    except ProcessLookupError:
-        pass
+        while status is None:
+            time.sleep(POLL_S)
+            timed_out = time.monotonic() - begun > limit_s
+            ended, answered = os.waitpid(pid, os.WNOHANG)
+            status = answered if ended else None
+            if timed_out:
+                break
+    finally:
+        end(pid, waited=status is not None)
 
     def read(file: str) -> str:
         found = Path(folder, file)
@@ -156,6 +155,18 @@ def ask(name: str, path: Path, code: CodeType, tests: Sequence[str], limit_s: fl
     )
     shutil.rmtree(folder, ignore_errors=True)
     return answer
+
+
+def end(pid: int, waited: bool) -> None:
+    """End a fork, where it has not ended, and what its tests have left behind."""
+    for kill in (os.killpg, os.kill):
+        try:
+            if kill is os.killpg or not waited:
+                kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    if not waited:
+        os.waitpid(pid, 0)
 
 
 def settle(name: str, path: Path, tests: Sequence[str]) -> float:
@@ -219,6 +230,8 @@ def measure(module: str, tests: Sequence[str], count: int, seed: int) -> tuple[i
     print(f"{name}: {' '.join(tests)}: {plain_s:.1f} s as it is, seed {seed}", flush=True)
     unseen = tuple(table["unseen"].get(name, {}))
     drawn = mutants(path.read_text(encoding="utf-8"), str(path), unseen, count, seed)
+    if not drawn:
+        raise Unmeasurable(f"{name}: nothing in it can be changed")
     noticed = 0
     for mutant in drawn:
         answer = ask(name, path, mutant.code, tests, limit_s)
@@ -242,8 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="these instead of the mirrored file")
     parser.add_argument("--least", type=float, default=0.9, help="share that must be noticed (default: 0.9)")
     given = parser.parse_args(arguments)
-    sys.path.insert(0, os.getcwd())
-    os.environ["OMP_NUM_THREADS"] = "1"
+    if given.count < 1:
+        parser.error(f"--count {given.count}: give at least 1")
     modules = given.modules or tomllib.loads(TABLE.read_text(encoding="utf-8"))["pure"]["modules"]
     enough = True
     for module in modules:
@@ -257,4 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # the fork that runs is ended, too
+    sys.path.insert(0, os.getcwd())
+    os.environ["OMP_NUM_THREADS"] = "1"
     sys.exit(main())

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers import REPOSITORY
 from tests.helpers.changes import mutants
-from tests.helpers.mutants import TABLE, Unmeasurable, dotted, files_of
+from tests.helpers.mutants import TABLE, Unmeasurable, dotted, files_of, main
 
 LARGE = """
 LIMIT = 10
@@ -82,6 +82,13 @@ def test_the_module_that_tests_see_is_the_changed_one(tmp_path: Path) -> None:
         "10 [False, True, True]", "10 [True, True, False]",
         "11 [False, False, False]", "9 [False, True, True]",
     ]
+
+
+def test_no_changes_are_no_question(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["kernel/limits.py", "--count", "0"])
+    assert left.value.code == 2 and "at least 1" in capsys.readouterr().err
+    assert main(["kernel/no_such.py"]) == 2 and "no file kernel/no_such.py" in capsys.readouterr().err
 
 
 @pytest.mark.faults
