@@ -383,3 +383,10 @@ def test_children_are_listed_anew_after_a_second(tmp_path: Path, monkeypatch: py
     assert meter.own_bytes() == 111 * MB == meter.peak_bytes
     (tmp_path / "proc/42/statm").unlink()
     assert meter.own_bytes() == 101 * MB and meter.peak_bytes == 111 * MB
+
+
+def test_a_mount_without_a_mount_point_is_passed_over(tmp_path: Path) -> None:
+    write(host(tmp_path), "proc/self/cgroup", "4:memory:/\n")
+    write(tmp_path, "proc/self/mountinfo", "30 20 0:26 /a - cgroup cgroup rw,memory\n1 2 - \n")
+    v1(tmp_path, "", 900 * MB, 50 * MB)
+    assert Meter(tmp_path).limit().limit_bytes == 900 * MB
