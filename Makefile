@@ -11,7 +11,7 @@ OUT ?= out
 GIVEN = $(if $(filter-out file,$(origin OWNER)),--owner '$(OWNER)') \
 	$(if $(filter-out file,$(origin SLUG)),--slug '$(SLUG)') $(if $(COMPETITION),--competition '$(COMPETITION)')
 
-.PHONY: all rehearse bundle test faults whole chaos fuzz image formats pythons gpu lint types upload clean
+.PHONY: all rehearse bundle test faults whole chaos fuzz mutants image formats pythons gpu lint types upload clean
 
 all: rehearse
 
@@ -51,6 +51,10 @@ chaos: $(READY)
 # Ten thousand damaged audio files through the decoder.
 fuzz: $(READY)
 	$(PY) -m tests.helpers.fuzz_audio --count 10000 --seed 0
+
+# Sixty changes of one operator, constant or condition in each pure module: do its tests notice? MODULE=kernel/limits.py for one.
+mutants: $(READY)
+	$(PY) -m tests.helpers.mutants $(MODULE) --count 60
 
 # A bundle under the package versions of the Kaggle image, as far as pip can have them here.
 image: $(READY)

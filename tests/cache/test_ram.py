@@ -4,8 +4,11 @@ from __future__ import annotations
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 
+from kernel.cache.ram import Budget, Hand, StoreLimits
+from kernel.memory import Reading
 from kernel.sound.loading import count_wave_bytes
 from tests.helpers.stores import BINS, FE, GB, LARGEST, ROWS, TOTAL, FakeMeter, Producer, array_of, row_of
 
@@ -179,3 +182,117 @@ def test_memory_that_is_not_ours_is_reported_and_does_not_empty_the_store(make):
     stats = store.stats()
     assert stats.ram_bytes > TOTAL // 2  # one back-off, then it was clear that it does not help
     assert [n for n in stats.notes if n.startswith("UnmanagedMemory")] != []
+
+
+# -- the budget alone
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Counted:
+    """A meter of `limit` bytes that counts its readings."""
+
+    def __init__(self, limit, used=0):
+        self.limit, self.used, self.readings = limit, used, 0
+
+    def read(self):
+        self.readings += 1
+        return Reading(limit_bytes=self.limit, used_bytes=self.used, source="made up")
+
+
+def budget(limit=1000, used=0, loaders=1, **limits):
+    meter, clock = Counted(limit, used), Clock()
+    given = StoreLimits(**{"ram_bytes": 10**12, "disk_bytes": 0} | limits)
+    return Budget(meter, given, loaders, clock), meter
+
+
+def test_the_mark_leaves_room_for_every_part_of_the_reserve():
+    assert budget(1000)[0].mark_bytes == 900  # a tenth of slack
+    assert budget(10**10)[0].mark_bytes == 9_500_000_000  # 256 MB of slack are less than 5 %
+    one = budget(4 * 10**9, batch_bytes=3 * 10**8, table_bytes=5 * 10**7, open_bytes=10**7, clip_bytes=10**6,
+                 loaders=3, work_bytes=10**8)[0]
+    parts = 256_000_000 + 300_000_000 + 50_000_000 + 10_000_000 + 3 * 1_000_000 + 3 * 100_000_000
+    assert one.mark_bytes == 4 * 10**9 - parts
+    assert budget(1000, loaders=4, work_bytes=100)[0].mark_bytes == 900 - 250  # a quarter for all at work
+    assert budget(1000, loaders=4, work_bytes=300)[0].mark_bytes == 900 - 300  # one at least
+    assert budget(1000, batch_bytes=2000)[0].mark_bytes == 0
+    assert budget(1000)[0].floor_bytes == 900 and budget(1000, spill_at=0.5)[0].mark_bytes == 500
+
+
+def test_what_is_reserved_kept_and_not_yet_seen_counts_up_to_the_last_byte():
+    held, meter = budget(1000, used=100)
+    assert not held.reserve(801) and held.reserved == 0
+    assert held.reserve(500) and held.reserve(300) and not held.reserve(1)
+    held.settle(500, 400)
+    assert (held.reserved, held.kept, held.peak_kept) == (300, 400, 400)
+    assert held.reserve(100) and not held.reserve(1)
+    held.release(150)
+    assert (held.kept, held.peak_kept) == (250, 400) and held.reserve(150) and not held.reserve(1)
+    assert meter.readings == 1  # the clock has stood still
+    capped = budget(1000, ram_bytes=70)[0]
+    assert not capped.reserve(71) and capped.reserve(40) and not capped.reserve(31) and capped.reserve(30)
+    capped.settle(70, 50)
+    assert not capped.reserve(21) and capped.reserve(20)
+
+
+def test_a_reading_is_believed_a_tenth_of_a_second_and_less_before_a_no():
+    held, meter = budget(1000)
+    clock = held._clock
+    clock.now = 0.099
+    assert held.reserve(1) and meter.readings == 1
+    clock.now = 0.1
+    assert held.reserve(1) and meter.readings == 2
+    clock.now = 0.109
+    assert not held.reserve(950) and meter.readings == 2
+    clock.now = 0.111
+    assert not held.reserve(950) and meter.readings == 3
+    meter.used = 600
+    clock.now = 5.0
+    assert held.excess() == 0 and (held.used_bytes, held.peak_used) == (600, 600)
+    meter.used = 300
+    clock.now = 6.0
+    assert held.excess() == 0 and (held.used_bytes, held.peak_used) == (300, 600)
+
+
+def test_above_the_mark_bytes_leave_to_the_floor_and_for_a_minute_none_enter_above_it():
+    held, meter = budget(10**10)
+    clock = held._clock
+    meter.used, clock.now = 95 * 10**8, 10.0
+    assert held.excess() == 0
+    meter.used, clock.now = 95 * 10**8 + 1, 20.0
+    assert held.excess() == 5 * 10**8 + 1
+    meter.used, clock.now = 92 * 10**8, 79.9
+    assert not held.reserve(1)
+    clock.now = 80.0
+    assert held.reserve(3 * 10**8) and not held.reserve(1)
+
+
+def test_arrays_in_hand_leave_after_four_calls_and_by_front_end():
+    hand = Hand()
+    array = np.zeros(25, np.uint8)
+    assert hand.fits(25, 1000) and not hand.fits(26, 1000)  # a fortieth
+    assert hand.fits(64_000_000, 10**12) and not hand.fits(64_000_001, 10**12)
+    hand.put("mel", "a", array)
+    hand.calls = 3
+    assert not hand.fits(1, 1000) and hand.bytes == 25
+    hand.calls = 4
+    assert hand.fits(1, 1000) and hand.bytes == 0 and hand.take("mel", "a") is None
+    hand.put("mel", "a", array)
+    hand.put("cqt", "a", array)
+    hand.forget("mel")
+    assert list(hand.arrays) == [("cqt", "a")] and hand.bytes == 25
+    assert hand.take("cqt", "a") is array and hand.bytes == 0
+
+
+def test_work_waits_for_room_and_larger_work_runs_alone():
+    held = budget(1000)[0]
+    with held.work(5000):
+        assert held._at_work == 5000
+    with held.work(100), held.work(150):
+        assert held._at_work == 250
+    assert held._at_work == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernel.errors import SpecError
-from kernel.inference.finish import OPERATIONS, build, delta
+from kernel.inference.finish import OPERATIONS, Lengths, build, delta
 from kernel.sound.frontends import build as front_end
 
 ARGUS = front_end({"preset": "argus"})
@@ -124,3 +124,48 @@ def test_a_batch_norm_over_the_wave_is_applied_before_the_mel_layer() -> None:
     assert torch.equal(filled(wave), plain(wave * 1.5 + 0.25))
     assert torch.equal(plain(wave), build([{**keys, "wave_scale": 1.0}], fe)(wave))
     assert not torch.equal(filled(wave), plain(wave))
+
+
+def test_cuts_of_a_padded_batch_end_at_their_own_lengths() -> None:
+    """Nine frames of one cut, thirty of another: what stands beyond them does not count."""
+    finish = build(["delta", {"kind": "scale", "divide": 2.0}], ARGUS)
+    x = torch.rand(2, 1, ARGUS.bins, 30, generator=torch.Generator().manual_seed(2))
+    own = np.array([9, 30])
+    got = finish.batch(x, Lengths(host=own, device=torch.from_numpy(own)))
+    for i, frames in enumerate(own):
+        assert torch.allclose(got[i:i + 1, ..., :frames], finish(x[i:i + 1, ..., :frames]), atol=1e-5)
+    assert torch.allclose(finish.batch(x), finish(x), atol=1e-5)
+    assert not torch.allclose(finish.batch(x)[0, ..., :9], got[0, ..., :9], atol=1e-5)
+
+
+def test_lengths_change_where_an_operation_changes_them() -> None:
+    finish = build([{"kind": "mel_in_net", "rate": 44100, "hop": 500}], front_end({"preset": "wave"}))
+    found = finish._lengths(finish.operations[0], torch.Size((3, 1, 1, 9000)), np.array([3000, 500, 3000]))
+    assert found.tolist() == [finish.shape(n)[2] for n in (3000, 500, 3000)] and found.dtype == np.int64
+
+
+def test_cuts_of_several_lengths_share_a_batch_only_where_every_operation_can() -> None:
+    can, cannot = [kind for kind in OPERATIONS if OPERATIONS[kind].ragged], "time_first"
+    assert {"delta", "scale", "normalise"} <= set(can) and not OPERATIONS[cannot].ragged
+    assert build(["delta"], ARGUS).ragged and build([], ARGUS).ragged
+    assert not build(["delta", cannot], ARGUS).ragged and not build([cannot], ARGUS).ragged
+
+
+def test_time_comes_first_after_an_odd_number_of_turns() -> None:
+    once, twice = build(["time_first"], ARGUS), build(["time_first", "time_first"], ARGUS)
+    assert once.time_first and not twice.time_first and not build(["delta"], ARGUS).time_first
+    assert once.shape(7) == (1, 7, ARGUS.bins) and twice.shape(7) == (1, ARGUS.bins, 7)
+    assert once.frames(7) == twice.frames(7) == 7
+
+
+def test_constants_go_to_the_operation_of_their_place() -> None:
+    plain = build([{"kind": "scale", "divide": 2.0}, {"kind": "scale", "divide": 3.0}], ARGUS)
+    filled = plain.with_constants({1: {"divide": 5.0}})
+    x = torch.full((1, 1, ARGUS.bins, 2), 30.0)
+    assert torch.allclose(filled(x), x / 10) and torch.allclose(plain(x), x / 6)
+
+
+@pytest.mark.parametrize("entry", [3, None, {"divide": 2}, {"kind": 5}, {"kind": "scales", "divide": 2}])
+def test_an_entry_that_is_no_operation_is_named_by_its_place(entry: Any) -> None:
+    with pytest.raises(SpecError, match=r"finish\[1\]"):
+        build(["delta", entry], ARGUS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernel.cache.ram import return_memory
-from kernel.memory import RAM_MARK, Meter
+from kernel.memory import RAM_MARK, Meter, peak_resident
 from tests.helpers import REPOSITORY
 
 MB = 2**20
@@ -325,3 +325,68 @@ def test_neither_torch_nor_numpy_nor_librosa_is_imported() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     ).stdout
     assert shown.strip() == "[]"
+
+
+# -- figures one by one --------------------------------------------------------------------------------------
+
+def test_the_largest_memory_of_a_process_is_in_kilobytes_and_0_where_nobody_says(tmp_path: Path) -> None:
+    write(tmp_path, "42/status", "Name: x\nVmPeak: 9 kB\nVmHWM:\t  300 kB\nVmRSS: 7 kB\n")
+    assert peak_resident(42, str(tmp_path)) == 300 * 1024
+    for text in ("Name: x\n", "VmHWM:\n", "VmHWM: many kB\n"):
+        write(tmp_path, "42/status", text)
+        assert peak_resident(42, str(tmp_path)) == 0
+    assert peak_resident(43, str(tmp_path)) == 0 < peak_resident(os.getpid())
+
+
+def test_a_limit_of_one_byte_is_one_and_of_none_is_no_limit(tmp_path: Path) -> None:
+    write(host(tmp_path), "proc/self/cgroup", "0::/a\n")
+    for limit, seen in ((0, 30 * GIB), (1, 1), (-1, 30 * GIB)):
+        v2(tmp_path, "a", limit, 0)
+        assert Meter(tmp_path).limit().limit_bytes == seen
+
+
+def test_a_cgroup_just_as_tight_as_the_cap_and_as_large_as_the_host_counts(tmp_path: Path) -> None:
+    write(host(tmp_path), "proc/self/cgroup", "0::/a\n")
+    v2(tmp_path, "a", 200 * MB, 120 * MB)
+    bounds, _ = Meter(tmp_path, cap_bytes=200 * MB).bounds()
+    assert [bound.limit for bound in bounds] == [200 * MB, 30 * GIB]
+    v2(tmp_path, "a", 30 * GIB, 120 * MB)
+    assert [bound.limit for bound in Meter(tmp_path).bounds()[0]] == [30 * GIB] * 2
+
+
+def test_page_cache_beyond_what_is_used_leaves_nothing_and_not_less(tmp_path: Path) -> None:
+    write(host(tmp_path), "proc/self/cgroup", "0::/a\n")
+    v2(tmp_path, "a", 300 * MB, 10 * MB, inactive_file=40 * MB)
+    assert [b.used for b in Meter(tmp_path).bounds()[0]] == [0, 10 * GIB]
+
+
+def test_before_anything_has_answered_the_cap_stands_and_nobody_is_asked_twice(tmp_path: Path) -> None:
+    meter = Meter(tmp_path, host=no_host)
+    reading = meter.read()
+    assert (reading.limit_bytes, reading.used_bytes, reading.source) == (2**60, 0, "nothing")
+    assert meter.limit().source == "nothing" and meter.peak_bytes == 0 and meter.beside_bytes == 0
+
+
+def test_children_are_listed_anew_after_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("kernel.memory.time.monotonic", lambda: now[0])
+    write(host(tmp_path), "proc/self/task/7/children", "")
+    meter = Meter(tmp_path)
+    assert meter.own_bytes() == 100 * MB
+    write(tmp_path, "proc/self/task/7/children", "42")
+    write(tmp_path, "proc/42/statm", "9000 5120 2560 1 0 1 0\n")
+    write(tmp_path, "proc/42/task/42/children", "43\n")
+    write(tmp_path, "proc/43/statm", "9000 256 0 1 0 1 0\n")
+    now[0] += 1.0
+    assert meter.own_bytes() == 100 * MB
+    now[0] += 0.01
+    assert meter.own_bytes() == 111 * MB == meter.peak_bytes
+    (tmp_path / "proc/42/statm").unlink()
+    assert meter.own_bytes() == 101 * MB and meter.peak_bytes == 111 * MB
+
+
+def test_a_mount_without_a_mount_point_is_passed_over(tmp_path: Path) -> None:
+    write(host(tmp_path), "proc/self/cgroup", "4:memory:/\n")
+    write(tmp_path, "proc/self/mountinfo", "30 20 0:26 /a - cgroup cgroup rw,memory\n1 2 - \n")
+    v1(tmp_path, "", 900 * MB, 50 * MB)
+    assert Meter(tmp_path).limit().limit_bytes == 900 * MB

@@ -91,3 +91,46 @@ def test_a_member_that_never_ran_fails() -> None:
 def test_union_counts_every_second_once(spans: list[tuple[int, int]]) -> None:
     pairs = [(start, start + length) for start, length in spans]
     assert union(pairs) == len({second for start, end in pairs for second in range(start, end)})
+
+
+def test_a_member_that_never_ran_is_allowed_nowhere() -> None:
+    data = make_json()
+    for net in data["members"][0]["nets"]:
+        net["rows"] = 0
+    line = forecast(make_report(**data), 100, 1.0, LIMITS)[-1]
+    assert (line.raw, line.scaled, line.allowed, line.margin, line.unit) == (1, 1, 0, -1, "")
+
+
+def test_a_process_that_fills_its_memory_beside_the_cache_keeps_nothing_in_it() -> None:
+    """All of the cache is spilled, and the memory with it is what there was without it."""
+    full = make_report(peak_own_bytes=20_000_000_000)
+    _, beside, cache, spill = forecast(full, 1000, 5000 / 3600, LIMITS)
+    assert not beside.passed and cache.raw == beside.raw == 20_000_000_000 - 100_000_000
+    assert spill.raw == 1_200_000_000
+    less = make_report(peak_own_bytes=50_000_000)  # the store's peak was another moment's
+    assert forecast(less, 100, 500 / 3600, LIMITS)[1].raw == 0
+
+
+def test_what_is_spilled_is_written_and_read_by_every_net() -> None:
+    full = make_report(peak_own_bytes=20_000_000_000)
+    plain = forecast(make_report(), 1000, 5000 / 3600, LIMITS)[0].raw
+    assert forecast(full, 1000, 5000 / 3600, LIMITS)[0].raw - plain == pytest.approx(2 * 1.2e9 / 100e6)
+
+
+def test_a_machine_may_be_three_tenths_slower_and_just_enough_is_enough() -> None:
+    time = forecast(make_report(), 1000, 5000 / 3600, LIMITS)[0]
+    assert time.scaled == pytest.approx(1.3 * time.raw)
+    disk = replace(LIMITS, disk_bytes=0)
+    assert forecast(make_report(), 100, 500 / 3600, disk)[3].passed  # nothing is spilled, nothing allowed
+
+
+def test_widths_by_chao_and_colwell() -> None:
+    """Chao: f1 f1 / (2 f2) not seen, f1 (f1 - 1) / 2 without any seen twice; Colwell: their share."""
+    unseen = 6 * 6 / (2 * 3)
+    share = 1 - (1 - 6 / (50 * unseen + 6)) ** 150
+    assert count_shapes(cost(20, 6, 3), 50, 200) == pytest.approx(20 + unseen * share)
+    unseen = 6 * 5 / 2
+    share = 1 - (1 - 6 / (50 * unseen + 6)) ** 150
+    assert count_shapes(cost(20, 6, 0), 50, 200) == pytest.approx(20 + unseen * share)
+    assert count_shapes(cost(20, 6, 3), 50, 50) == 20 and count_shapes(cost(20, 0, 3), 50, 500) == 20
+    assert count_shapes(cost(20, 1, 0), 50, 500) == 20

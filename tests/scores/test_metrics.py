@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.scores.metrics import (
+    COUNTING_NEGATIVES,
+    METRICS,
+    PADDING_ROWS,
     accuracy,
     average_precision,
     lwlrap,
@@ -139,3 +142,49 @@ def test_average_precision_equals_the_definition() -> None:
             found += (recall - last) * truth[taken].mean()
             last = recall
         assert average_precision(truth, scores) == pytest.approx(found)
+
+
+def test_five_rows_pad_every_class_and_the_bounds_are_scores() -> None:
+    assert PADDING_ROWS == 5
+    truth, scores = np.zeros((4, 1)), np.ones((4, 1))
+    assert padded_cmap(truth, scores) == pytest.approx(5 / 9)  # found together with four others
+    assert padded_cmap(truth, 0 * scores) == 1.0 and padded_cmap(np.zeros((0, 2)), np.zeros((0, 2))) == 1.0
+    for wrong in (scores + 1e-9, -1e-9 * scores):
+        with pytest.raises(ValueError, match="wants 0..1"):
+            padded_cmap(truth, wrong)
+
+
+def test_the_row_of_a_missing_score_is_named() -> None:
+    scores = np.zeros((4, 2))
+    scores[2, 1] = scores[3, 0] = np.nan
+    for function in (lwlrap, macro_auc, padded_cmap):
+        with pytest.raises(ValueError, match="NaN in row 2"):
+            function(np.ones((4, 2)), scores)
+    with pytest.raises(ValueError, match="NaN in row 2"):
+        accuracy(np.zeros(4, int), scores)
+
+
+def test_truth_is_what_is_above_zero() -> None:
+    scores = np.array([[0.9, 0.1, 0.5]])
+    assert lwlrap(np.array([[-1.0, 0.0, 0.25]]), scores) == 0.5
+    per_class, weight = lwlrap_per_class(np.array([[-1.0, 0.0, 0.25]]), scores)
+    assert per_class.tolist() == [0.0, 0.0, 0.5] and weight.tolist() == [0.0, 0.0, 1.0]
+    assert macro_auc(np.array([[-1.0], [0.25]]), np.array([[0.1], [0.2]])) == 1.0
+    with pytest.raises(ValueError, match="no true class"):
+        macro_auc(np.array([[-1.0], [0.0]]), np.zeros((2, 1)))
+
+
+def test_what_a_row_without_a_true_class_says() -> None:
+    """A negative of every class to those that compare rows, nothing to lwlrap; all are in the table."""
+    truth, scores = np.array([[1, 0], [0, 1]]), np.array([[0.8, 0.2], [0.3, 0.9]])
+    more, wider = np.vstack([truth, [[0, 0]]]), np.vstack([scores, [[1.0, 1.0]]])
+    changed = {name for name, metric in METRICS.items() if metric(more, wider) != metric(truth, scores)}
+    assert changed == set(COUNTING_NEGATIVES) == {"macro_auc", "padded_cmap"} and len(METRICS) == 3
+
+
+def test_accuracy_wants_a_label_for_each_row() -> None:
+    scores = np.array([[0.1, 0.9]])
+    assert accuracy(np.array([1]), scores) == 1.0 and accuracy(np.array([0]), scores) == 0.0
+    for labels, wrong in (([1], scores[0]), ([1, 1], scores), ([[1]], scores)):
+        with pytest.raises(ValueError, match="N >= 1"):
+            accuracy(np.array(labels), wrong)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernel.errors import ClipUnreadable
-from kernel.sound.clips import find_clips
+from kernel.sound.clips import _tail_start, find_clips
 from kernel.sound.rows import list_rows
 from tests.helpers.sounds import plant, sound, write
 
@@ -88,3 +88,79 @@ def test_a_dataset_may_be_a_link_and_a_loop_of_links_ends(tmp_path: Path) -> Non
     index = find_clips(root, ["sub/1.wav", "2.wav"])
     assert len(index.paths) == 2
     assert list_rows(["sub/1.wav"], index, None)[0].clip.error is None
+
+
+def test_a_folder_named_like_a_clip_is_listed_and_one_that_is_not_is_none(tmp_path: Path) -> None:
+    plant(tmp_path, ["test/2.wav"])
+    (tmp_path / "test/1.wav").mkdir()
+    (tmp_path / "test/notes").mkdir()
+    index = find_clips(tmp_path, ["1.wav", "2.wav", "notes"])
+    assert index.files == ("test/1.wav", "test/2.wav")
+    assert index.path("1.wav") == tmp_path / "test/1.wav" and index.path("notes") is None
+    assert index.extra == 0 and find_clips(tmp_path, ["2.wav"]).extra == 1
+
+
+def test_among_equals_the_folder_with_most_ids_directly_in_it_is_meant(tmp_path: Path) -> None:
+    plant(tmp_path, ["z/1.wav", "z/2.wav", "test/deep/1.wav", "test/other/2.wav"])
+    assert find_clips(tmp_path, ["1.wav", "2.wav"]).folder == tmp_path / "z"
+
+
+def test_among_equals_the_deepest_is_meant_then_the_first_by_name(tmp_path: Path) -> None:
+    plant(tmp_path, ["b/1.wav", "a/1.wav"])
+    assert find_clips(tmp_path, ["1.wav"]).folder == tmp_path / "a"
+    plant(tmp_path, ["c/deep/1.wav"])
+    assert find_clips(tmp_path, ["1.wav"]).folder == tmp_path / "c/deep"
+    plant(tmp_path, ["d/TEST/1.wav", "e/f/g/1.wav"])
+    assert find_clips(tmp_path, ["1.wav"]).folder == tmp_path / "d/TEST"
+    assert find_clips(tmp_path, ["none"]).folder == tmp_path
+
+
+def test_a_folder_resolves_an_id_by_stem_only_where_no_file_has_its_name(tmp_path: Path) -> None:
+    """In b, one name beside two stems; in c, two stems; in d, one stem."""
+    plant(tmp_path, ["b/1", "b/1.wav", "b/1.mp3", "c/1.wav", "c/1.mp3", "d/1.wav"])
+    index = find_clips(tmp_path, ["1"])
+    assert index.folder == tmp_path / "b" and index.path("1") == tmp_path / "b/1"
+    (tmp_path / "b/1").unlink()
+    index = find_clips(tmp_path, ["1"])
+    assert index.folder == tmp_path / "d" and index.path("1") == tmp_path / "d/1.wav"
+    plant(tmp_path, ["e/x/1", "e/y/1"])
+    assert find_clips(tmp_path, ["1"]).folder == tmp_path / "e/x"  # from e both are meant
+
+
+def test_where_the_last_parts_of_a_path_begin() -> None:
+    assert [_tail_start("a/bb/c.wav", depth) for depth in (1, 2, 3, 4, 5)] == [5, 2, 0, None, None]
+    assert [_tail_start("c.wav", depth) for depth in (1, 2)] == [0, None]
+    assert [_tail_start("/c", depth) for depth in (1, 2, 3)] == [1, 0, None]
+
+
+def test_an_ambiguity_names_three_files_and_how_many_there_are(tmp_path: Path) -> None:
+    plant(tmp_path, ["t/0.wav", *(f"t/{folder}/1.wav" for folder in "abcd")])
+    told = str(find_clips(tmp_path, ["0.wav", "1.wav", "a/1.wav", "b/1.wav"]).error("1.wav"))
+    assert "could mean 4 files" in told and "'a/1.wav', 'b/1.wav', 'c/1.wav';" in told
+
+
+def test_other_ids_of_the_same_listing(tmp_path: Path) -> None:
+    plant(tmp_path, ["t/1.wav", "t/2.wav"])
+    other = find_clips(tmp_path, ["1.wav"]).of_ids(["2", "3"])
+    assert set(other.paths) == {"2"} and other.extra == 1 and other.files == ("t/1.wav", "t/2.wav")
+
+
+def test_links_inside_and_around_the_listing_are_not_followed_and_deeper_ones_never(tmp_path: Path) -> None:
+    outside, second = plant(tmp_path / "one", ["1.wav"]), plant(tmp_path / "two", ["3.wav"])
+    root = plant(tmp_path / "input", ["own/2.wav"])
+    (root / "own/deep").symlink_to(outside, target_is_directory=True)
+    assert find_clips(root, ["1.wav", "2.wav"]).roots == (root,)
+    (root / "around").symlink_to(tmp_path, target_is_directory=True)
+    (root / "inside").symlink_to(root / "own", target_is_directory=True)
+    assert find_clips(root, ["2.wav"]).roots == (root,)
+    for name, target in (("a", outside), ("b", second)):
+        (root / name).symlink_to(target, target_is_directory=True)
+    index = find_clips(root, ["1.wav", "2.wav", "3.wav"])
+    assert set(index.roots) == {root, outside, second} and len(index.paths) == 3
+
+
+def test_every_folder_and_entry_beats(tmp_path: Path) -> None:
+    plant(tmp_path, ["a/1.wav", "a/2.wav", "b/3.wav"])
+    beats = []
+    find_clips(tmp_path, ["1.wav"], lambda: beats.append(1))
+    assert len(beats) == 3 + 5  # three folders; two of them and three files are entries
