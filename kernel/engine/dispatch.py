@@ -150,7 +150,9 @@ class Dispatcher:
                     cost = next(c for c in self._costs if c.net_id == outcome.net_id)
                     expected_s = plan.expected(cost, outcome.timed)
                     spent = outcome.seconds - outcome.loading_s - outcome.setup_s
-                    self._speeds = self._speeds.learn(cost.member, expected_s, spent, outcome.setup_s)
+                    slight = plan.is_slight(cost, outcome.timed)
+                    self._speeds = self._speeds.learn(
+                        cost.member, expected_s, spent, outcome.setup_s, slight)
             self._drop_finished()
             self.changed.notify_all()
 

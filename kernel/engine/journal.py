@@ -39,6 +39,7 @@ class Journal:
     quarantined_clips  clip ids in flight at two crashes: their rows keep the prior
     quarantined_pairs  (net id, row id) in flight at two crashes: that net skips that row, and where two folds
                        of a member do, all its folds
+    quarantined_steps  keys of the user's own steps in flight at two crashes: they are left out
 
     A state disk that refuses a mark or scores costs the restart, never the run: `report` hears of it once.
     """
@@ -65,6 +66,8 @@ class Journal:
         pairs = Counter(
             (str(crash.net), id) for crash in self.crashes if crash.kind == "batch" for id in set(crash.ids)
         )
+        steps = Counter(id for crash in self.crashes if crash.kind == "step" for id in set(crash.ids))
+        self.quarantined_steps = {key for key, count in steps.items() if count >= QUARANTINE_AFTER}
         self.quarantined_clips = {id for id, count in clips.items() if count >= QUARANTINE_AFTER}
         self.suspects = set(clips) - self.quarantined_clips
         self.quarantined_pairs = {pair for pair, count in pairs.items() if count >= QUARANTINE_AFTER}
@@ -78,6 +81,7 @@ class Journal:
             "clips": sorted(self.quarantined_clips),
             "batches": sorted(self.quarantined_pairs),
             "nets": sorted(self._drops),
+            "steps": sorted(self.quarantined_steps),
         }
         self._keep("quarantine.json", kept)
 
@@ -116,8 +120,9 @@ class Journal:
         return self._drops.get(net_id, others)
 
     def count_quarantined(self) -> int:
-        """Clips, pairs and nets that are not tried again."""
-        return len(self.quarantined_clips) + len(self.quarantined_pairs) + len(self._drops)
+        """Clips, pairs, nets and steps that are not tried again."""
+        things = (self.quarantined_clips, self.quarantined_pairs, self._drops, self.quarantined_steps)
+        return sum(len(several) for several in things)
 
     def rank_trouble(self, net_id: str) -> int:
         """0 for the nets of a member of which none was in flight at a crash; 1 where one other fold was, once
@@ -131,7 +136,7 @@ class Journal:
     @property
     def nets_in_doubt(self) -> bool:
         """True once an engine has died with a net in flight: then nets run and open one at a time."""
-        return any(crash.kind != "clip" for crash in self.crashes)
+        return any(crash.kind not in ("clip", "step") for crash in self.crashes)
 
     def suspects_with(self, net_id: str) -> set[str]:
         """Row ids in flight with this net at an earlier crash, to be run first and alone."""
@@ -187,7 +192,7 @@ class Journal:
         A lost device does so too, since it ends the process. The caller handles every other exception.
 
         kind  "clip": ids are clip ids; "batch": ids are row ids, and `nets` are on their way over them;
-              "net": it is being opened, and the one id is its own
+              "net": it is being opened, and the one id is its own; "step": the one id is its key
         """
         named: dict[str, object] = {"nets": list(nets)} if len(nets) > 1 else {"net": "".join(nets)}
         descriptor = self._mark(json.dumps({"kind": kind, "ids": list(ids), **named}).encode())

@@ -18,6 +18,9 @@ LEARNING = 0.5  # weight of the newest measurement: two steps are enough to see 
 # A guess before anything is measured: a quarter of what 2 cores can do in fp32 (250 GMAC/s)
 GMAC_PER_S_CPU = 60.0
 GMAC_PER_S_GPU = 2500.0  # the same kind of guess for a P100 or T4: about half of its fp32 peak
+# Seconds per row by multiply-adds alone: below it the time goes into calls, which tell nothing of how fast
+# this machine multiplies (1 million multiply-adds on CPUs, 50 on a GPU; a B0 has 400). Our choice.
+SLIGHT_ROW_S = 2e-5
 UNKNOWN_ROW_S = 0.2  # seconds per row of a net whose cost nobody knows
 # A covering net that takes this many times its forecast gives way; our choice, as for hung engines
 PATIENCE = 4.0
@@ -91,21 +94,26 @@ class Speeds:
     A factor of 1 means that the machine is as fast as the manifest says. A value is never changed: `learn`
     gives a new one.
 
+    slight  as `overall`, of and for nets with next to no multiply-adds: their factors may be thousands
     setups  seconds once per step for reading and preparing the net, per measured member
     """
 
     members: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     overall: float | None = None
+    slight: float | None = None
     setups: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
-    def factor(self, member: str) -> float:
-        return self.members.get(member, self.overall if self.overall is not None else 1.0)
+    def factor(self, member: str, slight: bool = False) -> float:
+        known = self.slight if slight and self.slight is not None else self.overall
+        return self.members.get(member, known if known is not None else 1.0)
 
     def setup(self, member: str) -> float:
         """Seconds of a step beside its rows; what other members took where this one was not measured."""
         return self.setups.get(member, sum(self.setups.values()) / len(self.setups) if self.setups else 0.0)
 
-    def learn(self, member: str, expected_s: float, measured_s: float, setup_s: float = 0.0) -> "Speeds":
+    def learn(
+        self, member: str, expected_s: float, measured_s: float, setup_s: float = 0.0, slight: bool = False
+    ) -> "Speeds":
         """Speeds after `member` took `measured_s`, setup and loading excluded, where `expected_s` was
         forecast.
         """
@@ -114,7 +122,8 @@ class Speeds:
         new = measured_s / expected_s
         return Speeds(
             members=MappingProxyType({**self.members, member: _blend(self.members.get(member), new)}),
-            overall=_blend(self.overall, new),
+            overall=self.overall if slight else _blend(self.overall, new),
+            slight=_blend(self.slight, new) if slight else self.slight,
             setups=MappingProxyType({**self.setups, member: _blend(self.setups.get(member), setup_s)}),
         )
 
@@ -191,10 +200,15 @@ def expected(cost: NetCost, todo: Todo) -> float:
     return max(0.0, cost.a_s * todo.rows + cost.b_s_per_cell * todo.cells)
 
 
+def is_slight(cost: NetCost, todo: Todo) -> bool:
+    """True where a row costs so few multiply-adds that other things take its time."""
+    return expected(cost, todo) < SLIGHT_ROW_S * todo.rows
+
+
 def forecast(cost: NetCost, todo: Todo, speeds: Speeds) -> float:
     """Seconds of a step on this machine, as far as it is known."""
     setup_s = 0.0 if cost.inputs else speeds.setup(cost.member)  # a stacker has next to none
-    return expected(cost, todo) * speeds.factor(cost.member) + setup_s + todo.loading_s
+    return expected(cost, todo) * speeds.factor(cost.member, is_slight(cost, todo)) + setup_s + todo.loading_s
 
 
 def remaining(costs: Sequence[NetCost], todo: Mapping[str, Todo], speeds: Speeds) -> float:

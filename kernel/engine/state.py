@@ -5,7 +5,7 @@ Owns `Run` and the set-up: devices, rows, recipes, board, store. Runs nothing (s
 """
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from .. import spec
 from ..bundle import Bundle, open_bundle
 from ..cache.ram import StoreLimits
-from ..errors import BundleError, HourglassError, NetQuarantined
+from ..errors import BundleError, HourglassError, NetQuarantined, StepFailed
 from ..inference import devices, onnx
 from ..inference.embeddings import Embeddings
 from ..inference.graph_net import GraphNet, GraphUse
@@ -26,6 +26,9 @@ from ..scores.blend import Board, open_board
 from ..scores.class_weights import unknown_classes
 from ..scores.frames import Merging
 from ..scores.levels import Levels, count_tables, open_levels
+from ..scores.own_step import OwnStep
+from ..scores.step import Piece
+from ..scores.steps import Bound
 from ..sound.clips import find_clips
 from ..sound.loading import LONGEST_WHOLE_S, count_graph_bytes, count_work_bytes
 from ..sound.recording import count_idle_bytes
@@ -121,12 +124,36 @@ def open_run(order: Order, heartbeat: Heartbeat, recorder: Recorder) -> Run:
         rows=rows,
         extra_clips=extra,
         board=board,
-        levels=open_levels(ensemble, listed, recorder.error),
+        levels=_open_levels(ensemble, listed, journal, recorder),
         nets=nets,
         embeddings=embeddings,
         feed=feed,
         cores=cores,
     )
+
+
+def _open_levels(
+    ensemble: spec.Ensemble, listed: Sequence[Row], journal: Journal, recorder: Recorder
+) -> Levels:
+    """The steps over these rows; each of the user's own is named while it is called."""
+    levels = open_levels(ensemble, listed, recorder.error)
+    levels.steps = {name: tuple(_watch(bound, journal) for bound in several)
+                    for name, several in levels.steps.items()}
+    return levels
+
+
+def _watch(bound: Bound, journal: Journal) -> Bound:
+    """A step that leaves a mark when the engine dies in it; after two such deaths it is left out."""
+    if not isinstance(bound.step, OwnStep):
+        return bound
+
+    def change(piece: Piece) -> np.ndarray:
+        if bound.where in journal.quarantined_steps:
+            raise StepFailed("the engine died or hung in it twice; the step is left out")
+        with journal.flight("step", [bound.where]):
+            return bound.change(piece)
+
+    return replace(bound, change=change)
 
 
 def _open_journal(order: Order, recorder: Recorder) -> Journal:

@@ -87,14 +87,30 @@ class Trial:
 
 
 def lay_trial(order: Order, ensemble: spec.Ensemble, clips: str, count: int) -> Trial:
-    """The recordings that are tried.
+    """The recordings that are tried; one without a readable header has no windows, and is named.
+
+    Windows are named by the file alone: recordings of several folders are brought into one, below the order's
+    private folder, and of two that share a name the first is tried.
 
     Raises  SampleMissing
     """
     folder = find_folder(order.input, clips)
     names = choose_clips(folder, count)
-    ids = [id for name in names for id in fake_kaggle.row_ids(name, folder / name, ensemble)]
-    return Trial(folder=folder, names=tuple(names), ids=tuple(ids))
+    if ensemble.windows is not None and any("/" in name for name in names):
+        named = {Path(name).stem: name for name in reversed(names)}
+        names = sorted(named.values())
+        for name in names:
+            fake_kaggle.link(folder / name, order.state / "dry-run/clips" / Path(name).name)
+        folder, names = order.state / "dry-run/clips", [Path(name).name for name in names]
+    found = {name: fake_kaggle.row_ids(name, folder / name, ensemble) for name in names}
+    silent = [name for name, ids in found.items() if not ids]
+    if silent:
+        say(f"[hourglass] DRY RUN: {len(silent)} of {len(names)} recordings have no readable sound: "
+            + ", ".join(silent[:5]))
+    if len(silent) == len(names):
+        raise SampleMissing(f"none of {len(names)} recordings of {clips!r} has a row; give another folder")
+    ids = {id: None for several in found.values() for id in several}
+    return Trial(folder=folder, names=tuple(name for name in names if found[name]), ids=tuple(ids))
 
 
 def describe_order(

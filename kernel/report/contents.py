@@ -182,7 +182,7 @@ class ShownRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """What one thread of a dead engine had in flight: clips, or rows with a net."""
+    """What one thread of a dead engine had in flight: clips, rows with a net, or a step of the user's own."""
 
     attempt: int
     kind: str

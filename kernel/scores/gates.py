@@ -11,7 +11,7 @@ import numpy as np
 
 from ..spec.strict import require
 from .scaling import FG, YM, ranks
-from .smoothing import mix
+from .smoothing import MOST_REACH, mix
 from .step import Function, Piece, Sheet, Step
 
 GATES = f"{FG}, lines 2797-3068; {YM}, inference/scheme_model_5/blend.py 43"
@@ -103,7 +103,8 @@ class GateSustained(Step):
     def bind(self, sheet: Sheet) -> Function:
         check_shares(share=self.share, above=self.above, gate_above=self.gate_above,
                      quiet_below=self.quiet_below)
-        require(self.reach >= 0 and self.width > 0, "reach: at least 0; width: above 0")
+        require(0 <= self.reach <= MOST_REACH and self.width > 0,
+                f"reach: 0 to {MOST_REACH}; width: above 0")
         shifts = np.arange(-self.reach, self.reach + 1)
         weights = ((1 + (shifts / self.width) ** 2 / 2) ** -1.5).tolist()
 

@@ -74,21 +74,25 @@ def is_row_independent(ensemble: Ensemble) -> bool:
 
 
 def recordings(rows: Sequence[Row]) -> list[list[int]]:
-    """Row numbers of each recording, in time order."""
+    """Row numbers of each recording, in time order; of an id that is repeated the first one."""
+    first = {rows[i].id: i for i in reversed(range(len(rows)))}
     found: dict[str, list[int]] = {}
-    for i in sorted(range(len(rows)), key=lambda i: rows[i].start or 0):
+    for i in sorted(sorted(first.values()), key=lambda i: rows[i].start or 0):
         found.setdefault(rows[i].clip.id, []).append(i)
     return list(found.values())
 
 
 def sheet_of(ensemble: Ensemble, rows: Sequence[Row]) -> Sheet:
     """What the steps may know of the rows of a run."""
+    first = {rows[i].id: i for i in reversed(range(len(rows)))}
+    repeats = len(first) < len(rows)
     return Sheet(
         classes=ensemble.classes,
         groups=ensemble.class_groups,
         ids=tuple(row.id for row in rows),
         files=tuple(row.clip.id for row in rows),
         recordings=tuple(np.array(index, np.intp) for index in recordings(rows)),
+        same=np.array([first[row.id] for row in rows], np.intp) if repeats else None,
     )
 
 

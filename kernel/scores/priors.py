@@ -210,7 +210,8 @@ class SiteFloor(Step):
     pattern: str = SITE_AND_TIME
 
     def bind(self, sheet: Sheet) -> Function:
-        lists = isinstance(self.sites, Mapping) and not any(isinstance(v, str) for v in self.sites.values())
+        lists = isinstance(self.sites, Mapping) and all(isinstance(v, (list, tuple))
+                                                        for v in self.sites.values())
         require(lists and bool(self.sites),
                 f"sites: {self.sites!r}; give a table of site names, each with a list of classes")
         require(0 <= self.floor <= 1, f"floor: {self.floor}; give 0 to 1")

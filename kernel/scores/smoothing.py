@@ -16,6 +16,7 @@ from .scaling import FG, YM, Y, check_positive
 from .step import DEFAULT, Function, Piece, Sheet, Step, logit, only, per_class, sigmoid
 
 ENDS = ("cut", "repeat")
+MOST_REACH = 200  # rows on each side: a quarter of an hour of windows of 5 s; our choice
 TRUNCATE = 4.0  # standard deviations of a Gaussian kernel, as in scipy.ndimage.gaussian_filter1d
 
 
@@ -180,6 +181,8 @@ class SmoothGaussian(Step):
 
     def bind(self, sheet: Sheet) -> Function:
         check_positive(self.sigma, "sigma")
+        most = MOST_REACH / TRUNCATE
+        require(self.sigma <= most, f"sigma: {self.sigma:g} rows; at most {most:g}")
         require_choice(self.ends, ENDS, "ends")
         columns = sheet.columns(self.groups)
         reach = int(TRUNCATE * self.sigma + 0.5)
@@ -284,7 +287,8 @@ class SmoothEvents(Step):
 
     def bind(self, sheet: Sheet) -> Function:
         check_positive(self.beta, "beta")
-        require(self.reach >= 0 and self.segment >= 0, "reach and segment: whole numbers of at least 0")
+        require(0 <= self.reach <= MOST_REACH and self.segment >= 0,
+                f"reach and segment: whole numbers of at least 0, reach at most {MOST_REACH}")
         require(0 <= self.file_mean <= 1 and 0 <= self.keep <= 1, "file_mean and keep: 0 to 1")
         return self._flatten
 

@@ -27,7 +27,8 @@ class Sheet:
     groups      name of a group of classes -> its classes
     ids         ids of the rows
     files       of each row the name of its recording
-    recordings  row numbers int[n] of each recording, in time order
+    recordings  row numbers int[n] of each recording, in time order, each id once
+    same        int[N]: of each row the first one with its id, which it equals; None: no id is repeated
     """
 
     classes: tuple[str, ...]
@@ -35,6 +36,7 @@ class Sheet:
     ids: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     recordings: tuple[np.ndarray, ...] = ()
+    same: np.ndarray | None = None
 
     def columns(self, groups: Iterable[str] | None) -> np.ndarray:
         """bool[K]: the classes of these groups; None = all of them.
@@ -79,7 +81,7 @@ class Piece:
         """
         out = self.values
         count = len(out)
-        for step in range(1, abs(shift) + 1):
+        for step in range(1, min(abs(shift), count - 1) + 1):  # farther away there is no row
             at = np.arange(count) + (step if shift > 0 else -step)
             inside = np.clip(at, 0, count - 1)
             there = self.values[inside]

@@ -157,7 +157,7 @@ def _touched(step: Step, waiting: np.ndarray, sheet: Sheet) -> np.ndarray:
     touched = np.zeros(len(waiting), bool)
     for rows in sheet.recordings:
         touched[rows] = waiting[rows].any()
-    return touched
+    return touched if sheet.same is None else touched[sheet.same]
 
 
 def _run(bound: Bound, table: np.ndarray, there: np.ndarray, sheet: Sheet, how: Circumstances,
@@ -173,6 +173,8 @@ def _run(bound: Bound, table: np.ndarray, there: np.ndarray, sheet: Sheet, how: 
         raise
     except Exception as error:  # of numbers that nobody thought of: the submission goes without the step
         raise StepFailed(f"{type(error).__name__}: {text_of(error)}; the step is left out") from error
+    if sheet.same is not None:
+        out = out[sheet.same]
     known = np.isfinite(table)
     low, high = out[known].min(initial=0.0), out[known].max(initial=1.0)
     if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):  # NaN fails, too

@@ -49,3 +49,12 @@ def test_what_is_published_is_remembered_over_engines(tmp_path: Path) -> None:
     assert Journal(tmp_path, 1).published() == 0
     Journal(tmp_path, 1).note_published(17)
     assert Journal(tmp_path, 2).published() == 17
+
+
+def test_a_step_in_flight_at_two_deaths_is_left_out_and_casts_no_doubt_on_nets(tmp_path: Path) -> None:
+    die(tmp_path, 1, ("step", "output.steps[0]", ""))
+    assert not Journal(tmp_path, 2).quarantined_steps
+    die(tmp_path, 2, ("step", "output.steps[0]", ""))
+    journal = Journal(tmp_path, 3)
+    assert journal.quarantined_steps == {"output.steps[0]"} and journal.count_quarantined() == 1
+    assert not journal.nets_in_doubt and not journal.suspects and not journal.quarantined_clips

@@ -43,6 +43,19 @@ def test_speeds_are_learnt_per_member_and_spread_to_the_unmeasured():
     assert speeds.learn("a", 0.0, 5.0) is speeds
 
 
+def test_a_net_of_next_to_no_multiply_adds_says_nothing_of_the_others():
+    heads, mix, big = (NetCost(net_id=f"{name}.0", member=name, a_s=a, b_s_per_cell=0.0)
+                       for name, a in (("heads", 1e-8), ("mix", 1e-8), ("big", 0.01)))
+    todo = Todo(rows=7200, cells=0.0)
+    assert plan.is_slight(heads, todo) and not plan.is_slight(big, todo)
+    speeds = Speeds().learn("heads", plan.expected(heads, todo), 6.0, slight=True)
+    assert plan.forecast(heads, todo, speeds) == pytest.approx(6.0)
+    assert plan.forecast(big, todo, speeds) == pytest.approx(72.0)  # not six million
+    assert plan.forecast(mix, todo, speeds) == pytest.approx(6.0)  # one of its kind was measured
+    speeds = speeds.learn("big", 72.0, 144.0)
+    assert speeds.factor("other") == 2.0 and plan.forecast(mix, todo, speeds) == pytest.approx(6.0)
+
+
 def test_one_group_fifty_times_slower_is_forgotten_again():
     speeds = Speeds().learn("a", 1.0, 50.0)
     for _ in range(8):

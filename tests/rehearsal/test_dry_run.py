@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,8 @@ from kernel.errors import SampleMissing, SpecError
 from kernel.limits import limits
 from kernel.rehearsal import dry_run
 from kernel.report.contents import Report, load_report
+from kernel.sound.clips import find_clips
+from kernel.sound.rows import list_rows
 from kernel.spec import DryRun
 from tests.helpers import TESTS
 from tests.helpers.bundles import TINY, built_once, order
@@ -79,6 +82,26 @@ def test_a_huge_folder_is_not_listed_to_its_end(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(dry_run, "MOST_LISTED", 5)
     touch(tmp_path, *(f"{folder}/{i}.ogg" for folder in "abc" for i in range(4)))
     assert dry_run.choose_clips(tmp_path, 5) == ["a/0.ogg", "a/1.ogg", "a/2.ogg", "a/3.ogg", "b/0.ogg"]
+
+
+def test_windows_of_recordings_in_several_folders_are_found(tmp_path: Path) -> None:
+    """Windows are named by the file alone; broken recordings have none, and a name counts once."""
+    train = tmp_path / "in/train"
+    for name in ("a/x.wav", "b/x.wav", "b/y.wav"):
+        render_clip(train / name, 6.0, 1)
+    touch(train, "b/broken.ogg", "b/empty.wav")
+    asked = SimpleNamespace(input=tmp_path / "in", state=tmp_path / "state")
+    windowed = SimpleNamespace(windows=spec.Windows())
+    trial = dry_run.lay_trial(asked, windowed, "train", 9)  # type: ignore[arg-type]
+    assert trial.names == ("x.wav", "y.wav") and trial.ids == ("x_5", "x_10", "y_5", "y_10")
+    rows = list_rows(trial.ids, find_clips(trial.folder, ["x", "y"]), windowed.windows)
+    assert [row.clip.error for row in rows] == [None] * 4
+    shutil.rmtree(train / "a")
+    for name in ("x", "y"):
+        (train / f"b/{name}.wav").unlink()
+    asked.state = tmp_path / "another"
+    with pytest.raises(SampleMissing, match="none of 2 recordings of 'train' has a row"):
+        dry_run.lay_trial(asked, windowed, "train", 9)  # type: ignore[arg-type]
 
 
 # What for

@@ -16,6 +16,7 @@ from tests import soundscapes
 from tests.helpers import small_ensembles
 from tests.helpers.bundles import order
 from tests.helpers.ensemble_runs import read_scores, run_clean, write_sample
+from tests.helpers.guard_runs import run_guard
 
 FRONT = frontends.build({"preset": "argus"})
 RATE = FRONT.rate  # Hz
@@ -163,6 +164,25 @@ def test_the_build_refuses_steps_and_files_that_do_not_fit(
     with pytest.raises(SpecError, match=message):
         assembly.build(order(tmp_path / "built", ensemble=toml, random_weights=True), say=lambda text: None)
     assert not (tmp_path / "built").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.fault(
+    row=101,
+    injection="a step of the user's own that ends the process in a run, not at the build",
+    outcome="after two deaths it is left out and named; every row is scored",
+)
+def test_a_step_that_ends_two_engines_is_left_out(tmp_path: Path) -> None:
+    toml = write(tmp_path / "toml")
+    (tmp_path / "toml" / "my_post.py").write_text(
+        "import os\ndef halve(scores, about):\n    return os.abort() if 'other' in about.files else scores\n")
+    assembly.build(order(tmp_path / "built", ensemble=toml, random_weights=True), say=lambda text: None)
+    make_recordings(tmp_path)
+    run = run_guard(tmp_path, tmp_path / "built" / "bundle", "--device", "cpu", seconds=150.0)
+    told = {fault["where"]: fault["message"] for fault in run.report["faults"]
+            if fault["code"] == "StepFailed"}
+    assert told == {"output.steps[1]": "the engine died or hung in it twice; the step is left out"}
+    assert run.report["prior_rows"] == 0 and run.report["partial_rows"] == run.report["rows"]
 
 
 def test_a_csv_file_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -300,3 +300,38 @@ def test_a_gate_of_a_member_stands_behind_the_member_that_it_reads() -> None:
     with pytest.raises(SpecError, match=r"members\[0\].steps\[0\]: reads 'b'.*stands before"):
         opened(ensemble(member("a", steps=(gate,)), member("b")))
     assert opened(ensemble(member("b"), member("a", steps=(gate,)))).blend(board_of(), PRIOR).full.all()
+
+
+@pytest.mark.fault(
+    row=82,
+    injection="an id that the sample repeats, under steps over recordings and over the table",
+    outcome="all its rows equal, no other row changes",
+)
+def test_a_repeated_id_is_no_neighbour_of_itself() -> None:
+    steps = ({"kind": "smooth", "weights": [1.0, 2.0, 1.0]}, {"kind": "smooth_gaussian", "sigma": 1.0}, TOP,
+             {"kind": "gate_sustained", "gate": "a", "share": 0.5})
+    whole = ensemble(member("a"), member("b"), output=Output(steps=steps))
+    plain = opened(whole).blend(board_of(), PRIOR)
+    rows = [*ROWS, ROWS[3], ROWS[3]]
+    board = Board(len(rows), K, np.float64)
+    for net_id in ("a.0", "b.0"):
+        board.load(net_id, SCORES[net_id][[*range(len(ROWS)), 3, 3]])
+    done = opened(replace(whole, output=Output(steps=steps[:3])), rows).blend(board, PRIOR)
+    once = opened(replace(whole, output=Output(steps=steps[:3]))).blend(board_of(), PRIOR)
+    np.testing.assert_array_equal(done.values[: len(ROWS)], once.values)
+    for values in (done.values, opened(whole, rows).blend(board, PRIOR).values):
+        np.testing.assert_array_equal(values[-2:], values[[3, 3]])
+    assert done.full.all() and plain.full.all()
+
+
+@pytest.mark.parametrize(("step", "words"), [
+    ({"kind": "smooth_gaussian", "sigma": 1e300}, "sigma: .*at most 50"),
+    ({"kind": "smooth_events", "reach": 1 << 40}, "reach at most 200"),
+    ({"kind": "gate_sustained", "gate": "a", "reach": 1 << 40}, "reach: 0 to 200"),
+    ({"kind": "site_floor", "sites": {"S01": 0.5}}, "each with a list of classes"),
+])
+def test_a_kernel_without_end_and_a_site_without_a_list_are_refused(
+    step: dict[str, object], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        opened(ensemble(member("a"), output=Output(steps=(step,))))
