@@ -73,8 +73,8 @@ def _read_as_it_is(path: Path, where: str) -> bytes:
     """An attached graph. Raises ModelLoadFailed where the kernel could not run these very bytes."""
     graph, changes = read_graph(path)
     if changes:
-        raise ModelLoadFailed(f"{where}: {changes[0]}, but the kernel reads an attached file as it is; attach "
-                              "a graph of one file, or leave `source` out")
+        raise ModelLoadFailed(f"{where}: {changes[0]}, but the kernel reads an attached file as it is; "
+                              "attach a graph of one file, or leave `source` out")
     return graph
 
 
