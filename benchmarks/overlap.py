@@ -96,7 +96,8 @@ def run_steps(opened: loop.Engine) -> list[float]:
     seconds = []
     while (step := opened.dispatcher.take()) is not None:
         nets = [opened.run.nets[net_id] for net_id in step.net_ids]
-        outcomes = [opened.steps.run(step, net, opened.run.devices[0], lambda: False) for net in nets]
+        device = opened.run.devices[0]
+        outcomes = opened.steps.run_all(step, nets, device, lambda: False, lambda: None)
         opened.dispatcher.finish(step, outcomes)
         seconds.append(sum(outcome.seconds for outcome in outcomes))
     close(opened)

@@ -57,13 +57,6 @@ class StepRunner:
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _precisions: dict[str, Precision] = field(default_factory=dict)
 
-    def run(self, step: plan.Step, run: NetRun, device: Device, stop: Stop) -> plan.Outcome:
-        """Scores of one net on the board and in the journal.
-
-        Raises  the error of a lost device: only a new process helps
-        """
-        return self._run_group(step, [run], device, stop, Hints())[0]
-
     def run_all(
         self, step: plan.Step, runs: Sequence[NetRun], device: Device, stop: Stop, upcoming: Upcoming,
         left_s: LeftSeconds = lambda: math.inf,

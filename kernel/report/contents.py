@@ -3,8 +3,8 @@
 Owns the keys of the file, the strict loader and the way back to JSON. Does not compute, draw or print.
 
 A field has the name of its key in the file, so a few keep an older word: "stages" are spans, "walls" say what
-the sandbox enforces, "truth" holds a row's labels. A field that is None by default is a part that may be
-absent from the file. Times are seconds since the guard's start, sizes are bytes.
+the sandbox enforces, "truth" holds a row's labels. What may be absent from the file is None by default. Times
+are seconds since the guard's start, sizes bytes.
 """
 import json
 from dataclasses import dataclass, fields
@@ -335,9 +335,8 @@ def load_report(text: bytes) -> Report | BareReport:
     Raises  SpecError naming the key that is unknown, missing or of another type
     """
     data = json.loads(text)
-    if "costs" in data:
-        return load(Report, data, "report.json")
-    return load(BareReport, data, "report.json")
+    kind: type[Report | BareReport] = Report if "costs" in data else BareReport
+    return load(kind, data, "report.json")
 
 
 def encode_report(report: Report | BareReport) -> bytes:
@@ -347,5 +346,5 @@ def encode_report(report: Report | BareReport) -> bytes:
 
 def _present(part: Any) -> dict[str, Any]:
     """Key -> value of a dataclass, without the parts that are absent."""
-    optional = {own.name for own in fields(part) if own.default is None}
-    return {name: value for name, value in vars(part).items() if value is not None or name not in optional}
+    absent = {own.name for own in fields(part) if own.default is None and getattr(part, own.name) is None}
+    return {name: value for name, value in vars(part).items() if name not in absent}

@@ -208,7 +208,7 @@ def test_scores_are_compared_and_their_cause_is_looked_for_in_the_front_end(benc
         bench.build({**given, "dog/members/cnn": np.zeros(3)}, finish='{ kind = "scale", divide = 100.0 }')
     assert not (bench.folder / "out" / "bundle").exists()
     ensemble = load_ensemble(bench.folder / "x.toml")
-    module = assembly.models.build("simple_cnn", dict(ensemble.members[0].params), 3).eval()
+    module = models.build("simple_cnn", dict(ensemble.members[0].params), 3).eval()
     state = random_weights.draw_state(module, "simple_cnn", ensemble.members[0].params)
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
 
