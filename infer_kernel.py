@@ -1793,7 +1793,7 @@ def describe_order(run: "Run", sample: "Sample") -> "dict[str, Any]":
         "loaders": given.loaders,
         "first": given.first,
         "attempt": run.attempts,
-        "backend": given.backend,
+        **({} if given.backend == "auto" else {"backend": given.backend}),  # older bundles know no such key
     }
 
 

@@ -188,7 +188,8 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
         bundle = folder / "bundle"
         shipped = embeddings.ship(found.shipped, ensemble, vectors, bundle)
         extra, graphs = _write_back_ends(request, bundle, ensemble, modules, read)
-        nets, files, held = _write_nets(request, folder, read, extra)
+        elsewhere = embeddings.find_attached(ensemble, *_graph_folders(request))
+        nets, files, held = _write_nets(request, folder, read, extra, elsewhere)
         weights.say_conversions(nets, say)
         code = {**code_wheel.kernel_files(ROOT), **found.code}
         manifest = _identify(Manifest(
@@ -216,9 +217,14 @@ def build(request: BuildRequest, say: Callable[[str], None] = print) -> Built:
 def _settle_graphs(request: BuildRequest, found: code_wheel.OwnFiles, read: Sequence[weights.Source],
                    say: Callable[[str], None]) -> tuple[code_wheel.OwnFiles, embeddings.Graphs]:
     """The ensemble with what follows from the graphs of members and embeddings; the latter's bytes."""
-    graphs = embeddings.read_graphs(found.here, sources.weights_folders(request.ensemble, request.weights))
+    graphs = embeddings.read_graphs(found.here, *_graph_folders(request))
     found = graph_members.settle(found, read, say)
     return replace(found, here=embeddings.settle(found.here, graphs, say)), graphs
+
+
+def _graph_folders(request: BuildRequest) -> tuple[list[Path], Path]:
+    """Where graphs of embeddings are looked for, and the TOML's folder."""
+    return sources.weights_folders(request.ensemble, request.weights), request.ensemble.resolve().parent
 
 
 def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: Sequence[weights.Source],
@@ -230,17 +236,22 @@ def _compare(request: BuildRequest, ensemble: Ensemble, modules: Modules, read: 
 
 
 def _write_nets(
-    request: BuildRequest, folder: Path, read: list[weights.Source], extra: dict[str, FileEntry]
+    request: BuildRequest, folder: Path, read: list[weights.Source], extra: dict[str, FileEntry],
+    elsewhere: list[weights.Source],
 ) -> tuple[tuple[Net, ...], dict[str, FileEntry], dict[str, Attached]]:
-    """The nets, the files of the bundle, and those that lie elsewhere; `extra` is written already."""
+    """The nets, the files of the bundle, and those that lie elsewhere; `extra` is written already.
+
+    elsewhere  graphs of embeddings in other datasets or models
+    """
     held = sources.list_attached(read)
     most = min(weights.MAX_SINGLE_FILES, bundle_check.MAX_FILES - len(extra) - OTHER_FILES)
     nets, files = weights.write_nets(folder / "bundle", read, packed=len(read) - len(held) > most)
     files |= extra
+    held |= {source.member + embeddings.SUFFIX: source.attached for source in elsewhere if source.attached}
     if request.split:
         held |= attached.split(folder, files)
         files = {}
-    sources.lay_links(folder, read)
+    sources.lay_links(folder, [*read, *elsewhere])
     return tuple(nets), files, held
 
 

@@ -21,6 +21,7 @@ from kernel.inference import backends
 from kernel.inference.devices import Device
 from kernel.inference.member import ACTIVATIONS, LoadedNet, load_net, predict_alone, row_inputs
 from kernel.inference.recipe import CONSTANTS, Recipe, build_recipe, fill_constants
+from kernel.scores.class_weights import known_classes
 from kernel.scores.means import mean
 from kernel.sound import decode, own
 from kernel.sound.rows import Row
@@ -202,7 +203,16 @@ class Comparison:
             recipes = [fill_constants(recipe, held)[0] for held in self._constants(member.name)]
         folds = [predict_alone(replace(net, recipe=own_recipe), waves, row)
                  for net, own_recipe in zip(nets, recipes, strict=True)]
-        return mean(member.fold_mean, np.stack(folds)[:, None], member.fold_weights)[0]
+        scores = mean(member.fold_mean, np.stack(folds)[:, None], member.fold_weights)[0]
+        return self.known("members", member.name, scores)
+
+    def known(self, kind: str, name: str, values: np.ndarray) -> np.ndarray:
+        """The values that are compared: of a member's scores those of the classes that it knows."""
+        if kind != "members":
+            return values
+        known = known_classes(self._member(name), len(self.ensemble.classes))
+        flat = np.squeeze(values)
+        return flat[known] if flat.shape == known.shape else values
 
     def _member(self, name: str) -> spec.Member:
         """The member. Raises SpecError for a head: what its embedding's graph reads can be compared."""
@@ -291,6 +301,7 @@ def compare(comparison: Comparison, cases: list[Case], tolerance: float | None, 
             if name not in known[kind]:
                 raise SpecError(f"{where}: {case.name}/{kind}/{name}: {did_you_mean(name, known[kind])}")
             evaluate = comparison.evaluate(kind, name)
+            wanted = comparison.known(kind, name, wanted)
             spread = 1.0 if kind == "members" else float(np.ptp(wanted)) or 1.0
             usual = SCORE_TOLERANCE if kind == "members" else ARRAY_TOLERANCE
             allowed = spread * (usual if tolerance is None else tolerance)

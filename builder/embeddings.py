@@ -6,6 +6,7 @@ is embedding_trial's, what vectors are is kernel.inference's.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -17,7 +18,7 @@ from kernel.inference.graph_file import describe
 from kernel.inference.recipe import build_recipe, graph_member
 from kernel.spec import Embedding, Ensemble
 
-from . import dry_run, embedding_trial, graph_members, weights
+from . import dry_run, embedding_trial, graph_members, sources, weights
 from .graph_files import read_graph
 
 TRIALS_S = (3.0, 20.0)  # seconds of sound on which a graph is tried, the shortest first
@@ -25,13 +26,15 @@ SUFFIX = ".embedding.onnx"  # of a graph's file in the bundle, behind the embedd
 Graphs = Mapping[str, bytes]  # embedding -> its graph
 
 
-def read_graphs(ensemble: Ensemble, folders: Sequence[Path]) -> dict[str, bytes]:
-    """The graph of every embedding, its weights inside.
+def read_graphs(ensemble: Ensemble, folders: Sequence[Path], beside: Path | None = None) -> dict[str, bytes]:
+    """The graph of every embedding, its weights inside; `beside` is the folder of the TOML.
 
     Raises  ModelLoadFailed naming the file that is missing, SpecError for a name outside the folders
     """
-    graphs = {}
+    graphs = {source.member: source.read() for source in find_attached(ensemble, folders, beside)}
     for name, embedding in ensemble.embeddings.items():
+        if embedding.source is not None:
+            continue
         if Path(embedding.graph).is_absolute() or ".." in Path(embedding.graph).parts:
             raise SpecError(
                 f"embeddings.{name}.graph: {embedding.graph!r}; a name below the weights folder")
@@ -41,6 +44,38 @@ def read_graphs(ensemble: Ensemble, folders: Sequence[Path]) -> dict[str, bytes]
                                   + ", ".join(map(str, folders)) + "; give --weights DIR")
         graphs[name] = read_graph(path)[0]
     return graphs
+
+
+def find_attached(
+    ensemble: Ensemble, folders: Sequence[Path], beside: Path | None = None
+) -> list[weights.Source]:
+    """The graphs that lie in other datasets or models, each with its local copy.
+
+    Raises  ModelLoadFailed naming the copy that is missing, or that has weights outside; SpecError
+    """
+    places = [*([beside] if beside is not None else []), *folders]
+    found = []
+    for name, embedding in ensemble.embeddings.items():
+        if embedding.source is None:
+            continue
+        part = replace(graph_member(name, embedding), name=f"embeddings.{name}", source=embedding.source)
+        path = sources.find_copy(part, embedding.source, 0, places)
+        if path is None:
+            told = sources.explain_missing(part, 0)
+            raise ModelLoadFailed(f"{part.name}: {told}; not in " + ", ".join(map(str, places)))
+        found.append(weights.Source(
+            member=name, fold=0, kind="onnx", read=partial(_read_as_it_is, path, part.name),
+            attached=sources.describe_copy(part, embedding.source, 0, path), copy=path))
+    return found
+
+
+def _read_as_it_is(path: Path, where: str) -> bytes:
+    """An attached graph. Raises ModelLoadFailed where the kernel could not run these very bytes."""
+    graph, changes = read_graph(path)
+    if changes:
+        raise ModelLoadFailed(f"{where}: {changes[0]}, but the kernel reads an attached file as it is; "
+                              "attach a graph of one file, or leave `source` out")
+    return graph
 
 
 def settle(ensemble: Ensemble, graphs: Graphs, say: Callable[[str], None]) -> Ensemble:
@@ -109,10 +144,14 @@ def open_here(ensemble: Ensemble, graphs: Graphs, callers: int = 1) -> Embedding
 
 
 def ship(ensemble: Ensemble, settled: Ensemble, graphs: Graphs, folder: Path) -> Ensemble:
-    """`ensemble` with the settled embeddings, their graphs written to the bundle's new folder."""
+    """`ensemble` with the settled embeddings, their graphs written to the bundle's new folder but for those
+    that lie elsewhere.
+    """
     folder.mkdir()
     shipped = {}
     for name, embedding in settled.embeddings.items():
-        (folder / f"{name}{SUFFIX}").write_bytes(graphs[name])
-        shipped[name] = replace(embedding, graph=f"{name}{SUFFIX}")
+        if embedding.source is None:
+            (folder / f"{name}{SUFFIX}").write_bytes(graphs[name])
+        origin = replace(embedding.source, local=None) if embedding.source else None
+        shipped[name] = replace(embedding, graph=f"{name}{SUFFIX}", source=origin)
     return replace(ensemble, embeddings=shipped)

@@ -193,6 +193,11 @@ def _try(kernel: ModuleType, root: Path, layout: str, change: str) -> Case:
             bundle.read_net(net)
         except HourglassError as error:
             lost.append(f"{net.id}: {error}")
+    for name, embedding in manifest.ensemble.embeddings.items():
+        try:
+            bundle.read_file(embedding.graph)
+        except HourglassError as error:
+            lost.append(f"embeddings.{name}: {error}")
     return Case(layout=layout, change=change, seconds=seconds, lost="; ".join(lost))
 
 

@@ -65,7 +65,7 @@ def find_sources(
                 filled.append(net_id)
                 read = partial(fill, part.name)
             else:
-                missing.append(f"{net_id}: {_explain_missing(part, fold)}")
+                missing.append(f"{net_id}: {explain_missing(part, fold)}")
                 continue
             kind = "onnx" if module is None else "safetensors"
             sources.append(weights.Source(member=part.name, fold=fold, kind=kind, read=read,
@@ -139,7 +139,7 @@ def fetch_command(origin: Origin, fold: int, name: str) -> str:
     return f"kaggle datasets download {slug} -f {file}"
 
 
-def _explain_missing(part: Part, fold: int) -> str:
+def explain_missing(part: Part, fold: int) -> str:
     """What is missing for a net; where its weights lie elsewhere, how the local copy is fetched."""
     if part.source is None:
         return _weights_name(part, fold)

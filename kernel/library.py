@@ -33,6 +33,7 @@ from .run import EXIT_VERDICT
 from .scores import submission
 
 NO_CLOCK_S = 30 * 86400.0  # a month: without `limits` a run takes the time that it takes
+BACKENDS = ("auto", "torch", "fp32", "onnxruntime", "openvino")  # the guard's --backend
 ATTEMPTS = 4  # a clip is given up after two crashes, so that this many bring a table past one such clip
 TICK_S = 0.2
 START = """
@@ -51,6 +52,7 @@ def score(
     names: Sequence[str] | pd.DataFrame | None = None,
     limits: str | None = None,
     device: str = "auto",
+    backend: str = "auto",
     first: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -62,6 +64,7 @@ def score(
               `clips`, or ids of windows; None = every audio file below it, and every window of it
     limits    a named profile whose clock, memory, disk and cores hold; None: the bundle's, without a clock
     device    "auto", "cpu" or "cuda"
+    backend   "auto", "torch", "fp32", "onnxruntime" or "openvino", as the kernel's --backend
     first     predict the first rows only, the others hold the prior; None = all
     progress  a bar, in a notebook or a terminal
 
@@ -74,7 +77,7 @@ def score(
     where = _find_bundle(Path(bundle))
     text = (where / "manifest.json").read_bytes()
     manifest = spec.load_manifest(text)
-    _check(device, first)
+    _check(device, backend, first)
     allowed = profiles.limits(limits or manifest.ensemble.profile, None if limits else NO_CLOCK_S)
     folder = Path(clips).resolve()
     ids = _list_ids(folder, names, manifest.ensemble)
@@ -85,7 +88,7 @@ def score(
         fake_kaggle.write_sample(place / "input", ids, manifest.ensemble)
         _unpack(where, manifest, place / "code")
         (place / "state" / "manifest.json").write_bytes(text)
-        order = _make_order(place, where, folder, allowed, device=device, first=first)
+        order = _make_order(place, where, folder, allowed, device=device, backend=backend, first=first)
         rows = len(ids) if first is None else min(first, len(ids))
         _run(place, order, rows, len(manifest.nets), progress)
         table = _read(place / "working", manifest.ensemble.output.format == "label")
@@ -130,12 +133,14 @@ def listen(
     return found
 
 
-def _check(device: str, first: int | None) -> None:
+def _check(device: str, backend: str, first: int | None) -> None:
     """Raises SpecError or HourglassError for what no run can be made of."""
     if not sys.platform.startswith("linux"):
         raise HourglassError("the kernel runs on Linux only, as Kaggle does; use WSL or a container")
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"device: {device!r} is unknown; choose one of: auto, cpu, cuda")
+    if backend not in BACKENDS:
+        raise SpecError(f"backend: {backend!r} is unknown; choose one of: {', '.join(BACKENDS)}")
     if first is not None and (isinstance(first, bool) or not isinstance(first, int) or first < 1):
         raise SpecError(f"first: {first!r} is no count; give a whole number of at least 1")
 
@@ -188,7 +193,8 @@ def _unpack(bundle: Path, manifest: spec.Manifest, target: Path) -> None:
 
 
 def _make_order(
-    place: Path, bundle: Path, clips: Path, allowed: profiles.Limits, *, device: str, first: int | None
+    place: Path, bundle: Path, clips: Path, allowed: profiles.Limits, *, device: str, backend: str,
+    first: int | None
 ) -> dict[str, Any]:
     """run.json as the guard writes it; kernel.order.Order has the same keys."""
     path = place / "input" / "sample_submission.csv"
@@ -210,6 +216,7 @@ def _make_order(
         "loaders": None,
         "first": first,
         "attempt": 1,
+        **({"backend": backend} if backend != "auto" else {}),  # older bundles know no such key
     }
 
 

@@ -23,6 +23,7 @@ from ..report.explanations import (
     MomentsReport,
 )
 from ..scores import blend
+from ..scores.class_weights import known_classes
 from ..scores.means import mean
 from ..sound.loading import load_wave
 from ..sound.recording import Recordings
@@ -54,12 +55,12 @@ def explain_rows(run: Run, numbers: Sequence[int], values: np.ndarray) -> tuple[
         members = [
             MemberSays(
                 name=name,
-                scores=tuple(_short(scores[at, k]) for k in order),
-                best=names[int(scores[at].argmax())],
-                score=_short(scores[at].max()),
+                scores=tuple(_short(scores[at, k]) if np.isfinite(scores[at, k]) else None for k in order),
+                best=names[int(np.nanargmax(scores[at]))],
+                score=_short(np.nanmax(scores[at])),
             )
             for name, scores in said.items()
-            if np.isfinite(scores[at]).all()
+            if np.isfinite(scores[at]).any()
         ]
         row = run.rows.all[i]
         told.append(
@@ -75,15 +76,17 @@ def explain_rows(run: Run, numbers: Sequence[int], values: np.ndarray) -> tuple[
 
 
 def _say(part: Part, board: blend.Board, numbers: Sequence[int]) -> np.ndarray:
-    """f64[n, K] of a part in these rows; NaN where it has no say.
+    """f64[n, K] of a part in these rows; NaN where it has no say, and in classes that it does not know.
 
     Means that compare rows would rank these few among themselves: there it is the folds' plain mean.
     """
     block = (np.asarray(numbers, np.intp), slice(None))
     if part.fold_mean not in ROW_DEPENDENT_MEANS:
-        return blend.merge_folds(part, board, block)
-    stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)]).astype(np.float64)
-    return mean("arithmetic", stack, part.fold_weights if isinstance(part, Member) else ())
+        scores = blend.merge_folds(part, board, block)
+    else:
+        stack = np.stack([board.get(net_id)[block] for net_id in net_ids(part)]).astype(np.float64)
+        scores = mean("arithmetic", stack, part.fold_weights if isinstance(part, Member) else ())
+    return np.where(known_classes(part, board.shape[1]), scores, np.nan)
 
 
 def add_moments(
@@ -157,7 +160,8 @@ def _ask(
             order = [run.ensemble.classes.index(name) for name in shown]
             row = run.rows.all[i]
             begin_s = moments.trimmed_seconds(recipe, partial(_wave_of, row, recordings))
-            bins = heard.in_bins(told[at].seconds, BINS, begin_s)[:, order].T
+            bins = heard.in_bins(told[at].seconds, BINS, begin_s)
+            bins = np.where(known_classes(net.part, bins.shape[1]), bins, np.nan)[:, order].T
             found[at].append(_describe(net.net_id, recipe, heard.kind, bins))
 
 

@@ -168,7 +168,7 @@ def _open_journal(order: Order, recorder: Recorder) -> Journal:
 def _open_embeddings(order: Order, manifest: spec.Manifest, nets: dict[str, NetRun],
                      loaders: int) -> Embeddings:
     """The embeddings of all nets, whose graphs are opened when a net wants one."""
-    bundle = open_bundle(order.bundle, manifest)
+    bundle = open_bundle(order.bundle, manifest, order.input)
 
     def open_graph(file: str, use: GraphUse) -> GraphNet:
         runtime = onnx.find_runtime(onnx.ONNX, bundle, order.runtimes)

@@ -22,6 +22,7 @@ from ..spec import Manifest
 
 # The fastest at ever-changing lengths first: `python -m benchmarks.backends`.
 RUNTIMES = ("onnxruntime", "openvino")
+TELEMETRY = "openvino_telemetry"
 ONNX = "onnxruntime"  # what members that exist only as a graph run on
 Feed = dict[str, np.ndarray]
 # Runs a graph: its inputs by name, the places of the wanted outputs among all -> these outputs.
@@ -71,7 +72,7 @@ def find_runtime(name: str, bundle: Bundle, folder: Path) -> ModuleType:
     if name not in RUNTIMES:
         raise SpecError(f"runtime {name!r} is unknown; {did_you_mean(name, RUNTIMES)}")
     try:
-        return importlib.import_module(name)
+        return _import_runtime(name)
     except ImportError as error:
         reason = str(error)
     try:
@@ -85,11 +86,19 @@ def find_runtime(name: str, bundle: Bundle, folder: Path) -> ModuleType:
             unpack(bundle, folder)
             sys.path.append(str(folder))
             importlib.invalidate_caches()
-        return importlib.import_module(name)
+        return _import_runtime(name)
     except (ImportError, OSError, BundleError, zipfile.BadZipFile) as error:
         raise DeviceError(
             f"{name}: the bundle's wheels do not load ({type(error).__name__}: {error}); torch is used"
         ) from error
+
+
+def _import_runtime(name: str) -> ModuleType:
+    """The module. OpenVINO's tells its makers over the network that it was imported, unless the package that
+    does so is missing: then a stub of its own stands in (openvino/tools/ovc/telemetry_utils.py of 2026.4).
+    """
+    sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # None: an import of it fails
+    return importlib.import_module(name)
 
 
 def open_session(graph: bytes, runtime: Any, callers: int, cores: int, steady: bool) -> Session:

@@ -115,7 +115,7 @@ def _draw_members(axes: "Axes", told: Explanation) -> None:
     """A column per member, the disagreeing ones marked."""
     scores = np.full((max(1, len(told.members)), len(told.classes)), np.nan)
     for column, member in enumerate(told.members):
-        scores[column] = member.scores
+        scores[column] = [np.nan if score is None else score for score in member.scores]
     _heat(axes, scores.T, told.classes, None)
     marks = set(told.dissenters)
     names = [f"{member.name} (!)" if member in marks else member.name for member in told.members]

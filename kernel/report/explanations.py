@@ -14,10 +14,13 @@ MOMENT_ROWS = 30  # (row, class) pairs of which moments are told: two classes of
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSays:
-    """One member or stacker: its scores of the row's classes, its own best class and that one's score."""
+    """One member or stacker: its scores of the row's classes, its own best class and that one's score.
+
+    scores  None for a class that it does not know
+    """
 
     name: str
-    scores: tuple[float, ...]
+    scores: tuple[float | None, ...]
     best: str
     score: float
 
@@ -54,5 +57,6 @@ class Explanation:
 
     @property
     def dissenters(self) -> tuple[MemberSays, ...]:
-        """Members whose own best class is not the ensemble's."""
-        return tuple(member for member in self.members if member.best != self.classes[0])
+        """Members whose own best class is not the ensemble's, although they know that one."""
+        return tuple(member for member in self.members
+                     if member.best != self.classes[0] and member.scores[0] is not None)

@@ -105,7 +105,8 @@ def _members(told: Explanation) -> str:
 
 def _member(member: MemberSays, told: Explanation) -> str:
     scores = ", ".join(
-        f"{name} {score:.3g}" for name, score in zip(told.classes[:2], member.scores, strict=False)
+        f"{name} unknown" if score is None else f"{name} {score:.3g}"
+        for name, score in zip(told.classes[:2], member.scores, strict=False)
     )
     style = "said"
     words = f"{member.name}: {scores}"

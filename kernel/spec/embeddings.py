@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SpecError, did_you_mean
+from .attached import Origin, check_origin
 from .parts import Member
 from .strict import load, require, require_choice
 
@@ -29,6 +30,8 @@ class Embedding:
     values      of a vector; left out = found by the builder
     per_second  vectors of a second of audio, for planning; left out = measured by the builder
     sha256      of the graph, in hex; left out = found by the builder
+    source      another dataset or model of Kaggle's that holds the graph, instead of the bundle: a table with
+                the keys of a member's
     bytes_a, bytes_b  memory that the graph takes for a row of s seconds beside its answer, a + b x s; left
                 out = measured by the builder
     """
@@ -44,6 +47,7 @@ class Embedding:
     sha256: str | None = None
     bytes_a: float | None = None
     bytes_b: float | None = None
+    source: Origin | None = None
 
 
 def with_heads(data: Mapping[str, Any], form: type = Member) -> dict[str, Any]:
@@ -89,8 +93,9 @@ def _as_member(head: Any, embeddings: Collection[str], form: type, where: str) -
         near = did_you_mean(str(head["embedding"]), embeddings) if embeddings else "there is none"
         raise SpecError(f"{where}.embedding: {head['embedding']!r} is not in [embeddings]; {near}")
     table = {key: value for key, value in head.items() if key != "embedding"}
-    classes_from = table.get("classes_from")
-    plain = {**table, "classes_from": []} if isinstance(classes_from, str) else table  # a file, read later
+    plain = {**table, "classes_from": []} if isinstance(table.get("classes_from"), str) else table
+    if isinstance(table.get("classes_map"), str):  # files, read later
+        plain = {key: value for key, value in plain.items() if key != "classes_map"}
     load(form, {**plain, "frontend": head["embedding"]}, where)  # its messages name the head
     return {**table, "frontend": head["embedding"]}
 
@@ -104,6 +109,8 @@ def check_embeddings(embeddings: Mapping[str, Embedding], frontends: Collection[
             raise SpecError(f"{where}.frontend: {embedding.frontend!r} is not in [frontends]; "
                             + did_you_mean(embedding.frontend, frontends))
         require_choice(embedding.stored, STORED, f"{where}.stored")
+        if embedding.source is not None:
+            check_origin(embedding.source, (0,), f"{where}.source")
         twice = [out for out in embedding.output if embedding.output.count(out) > 1]
         require(not twice, f"{where}.output: {twice[:1]} stands twice")
         numbers = (embedding.values, embedding.per_second, embedding.bytes_a, embedding.bytes_b)

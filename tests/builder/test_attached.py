@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from builder import assembly, attached, mounts, readdress, upload
+from builder import assembly, attached, embeddings, mounts, readdress, upload
 from builder.staging import ATTACHED, WEIGHTS
 from kernel import bundle as mounted
 from kernel.errors import ModelLoadFailed, SpecError, UploadError
-from kernel.spec import Manifest, load_manifest
+from kernel.spec import Attached, Embedding, Ensemble, Manifest, Origin, load_manifest
 from tests.helpers.bundles import TINY, built_once, order
 from tests.helpers.uploads import NAME, Place, needs_client
 
@@ -297,3 +298,24 @@ def test_a_change_of_code_leaves_the_weights_where_they_are(place: Place) -> Non
     (place.out / "uploaded-weights.json").write_text("[]")
     assert place.upload().returncode == 0 and len(weights.versions) == 4
     assert attached.weights_id(NAME) == OWN
+
+
+def test_the_graph_of_an_embedding_may_lie_elsewhere(tmp_path: Path) -> None:
+    """It stays out of the bundle; the local copy and its hash are checked as those of a member are."""
+    def made(**origin: str) -> Ensemble:
+        held = Embedding(graph="g.onnx", frontend="w", source=Origin(dataset="others/graphs", **origin))
+        return Ensemble(name="e", classes=("a",), members=(), frontends={"w": {"preset": "wave"}},
+                        embeddings={"net": held})
+
+    with pytest.raises(ModelLoadFailed, match=r"embeddings.net: a local copy of g.onnx.*kaggle datasets"):
+        embeddings.read_graphs(made(), [], tmp_path)
+    (tmp_path / "g.onnx").write_bytes(b"graph")
+    assert embeddings.read_graphs(made(), [], tmp_path) == {"net": b"graph"}
+    (source,) = embeddings.find_attached(made(file="nets/g.onnx"), [], tmp_path)
+    assert source.attached == Attached(bytes=5, sha256=digest(tmp_path / "g.onnx"), file="nets/g.onnx",
+                                       dataset="others/graphs")
+    with pytest.raises(SpecError, match=r"embeddings.net.source.sha256: 0+, but .*g.onnx has"):
+        embeddings.find_attached(made(sha256="0" * 64), [], tmp_path)
+    shipped = embeddings.ship(made(), made(local="g.onnx"), {"net": b"graph"}, tmp_path / "bundle")
+    assert list((tmp_path / "bundle").iterdir()) == []
+    assert shipped.embeddings["net"] == replace(made().embeddings["net"], graph="net.embedding.onnx")

@@ -319,3 +319,21 @@ def test_numbers_that_a_finish_takes_from_the_checkpoint_are_compared_too(tmp_pa
     assert np.array_equal(made.evaluate("inputs", "net")(case, compare.NOTHING), wanted)
     plain = compare.Comparison(ensemble, {"net": module}, {}).evaluate("inputs", "net")
     assert not np.allclose(plain(case, compare.NOTHING), wanted, rtol=0.5)
+
+
+def test_of_a_mapped_member_the_classes_that_it_knows_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("label,class\nx,a\ny,c\n")
+    own = 'classes_from = ["w", "x", "y"]\nclasses_map = "map.csv"\n'
+    (tmp_path / "x.toml").write_text(TOML.format(keys="", finish="", channels=1) + own)
+    ensemble = load_ensemble(tmp_path / "x.toml")
+    module = models.build("simple_cnn", dict(ensemble.members[0].params), 3).eval()
+    state = random_weights.draw_state(module, "simple_cnn", ensemble.members[0].params)
+    made = compare.Comparison(ensemble, {"cnn": module}, {"cnn": lambda: [state]})
+    case = compare.Case(name="clip", rate=RATE, samples=make_clip(0.6, RATE), wanted={})
+    known = made.evaluate("members", "cnn")(case, compare.NOTHING)
+    assert known.shape == (2,) and known.min() > 0
+    for third, holds in ((known[1], True), (known[1] + 0.1, False)):
+        told = np.array([known[0], np.nan, third])  # it has nothing to say of b
+        wanted = {("members", "cnn"): told}
+        (found,) = compare.compare(made, [compare.replace(case, wanted=wanted)], None, "here")
+        assert found.holds == holds and np.isfinite(found.difference.largest)

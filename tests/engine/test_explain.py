@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from kernel import spec
 from kernel.engine import explain
+from kernel.report import page_rows
 from kernel.report.contents import load_report
-from kernel.report.explanations import BINS, MEMBERS
+from kernel.report.explanations import BINS, MEMBERS, Explanation
 from kernel.scores.blend import Board
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
@@ -50,6 +52,27 @@ def test_members_say_their_folds_mean_of_the_rows_best_classes() -> None:
     assert told.dissenters == told.members
     (nothing,) = explain.explain_rows(run, [0], values)
     assert nothing.members == (), "who has no say in a row is not told of"
+
+
+@pytest.mark.parametrize("missing", ["renormalise", "0.9"])
+@pytest.mark.parametrize("fold_mean", ["geometric", "rank"])
+def test_who_does_not_know_a_class_says_nothing_of_it(missing: str, fold_mean: str) -> None:
+    run = run_of(2, fold_mean=fold_mean)
+    known = spec.ClassMap(outputs=2, takes=(0, 1), gives=(2, 5), weights=(1.0, 1.0))
+    given = "renormalise" if missing == "renormalise" else 0.9
+    theirs = replace(run.ensemble.members[1], classes_map=known, missing=given)
+    run.ensemble = replace(run.ensemble, members=(run.ensemble.members[0], theirs))
+    values = np.linspace(0.1, 0.9, 24).reshape(2, 12)
+    run.board.add("m0.0", np.array([0]), values[:1])
+    run.board.add("m1.0", np.array([0]), np.eye(12)[[5]] * 0.4 + np.eye(12)[[2]] * 0.3)
+    (told,) = explain.explain_rows(run, [0], values)
+    said = {member.name: member for member in told.members}["m1"]
+    assert (said.best, said.score) == ("f", 0.4), "the best of those that it knows"
+    heard = dict(zip(told.classes, said.scores, strict=True))
+    assert heard.pop("f") == 0.4 and heard.pop("c") == 0.3 and set(heard.values()) == {None}
+    assert told.dissenters == (), "it does not know the ensemble's best class"
+    assert "m1: l unknown, k unknown" in page_rows._member(said, told)
+    assert spec.load(Explanation, json.loads(spec.dumps_json(told))) == told
 
 
 def test_ranks_of_a_few_rows_say_nothing() -> None:

@@ -73,6 +73,11 @@ def test_the_pushed_kernel_leaves_to_the_engine_what_nobody_asked_for(where: Pat
     assert order.limits == replace(limits("fat2019"), seconds=12.0)
 
 
+def test_what_nobody_asked_for_is_no_new_key_to_the_engine_of_an_older_bundle(where: Path) -> None:
+    run = run_guard(where, make_bundle(where / "bundle", TELLS).folder)
+    assert json.loads(run.report["told"]).keys() == told().keys()
+
+
 def test_the_engine_finds_neither_secrets_nor_foreign_modules(where: Path) -> None:
     secrets = {"KAGGLE_USER_SECRETS_TOKEN": "secret", "PYTHONPATH": str(where)}
     run = run_guard(where, make_bundle(where / "bundle", TELLS).folder, **secrets)

@@ -135,3 +135,17 @@ def test_garbage_is_no_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(ModelLoadFailed, match="no ONNX graph"):
         graph_net.open_graph(b"garbage", "onnxruntime", bundle_with(tmp_path, {}), tmp_path, False)
+
+
+def test_openvino_is_opened_without_a_word_to_its_makers() -> None:
+    """A rehearsal has no network and fails where something asks for it; a user's machine has one."""
+    pytest.importorskip("openvino")
+    code = (
+        "import sys; from unittest import mock; from kernel.inference import onnx\n"
+        "onnx.find_runtime('openvino', mock.Mock(), None)\n"
+        "from openvino.tools.ovc import telemetry_utils as told\n"
+        "print(told.tm.__name__, 'openvino_telemetry.main' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]

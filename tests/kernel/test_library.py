@@ -16,7 +16,7 @@ import soundfile
 
 import kernel
 from builder import assembly
-from kernel import library
+from kernel import library, limits
 from kernel.errors import (
     BundleHashMismatch,
     BundleMissing,
@@ -26,6 +26,7 @@ from kernel.errors import (
     SampleMissing,
     SpecError,
 )
+from kernel.rehearsal import options
 from tests.helpers import REPOSITORY
 from tests.helpers.bundles import TINY, copy_of_build, order
 from tests.helpers.guard_runs import run_guard
@@ -93,6 +94,20 @@ def test_recordings_have_a_row_per_window(place: Path, tmp_path: Path) -> None:
     assert last.equals(found.iloc[-1:])
 
 
+def test_only_a_chosen_backend_is_in_the_order(place: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """The kernel of a bundle of before knows no such key."""
+    known = [action.choices for action in options.make_parser()._actions if action.dest == "backend"]
+    assert known == [library.BACKENDS]
+    (tmp_path / "input").mkdir()
+    shutil.copy(place / "in/sample_submission.csv", tmp_path / "input")
+
+    def order_of(backend: str) -> dict[str, object]:
+        return library._make_order(tmp_path, tiny_bundle, place / "in/test", limits.limits("fat2019", None),
+                                   device="cpu", backend=backend, first=None)
+
+    assert "backend" not in order_of("auto") and order_of("openvino")["backend"] == "openvino"
+
+
 @pytest.mark.parametrize(
     "change, error, reason",
     [
@@ -104,6 +119,7 @@ def test_recordings_have_a_row_per_window(place: Path, tmp_path: Path) -> None:
         ({"names": ["c.wav"], "clips": "nowhere"}, SampleMissing, "nowhere: no such folder"),
         ({"limits": "fat2091"}, LimitError, "did you mean 'fat2019'"),
         ({"device": "gpu"}, SpecError, "choose one of: auto, cpu, cuda"),
+        ({"backend": "onnx"}, SpecError, "choose one of: auto, torch, fp32, onnxruntime, openvino"),
         ({"first": 0}, SpecError, "whole number of at least 1"),
     ],
 )

@@ -9,11 +9,13 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
 
 from builder import assembly, backend_wheels
+from builder.staging import WEIGHTS
 from kernel import models, spec
 from tests.helpers import graphs
 from tests.helpers.guard_runs import GuardRun, run_guard
@@ -66,18 +68,19 @@ def net_of(part: spec.Member, fold: int) -> torch.nn.Module:
     return models.build(part.family, dict(part.params), len(CLASSES)).eval()
 
 
-def build(place: Path, parts: str = PLAIN + HEADS, graph: bytes | None = None) -> spec.Manifest:
+def build(place: Path, parts: str = PLAIN + HEADS, graph: bytes | None = None,
+          split: bool = False, told: str = TOML) -> spec.Manifest:
     """`place`/build with the ensemble, its weights drawn by fold."""
     folder = place / "weights"
     folder.mkdir(parents=True)
     (folder / "patches.onnx").write_bytes(graph or graphs.patches_graph())
     toml = place / "embedded.toml"
-    toml.write_text(TOML + parts)
+    toml.write_text(told + parts)
     for member in spec.load_ensemble(toml).members:
         for fold in member.folds:
             save_file(net_of(member, fold).state_dict(), folder / member.weights_file(fold))
     request = assembly.BuildRequest(ensemble=toml, out=place / "build", owner="someone", weights=folder,
-                                    back_end="onnxruntime")
+                                    back_end="onnxruntime", split=split)
     with mock.patch.object(backend_wheels, "collect", lambda *_: []):
         return assembly.build(request, say=lambda _: None).manifest
 
@@ -92,8 +95,8 @@ def make_clips(place: Path, lengths: Sequence[float] = (0.3, 0.8, 1.1, 0.5, 0.65
     return ids
 
 
-def run(place: Path, *options: str) -> GuardRun:
-    return run_guard(place, place / "build" / "bundle", "--device", "cpu", *options, seconds=100)
+def run(place: Path, *options: str, build: str = "build") -> GuardRun:
+    return run_guard(place, place / build / "bundle", "--device", "cpu", *options, seconds=100)
 
 
 def test_one_pass_of_the_graph_serves_all_heads_and_folds(tmp_path: Path) -> None:
@@ -109,9 +112,15 @@ def test_one_pass_of_the_graph_serves_all_heads_and_folds(tmp_path: Path) -> Non
 
 
 def test_what_the_heads_give_is_what_they_make_of_the_graphs_own_vectors(tmp_path: Path) -> None:
-    build(tmp_path, HEADS)
+    """Heads and graph lie in a dataset of their own, far from the code."""
+    build(tmp_path, HEADS, split=True)
     ids = make_clips(tmp_path, (0.3, 0.8))
-    _, *rows = csv.reader(run(tmp_path).submission.splitlines())
+    (tmp_path / "build" / WEIGHTS).rename(tmp_path / "in" / "renamed")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "build" / "bundle").rename(tmp_path / "alone" / "bundle")
+    done = run(tmp_path, "--clips", str(tmp_path / "in" / "test"), build="alone")
+    assert done.code == 0 and not done.report["fault_counts"], done.out
+    _, *rows = csv.reader(done.submission.splitlines())
     told = spec.load_ensemble(tmp_path / "embedded.toml")
     for name, row in zip(ids, rows, strict=True):
         wave, _ = soundfile.read(tmp_path / "in" / "test" / name, dtype="float32")
@@ -140,3 +149,22 @@ def test_a_damaged_graph_costs_its_heads_and_no_row(tmp_path: Path) -> None:
     failed = {net["id"] for member in report["members"] for net in member["nets"] if net["failed"]}
     assert failed == {"linear.0", "linear.1", "linear.2", "attention.0"}
     assert "BundleHashMismatch" in report["fault_counts"]
+
+
+@pytest.mark.faults
+@pytest.mark.fault(row=105, injection="a graph that gives infinity for one clip's embeddings",
+                   outcome="its heads pass over that row and name it (EmbeddingFailed); the others decide it")
+def test_a_row_without_vectors_is_a_row_of_the_other_members(tmp_path: Path) -> None:
+    """Scores that are 1 / logits: of silence they are infinite."""
+    build(tmp_path, PLAIN + HEADS.replace("values = 400", "values = 3"),
+          graphs.patches_graph(ending="Reciprocal"), told=TOML.replace('"embeddings"', '"scores"'))
+    make_clips(tmp_path)
+    soundfile.write(tmp_path / "in" / "test" / "c2.wav", np.zeros(RATE // 2), RATE, subtype="PCM_16")
+    done = run(tmp_path, "--strict")
+    report = done.report
+    assert done.code == 1 and set(report["fault_counts"]) == {"EmbeddingFailed"}, done.out
+    assert report["partial_rows"] == 1 and not report["prior_rows"]
+    assert {fault["where"] for fault in report["faults"]} == {
+        f"{net} c2.wav" for net in ("linear.0", "linear.1", "linear.2", "attention.0")}
+    assert "the graph gave NaN or infinity" in report["faults"][0]["message"]
+    assert report["embeddings"]["patches"]["rows"] == 4

@@ -84,3 +84,15 @@ def test_a_head_cannot_be_built_before_somebody_has_tried_the_graph(tmp_path: Pa
     ensemble = load(tmp_path, embedding="")
     with pytest.raises(SpecError, match="embeddings.net.values: not known yet"):
         build_recipe(ensemble, ensemble.members[0])
+
+
+def test_a_head_may_have_classes_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("label,class\ny,b\n")
+    (tmp_path / "labels.txt").write_text("x\ny")
+    for labels in ('"labels.txt"', '["x", "y"]'):
+        (head,) = load(tmp_path, head=f'classes_from = {labels}\nclasses_map = "map.csv"').members
+        assert head.classes_map == spec.ClassMap(outputs=2, takes=(1,), gives=(1,), weights=(1.0,))
+    with pytest.raises(SpecError, match=r"members\[0\].classes_map = 'gone.csv': .*gone.csv cannot be read"):
+        load(tmp_path, head='classes_from = ["x", "y"]\nclasses_map = "gone.csv"')
+    with pytest.raises(SpecError, match=r"heads\[0\].classes_map: expected a table, got 3"):
+        load(tmp_path, head="classes_map = 3")
