@@ -17,7 +17,7 @@ from typing import Any
 from ..order import Order
 
 # Set by a rehearsal: the log, and the user's own home
-LOG, HOME = "HOURGLASS_OUTSIDE", "HOURGLASS_HOME"
+LOG, HOME = "REHEARSAL_OUTSIDE", "REHEARSAL_HOME"
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/proc", "/sys", "/dev", "/run", "/opt")
 CODE = (".py", ".pyc", ".so", ".pth", ".egg-link")  # of packages, wherever they were installed from
 MOST_TOLD = 50

@@ -86,7 +86,7 @@ def test_a_hidden_set_too_large_fails_the_rehearsal(tmp_path: Path, tiny_bundle:
     for word in ("network:", "input:", "memory:", "disk:", "cores:"):
         assert word in out, "every limit has its line, enforced or not"
     page = (tmp_path / "working/report.html").read_text()
-    assert ">FAIL<" in page and "3,000,000" in page and page.count("<img") == 6
+    assert ">FAIL<" in page and "3,000,000" in page and page.count("<img") >= 6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clips", "elsewhere", "working"], (
         "the fake /kaggle is gone"
     )
