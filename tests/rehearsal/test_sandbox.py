@@ -148,5 +148,5 @@ def test_the_environment_leads_to_no_cache(tmp_path: Path, monkeypatch: pytest.M
     found = make_environment(tmp_path)
     assert "/somewhere" not in found.values() and found["CUDA_HOME"] == "/usr/local/cuda"
     assert list(Path(found["HOME"]).iterdir()) == [] and read_outside(tmp_path) == []
-    Path(found["HOURGLASS_OUTSIDE"]).write_text("/a\n/b\n/a\n")
+    Path(found[outside.LOG]).write_text("/a\n/b\n/a\n")
     assert read_outside(tmp_path) == ["/a", "/b"]
