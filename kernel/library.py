@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -78,6 +78,8 @@ def score(
     text = (where / "manifest.json").read_bytes()
     manifest = spec.load_manifest(text)
     _check(device, backend, first)
+    if limits is not None and not isinstance(limits, str):
+        raise SpecError(f"limits: {limits!r} is no name; give a profile, for instance \"fat2019\"")
     allowed = profiles.limits(limits or manifest.ensemble.profile, None if limits else NO_CLOCK_S)
     folder = Path(clips).resolve()
     ids = _list_ids(folder, names, manifest.ensemble)
@@ -161,11 +163,17 @@ def _list_ids(
         files = _find_audio(folder)
         return [id for path in files
                 for id in fake_kaggle.row_ids(path.relative_to(folder).as_posix(), path, ensemble)]
-    if isinstance(names, str):
-        raise SpecError(f"names: {names!r} is one text; give a list of row ids")
     if isinstance(names, pd.DataFrame) and not len(names.columns):
         raise SpecError("names: a table without a column; give the row ids in the first one")
-    ids = [str(id) for id in (names.iloc[:, 0] if isinstance(names, pd.DataFrame) else names)]
+    given = names.iloc[:, 0] if isinstance(names, pd.DataFrame) else names
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        what = "one text" if isinstance(given, (str, bytes)) else "no list"
+        raise SpecError(f"names: {given!r} is {what}; give a list of row ids")
+    wanted = list(given)
+    for number, id in enumerate(wanted):
+        if pd.api.types.is_scalar(id) and pd.isna(id):
+            raise SpecError(f"names: no id at position {number} (counted from 0); drop empty cells first")
+    ids = [str(id) for id in wanted]
     if not ids or not folder.is_dir():
         raise SampleMissing("names: no row; give at least one id" if not ids else f"{folder}: no such folder")
     return ids

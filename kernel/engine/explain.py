@@ -3,15 +3,18 @@
 Owns the choice of what is told, and its bounds in rows, nets and seconds. How a net is asked is
 inference.moments, which rows are uncertain is summary's, drawing is the report's. Changes no score.
 """
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from ..inference import moments
 from ..inference.member import load_plain
 from ..inference.recipe import Recipe
+from ..report import terminal
 from ..report.explanations import (
     BINS,
     CLASSES,
@@ -37,6 +40,8 @@ LEAST_S, SHARE, MOST_S = 1.0, 0.01, 4.0
 # Multiply-adds / 1e9 that are taken for a second of a CPU, where a net may have run on a GPU: a low choice of
 # ours, so that no row is begun that outlasts the time
 GMAC_PER_S = 10.0
+# Seconds beyond that time until a row under way is left to itself: a net may hang here, too
+GRACE_S, TICK_S = 2.0, 0.1
 
 
 def seconds_for(elapsed_s: float) -> float:
@@ -95,23 +100,47 @@ def add_moments(
     """The same rows with what nets say of their parts: net by net, as far as time allows.
 
     A net that fails here has said what it had to say: nothing comes of it but that it is not told of.
+    One that hangs is left behind in its thread, which ends with the process.
     """
     found: list[list[MomentsReport]] = [[] for _ in told]
-    until = run.recorder.now() + seconds_for(run.recorder.now())
+    now = run.recorder.now
+    until = now() + seconds_for(now())
 
     def left_s() -> float:
-        return 0.0 if stop() else until - run.recorder.now()
+        return 0.0 if stop() else until - now()
 
+    asking = threading.Thread(target=_ask_all, args=(run, told, numbers, found, left_s), name="asking",
+                              daemon=True)
+    asking.start()
+    while asking.is_alive() and now() < until + GRACE_S:
+        if stop():
+            until = min(until, now())
+        asking.join(TICK_S)
+    if asking.is_alive():
+        terminal.say("[hourglass] report: a net that was asked again for the page did not answer in time; "
+                     "the submission is not touched by this")
+    return tuple(replace(row, moments=tuple(some)) for row, some in zip(told, found, strict=True))
+
+
+def _ask_all(
+    run: Run,
+    told: Sequence[Explanation],
+    numbers: Sequence[int],
+    found: list[list[MomentsReport]],
+    left_s: Callable[[], float],
+) -> None:
+    """Every chosen net over the rows, each within its share of the time."""
+    torch.set_num_threads(max(1, run.order.limits.cores))
+    now = run.recorder.now
     nets = _choose_nets(run, numbers)
     recordings = Recordings(run.ensemble.longest_s, run.heartbeat.beat)
     for number, net in enumerate(nets):
-        fair = run.recorder.now() + left_s() / (len(nets) - number)
+        fair = now() + left_s() / (len(nets) - number)
         try:
-            _ask(run, net, told, numbers, found, partial(_least, left_s, run.recorder.now, fair), recordings)
+            _ask(run, net, told, numbers, found, partial(_least, left_s, now, fair), recordings)
         except BaseException:  # a net's own code may raise anything; its scores are in the submission
             continue
     recordings.close()
-    return tuple(replace(row, moments=tuple(some)) for row, some in zip(told, found, strict=True))
 
 
 def _least(left_s: Callable[[], float], now: Callable[[], float], until: float) -> float:
@@ -147,6 +176,10 @@ def _ask(
     cost = run.manifest.costs.get(entry.member, Cost())
     recipe = net.recipe
     if recipe is None or not _may_begin(entry, cost, float(net.cells[list(numbers)].min()), left_s()):
+        return
+    cells = recipe.cells_at_once(float(net.cells[list(numbers)].max()))
+    need = 2 * entry.length + cost.bytes_a + cost.bytes_b * cells  # the weights as bytes and as a net
+    if not run.cores.make_room(need, run.feed.store):
         return
     loaded = load_plain(recipe, run.bundle.load_state(entry), len(run.ensemble.classes))
     covered = run.board.covered(net.net_id)

@@ -77,12 +77,17 @@ def _is_below(path: str, place: str) -> bool:
     return path == place or path.startswith(place + os.sep)
 
 
+def find_packages() -> list[str]:
+    """Folders of packages beside the environment's own: a .pth file leads to another one's."""
+    return [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
+
+
 def deny_outside(order: Order) -> None:
     """Where a rehearsal wants it: from now on what Kaggle would not have is refused, and named in the log."""
     log = os.environ.get(LOG)
     if not log:
         return
     own = (order.input, order.bundle, order.working, order.state, *([order.clips] if order.clips else []))
-    packages = (sys.prefix, sys.base_prefix, *site.getsitepackages())
+    packages = (sys.prefix, sys.base_prefix, *site.getsitepackages(), *find_packages())
     home = os.environ.get(HOME) or "/nonexistent"
     sys.addaudithook(Outside(Path(log), (*own, *packages, *SYSTEM), home, tempfile.gettempdir()).hear)

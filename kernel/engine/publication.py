@@ -6,6 +6,7 @@ Owns when each is written, how much of the time that may take, and what a refusa
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from .explain import add_moments
 from .state import Run
 
 PAGE_S = 8.0  # report.html may take this long
+NOT_ASKED = ("what nets say over time is left out: an engine ended while they were asked for it, after the "
+             "submission was written.")
 PUBLISH_EVERY_S = 60.0
 EVERY_SHARE = 0.05  # of the budget: a short run shows its first scores early, too
 COST_SHARE = 0.05  # of an engine's life that its publications may take, the last one aside
@@ -134,32 +137,41 @@ class Publication:
         the run's.
         """
         run = self._run
-        begun = run.order.state / "page"
+        state = run.order.state
+        begun, asked, again = state / "page", state / "page-asked", state / "page-again"
         until = min(run.recorder.now() + PAGE_S, run.order.marks.term_s)
 
         def late() -> bool:
             return stopping() or run.recorder.now() > until - PAGE_S / 2
 
-        if begun.exists():
+        died = begun.exists()
+        if died and (again.exists() or not asked.exists()):
             return replace(report, page="report.html was not written: an engine died while it was drawn")
         if late():
             return replace(report, page="report.html was not written: too little time was left")
-        begun.touch()
         run.heartbeat.begin("page", PAGE_S)
         try:
-            report = self._finish_page(report, late)
+            (again if died else begun).touch()
+            report = self._finish_page(report, late, None if died else asked)
         except Exception as error:  # the submission is complete; report.json says why the page is not there
             return replace(report, page=f"report.html was not written: {type(error).__name__}: {error}")
         return replace(report, page="report.html")
 
-    def _finish_page(self, report: Report, late: Callable[[], bool]) -> Report:
-        """report.html, and the report with all that stands on it."""
+    def _finish_page(self, report: Report, late: Callable[[], bool], asked: Path | None) -> Report:
+        """report.html, and the report with all that stands on it.
+
+        asked  the mark that nets are asked again; None: an engine died of that, so that none is
+        """
         run = self._run
         shown = {entry.row for entry in report.uncertain}
         numbers = {row.id: i for i, row in reversed(list(enumerate(run.rows.all))) if row.id in shown}
         rows = [run.rows.all[i] for i in numbers.values()]
         pictures = draw_rows(rows, run.ensemble.longest_s, late)
-        told = add_moments(run, report.explained, [numbers[entry.row] for entry in report.explained], late)
-        report = replace(report, explained=told)
+        if asked is None:
+            report = replace(report, remarks=(*report.remarks, NOT_ASKED))
+        else:
+            asked.touch()
+            rows_told = [numbers[entry.row] for entry in report.explained]
+            report = replace(report, explained=add_moments(run, report.explained, rows_told, late))
         write_atomically(run.order.working / "report.html", encode_page(page(report, pictures)))
         return report

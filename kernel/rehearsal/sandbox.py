@@ -130,7 +130,8 @@ def hide_home(read_only: Path, writable: Sequence[Path], script: Path) -> tuple[
     if unshare is None or shell is None or home is None:
         return ()
     old = next((path for path in map(Path, BESIDE) if path.is_dir() and not path.is_relative_to(home)), None)
-    packages = [Path(sys.prefix), Path(sys.base_prefix), *map(Path, site.getsitepackages())]
+    packages = [Path(place) for place in (sys.prefix, sys.base_prefix, *site.getsitepackages(),
+                                          *outside.find_packages())]
     kept = [path for path in dict.fromkeys(path.resolve() for path in (*packages, script, *writable))
             if path.is_relative_to(home) and path.is_dir()]
     if home in kept or old is None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builder import assembly
 from kernel import spec
 from kernel.engine import explain
 from kernel.report import page_rows
@@ -18,7 +20,7 @@ from kernel.report.explanations import BINS, MEMBERS, Explanation
 from kernel.scores.blend import Board
 from kernel.sound.decode import Clip
 from kernel.sound.rows import Row
-from tests.helpers.bundles import built_once
+from tests.helpers.bundles import built_once, order
 from tests.helpers.guard_runs import run_guard
 from tests.runs.test_run_paths import make_place
 
@@ -98,6 +100,85 @@ def test_asking_again_is_bounded() -> None:
     heavy = spec.Cost(gmac_a=1.0, gmac_b=0.1)
     assert explain._may_begin(net, heavy, 10, 0.3) and not explain._may_begin(net, heavy, 30, 0.3)
     assert not explain._may_begin(net, spec.Cost(), 1, 0.0), "no time is left"
+
+
+def test_a_net_that_hangs_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was told before is kept, and the page goes on; told to stop, it does not wait."""
+    run = run_of(1)
+    clock = [0.0]
+
+    def now() -> float:
+        clock[0] += 0.5  # so that nothing here waits
+        return clock[0]
+
+    run.recorder = SimpleNamespace(now=now)
+    ended = threading.Event()
+
+    def hang(run: Any, told: Any, numbers: Any, found: list[list[Any]], left_s: Any) -> None:
+        found[0].append("heard")
+        ended.wait()
+
+    monkeypatch.setattr(explain, "_ask_all", hang)
+    monkeypatch.setattr(explain, "TICK_S", 0.02)
+    told = explain.explain_rows(run, [0, 1], np.ones((2, 12)))
+    for stop in (lambda: False, lambda: True):
+        heard = explain.add_moments(run, told, [0, 1], stop)
+        assert [row.moments for row in heard] == [("heard",), ()]
+        assert "did not answer in time" in capsys.readouterr().out
+    ended.set()
+
+
+ASKED = """
+import os, signal, sys, time
+import torch
+
+
+class Net(torch.nn.Module):
+    channels = 1
+    min_frames = 4
+
+    def __init__(self, classes):
+        super().__init__()
+        self.head = torch.nn.Linear(1, classes)
+
+    def forward(self, x):
+        if not torch.jit.is_tracing() and not torch.jit.is_scripting():
+            frame = sys._getframe()
+            while frame is not None:
+                if frame.f_code.co_name == "_ask_all":
+                    DEED
+                frame = frame.f_back
+        return self.head(x.mean((1, 2, 3))[:, None])
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("deed", "attempt"), [
+    ("time.sleep(1000)", 1), ("os.kill(os.getpid(), signal.SIGSEGV)", 2), ("raise KeyboardInterrupt", 1)])
+def test_a_net_that_fails_when_asked_again_costs_no_score_and_no_page(
+    tmp_path: Path, deed: str, attempt: int
+) -> None:
+    (tmp_path / "net.py").write_text(ASKED.replace("DEED", deed))
+    (tmp_path / "mine.toml").write_text("""
+name = "asked"
+classes = ["bark", "meow", "hiss"]
+[frontends.mel]
+preset = "argus"
+[[members]]
+name = "bad"
+family = "net.py:Net"
+frontend = "mel"
+""")
+    place = make_place(tmp_path / "place")
+    assembly.build(order(tmp_path / "build", ensemble=tmp_path / "mine.toml"), say=lambda _: None)
+    run = run_guard(place, tmp_path / "build" / "bundle", "--device", "cpu", seconds=100)
+    report = load_report((run.working / "report.json").read_bytes())
+    assert run.code == 0 and report.attempt == attempt and report.prior_rows == report.partial_rows == 0
+    assert report.page == "report.html" and (run.working / "report.html").is_file()
+    assert not any(row.moments for row in report.explained)
+    assert ("EngineDied" in run.faults, bool(report.remarks)) == ((attempt == 2,) * 2), "said, if it died"
 
 
 def test_a_whole_run_explains_its_rows_and_scores_the_same(tmp_path: Path) -> None:

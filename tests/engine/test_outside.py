@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel.engine.outside import MOST_TOLD, Outside
+from kernel.engine.outside import MOST_TOLD, Outside, find_packages
 from tests.helpers import REPOSITORY
 
 PROGRAM = """
@@ -87,3 +87,9 @@ def test_a_flood_of_files_does_not_flood_the_log(tmp_path: Path) -> None:
     assert len(lines) == MOST_TOLD and lines[0].endswith("home/0?")
     found.hear("open", (3, "r", 0))  # a descriptor
     found.hear("import", ("x",))
+
+
+def test_packages_that_a_pth_file_leads_to_are_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that borrows another one's packages: reading their metadata is no fault of a net."""
+    monkeypatch.setattr(sys, "path", ["/mine", "/other/lib/python3.11/site-packages", "/d/dist-packages"])
+    assert find_packages() == ["/other/lib/python3.11/site-packages", "/d/dist-packages"]

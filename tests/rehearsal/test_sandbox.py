@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel.engine import outside
 from kernel.rehearsal import sandbox as sandboxes
 from kernel.rehearsal.sandbox import (
     GROUP,
