@@ -150,12 +150,13 @@ def _find_own_files(request: BuildRequest, say: Callable[[str], None]) -> code_w
     if request.sample is not None:
         check_form(request.sample, found.here.output, found.here.classes)
     dry_run.check_back_end(found.here, request.back_end)
-    dry_run.warn_empty_filters(found.here, say)
     dry_run.tell_classes(found.here, say)
     found = replace(found, shipped=attached.without_copies(found.shipped))
     with watched.limited("the trial of the steps on scores"):
         own_steps.try_all(request.ensemble, found.here, say)
-    return replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+    found = replace(found, shipped=own_fronts.try_all(request.ensemble, found.here, found.shipped, say))
+    dry_run.warn_empty_filters(found.here, say)
+    return found
 
 
 def _build_modules(ensemble: Ensemble) -> Modules:

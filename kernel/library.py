@@ -77,9 +77,7 @@ def score(
     where = _find_bundle(Path(bundle))
     text = (where / "manifest.json").read_bytes()
     manifest = spec.load_manifest(text)
-    _check(device, backend, first)
-    if limits is not None and not isinstance(limits, str):
-        raise SpecError(f"limits: {limits!r} is no name; give a profile, for instance \"fat2019\"")
+    _check(device, backend, first, limits)
     allowed = profiles.limits(limits or manifest.ensemble.profile, None if limits else NO_CLOCK_S)
     folder = Path(clips).resolve()
     ids = _list_ids(folder, names, manifest.ensemble)
@@ -135,7 +133,7 @@ def listen(
     return found
 
 
-def _check(device: str, backend: str, first: int | None) -> None:
+def _check(device: str, backend: str, first: int | None, limits: str | None = None) -> None:
     """Raises SpecError or HourglassError for what no run can be made of."""
     if not sys.platform.startswith("linux"):
         raise HourglassError("the kernel runs on Linux only, as Kaggle does; use WSL or a container")
@@ -145,6 +143,8 @@ def _check(device: str, backend: str, first: int | None) -> None:
         raise SpecError(f"backend: {backend!r} is unknown; choose one of: {', '.join(BACKENDS)}")
     if first is not None and (isinstance(first, bool) or not isinstance(first, int) or first < 1):
         raise SpecError(f"first: {first!r} is no count; give a whole number of at least 1")
+    if limits is not None and not isinstance(limits, str):
+        raise SpecError(f"limits: {limits!r} is no name; give a profile, for instance 'fat2019'")
 
 
 def _find_bundle(folder: Path) -> Path:

@@ -35,7 +35,7 @@ def _find_pool(name: str) -> tuple[Pool, int]:
 
 
 class Spread(nn.BatchNorm1d):
-    """Each value less its mean, over its deviation, cut to +-6: f32[B, D] -> the same; nothing is learnt."""
+    """Each value less its mean, over its deviation, cut to +-6: f32[B, D] or f32[B, D, P]; nothing is learnt."""
 
     def __init__(self, values: int) -> None:
         super().__init__(values, eps=VARIANCE_FLOOR, affine=False)
@@ -122,11 +122,9 @@ class AttentionHead(Head):
 
     def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         x = x[:, 0]
-        patches = x.shape[-1]
         # Every patch is standardised by itself; rows that are padded are no part of the statistics' rule in
         # training, where all crops are equally long.
-        flat = self.spread(x.transpose(1, 2).reshape(-1, x.shape[1])).reshape(-1, patches, x.shape[1])
-        flat = self.dropout(flat)
+        flat = self.dropout(self.spread(x).transpose(1, 2))
         if self.hidden is not None:
             flat = self.dropout(F.relu(self.hidden(flat)))
         weights = self.weigh(flat).transpose(1, 2)  # [B, K, P]
