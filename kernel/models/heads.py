@@ -35,7 +35,7 @@ def _find_pool(name: str) -> tuple[Pool, int]:
 
 
 class Spread(nn.BatchNorm1d):
-    """Each value less its mean, over its deviation, cut to +-6: f32[B, D] or f32[B, D, P]; nothing is learnt."""
+    """Each value less its mean, over its deviation, cut to +-6: f32[B, D] or [B, D, P]; nothing is learnt."""
 
     def __init__(self, values: int) -> None:
         super().__init__(values, eps=VARIANCE_FLOOR, affine=False)
