@@ -72,8 +72,8 @@ def test_recordings_are_scored_to_their_end(plain: GuardRun) -> None:
 @pytest.mark.fault(
     row=94,
     injection="three nets over two front ends; the page draws rows by a third one",
-    outcome="a recording is decoded once per front end for the nets; after the last publication the page reads "
-    "it again: once for pictures, once per front end for its explanations",
+    outcome="a recording is decoded once per front end for the nets; after the last publication the page "
+    "reads it again: once for pictures, once per front end for its explanations",
 )
 def test_a_recording_is_decoded_once_per_front_end(plain: GuardRun) -> None:
     marks = list((plain.working.parent / "marks").iterdir())
